@@ -1,0 +1,30 @@
+"""PyTorch checkpoints in, Flax modules and variables out."""
+
+import importlib
+from typing import Any
+
+from flax import linen as nn
+
+from msg_jax.convert.weights import Tensors
+from msg_jax.errors import UserError
+from msg_jax.types import Params
+
+CONVERTERS = {
+    "mmdit": "msg_jax.convert.mmdit",
+    "vae": "msg_jax.convert.vae",
+    "bigvgan": "msg_jax.convert.bigvgan",
+    "clip": "msg_jax.convert.clip",
+    "synchformer": "msg_jax.convert.synchformer",
+}
+"""Kind of network -> the module whose `from_tensors(tensors, config, source)` converts it."""
+
+
+def from_torch(kind: str, tensors: Tensors, config: Any = None, source: str = "checkpoint") -> tuple[nn.Module, Params]:
+    """The Flax module of a PyTorch network and its variables, from tensors as `weights.read_checkpoint` gives them.
+
+    `config` is what the kind's own `from_tensors` takes; `source` names the file in error messages. Raises UserError
+    for an unknown kind, and with one sentence that lists every missing, unknown or misshaped tensor.
+    """
+    if kind not in CONVERTERS:
+        raise UserError(f"{kind!r} is no kind of network that can be converted: choose one of {', '.join(CONVERTERS)}")
+    return importlib.import_module(CONVERTERS[kind]).from_tensors(tensors, config, source)

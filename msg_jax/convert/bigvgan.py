@@ -1,0 +1,89 @@
+"""Released vocoders (`best_netG.pt`, `bigvgan_generator.pt`) -> `models.vocoder`."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from msg_jax.convert.presets import choose
+from msg_jax.convert.weights import Entry, Tensors, fill, kernel, shapes_of
+from msg_jax.errors import UserError
+from msg_jax.models.vocoder import DILATIONS, KERNELS, PRESETS, BigVGAN, VocoderConfig, half_band_filter
+from msg_jax.types import Params
+
+_WEIGHT_NORM = (  # magnitude and direction, as PyTorch spelled them before and after 2.0
+    ("weight_g", "weight_v"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+)
+
+
+def from_tensors(
+    tensors: Tensors, config: VocoderConfig | str | None = None, source: str = "checkpoint"
+) -> tuple[BigVGAN, Params]:
+    """The vocoder and its variables (`params`, float32); weight normalisation in either spelling is folded in.
+
+    `config` is a configuration, the name of a preset, or None for the preset of the tensors' shapes. Raises UserError
+    if there is no such preset, if a resampling filter is not ours, and as `weights.fill` does.
+    """
+    tensors = fold_weight_norm({name.removeprefix("generator."): tensor for name, tensor in tensors.items()})
+    config = choose(
+        config, PRESETS, tensors, "conv_pre.weight", lambda preset: (preset.width, preset.bands, 7), source
+    )
+    filters = [name for name in tensors if name.endswith(".filter")]
+    for name in filters:
+        if not np.allclose(np.ravel(tensors[name]), half_band_filter(), atol=2e-4):  # half precision's rounding
+            raise UserError(f"{source} has another filter in {name} than the 12-tap Kaiser filter built in here")
+    entries = [*table(config), *(Entry(None, name) for name in filters)]
+    model = BigVGAN(config)
+    return model, fill(entries, tensors, shapes_of(model, jnp.zeros((1, 1, config.bands))), source)
+
+
+def fold_weight_norm(tensors: Tensors) -> dict[str, np.ndarray]:
+    """The tensors, with each pair of magnitude g and direction v replaced by its weight g v / ||v||."""
+    tensors = dict(tensors)
+    for magnitude, direction in _WEIGHT_NORM:
+        for name in [name for name in tensors if name.endswith(f".{magnitude}")]:
+            layer = name.removesuffix(magnitude)
+            g, v = tensors[name], tensors.get(layer + direction)
+            if v is not None and len(g) == len(v):
+                del tensors[name], tensors[layer + direction]
+                v = np.asarray(v, np.float32)
+                norm = np.sqrt(np.square(v).sum(axis=tuple(range(1, v.ndim)), keepdims=True))
+                tensors[f"{layer}weight"] = np.asarray(g, np.float32) * v / norm
+    return tensors
+
+
+def table(config: VocoderConfig) -> list[Entry]:
+    """Where each tensor of a checkpoint goes once weight normalisation is folded."""
+    entries = [
+        *_conv("conv_in", "conv_pre"), *_activation("act_out", "activation_post"),
+        *_conv("conv_out", "conv_post", bias=not config.v2),
+    ]
+    for i, rate in enumerate(config.upsample_rates):
+        entries += [
+            Entry(f"params/up{i}/phases/conv/kernel", f"ups.{i}.0.weight", lambda w, rate=rate: _phases(w, rate)),
+            Entry(f"params/up{i}/bias", f"ups.{i}.0.bias"),
+        ]
+        for j, size in enumerate(KERNELS):
+            path, name = f"block{i}_{size}", f"resblocks.{len(KERNELS) * i + j}"
+            for k in range(len(DILATIONS)):
+                entries += [
+                    *_activation(f"{path}/dilated_act{k}", f"{name}.activations.{2 * k}"),
+                    *_conv(f"{path}/dilated{k}", f"{name}.convs1.{k}"),
+                    *_activation(f"{path}/plain_act{k}", f"{name}.activations.{2 * k + 1}"),
+                    *_conv(f"{path}/plain{k}", f"{name}.convs2.{k}"),
+                ]
+    return entries
+
+
+def _conv(path: str, name: str, bias: bool = True) -> list[Entry]:
+    entries = [Entry(f"params/{path}/conv/kernel", f"{name}.weight", lambda weight: kernel(weight)[None])]
+    return [*entries, Entry(f"params/{path}/conv/bias", f"{name}.bias")] if bias else entries
+
+
+def _activation(path: str, name: str) -> list[Entry]:
+    return [Entry(f"params/{path}/{leaf}", f"{name}.act.{leaf}") for leaf in ("alpha", "beta")]
+
+
+def _phases(weight: np.ndarray, rate: int) -> np.ndarray:
+    """A transposed convolution's weight (in, out, 2 rate) as `models.vocoder.Upsample` has it, (2, in, rate x out)."""
+    earlier, later = weight[..., rate:], weight[..., :rate]
+    return np.stack([half.swapaxes(1, 2).reshape(len(weight), -1) for half in (earlier, later)])

@@ -1,0 +1,218 @@
+"""A folder of videos, with captions or without, as a random-access source of fixed windows."""
+
+from concurrent.futures import ThreadPoolExecutor
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+
+import numpy as np
+
+from msg_jax.clip import ClipSpec
+from msg_jax.data import media
+from msg_jax.data.scenes import MAX_EVENTS, SPLITS
+from msg_jax.errors import UserError
+
+
+class FolderSource:
+    """Windows of `clip.duration_sec` from all videos under `root`, recursively.
+
+    Windows begin every `stride_sec` (by default one window's length), at most `windows_per_video` per file (by default
+    all that fit). A file belongs to one split as a whole: files are ordered by a hash of (seed, relative path), the
+    first `test_share` of them are for testing, the next `validation_share` for validation, the rest for training, and
+    every split gets at least one. Captions come from `root/captions.csv` (columns `file`, relative to `root`, and
+    `caption`) where it exists; a file without one has the caption "".
+
+    `skipped` lists, as {"path", "reason"}, every video that cannot be used: unreadable, without sound, or more than one
+    frame shorter than a window. Names beginning with a dot are not looked at. What probing found is kept in the JSON
+    file `index_path`, if given, and holds as long as a file's size and modification time stay the same.
+
+    A record: id "relative/path.mp4@start_sec" (three decimals), video uint8 (video_frames, video_px, video_px, 3),
+    clip_video uint8 (clip_video_frames, clip_video_px, clip_video_px, 3), waveform float32 (audio_samples,) in [-1, 1],
+    caption str, events float32 (MAX_EVENTS, 3) of unused rows, has_events False.
+
+    Raises UserError if `root` is not a folder, fewer than three files are usable, or captions.csv or the index is
+    malformed; reading a record whose file has broken since raises UserError naming the file.
+    """
+
+    class_names: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        clip: ClipSpec,
+        split: str,
+        *,
+        seed: int = 0,
+        stride_sec: float | None = None,
+        windows_per_video: int | None = None,
+        validation_share: float = 0.1,
+        test_share: float = 0.1,
+        index_path: str | os.PathLike | None = None,
+    ):
+        if split not in SPLITS:
+            raise UserError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
+        self.spec, self.split = clip, split
+        self._root = pathlib.Path(root)
+        names = _video_names(self._root)
+        self._captions = _read_captions(self._root, names)
+        usable, self.skipped = {}, []
+        for name, info in _probe_all(self._root, names, index_path).items():
+            reason = info if isinstance(info, str) else _unusable_because(info, clip)
+            if reason:
+                self.skipped.append({"path": str(self._root / name), "reason": reason})
+            else:
+                usable[name] = info
+        ours = _split_files(usable, self._root, split, seed, validation_share, test_share)
+        self._windows = [
+            (name, start_sec)
+            for name in ours
+            for start_sec in _starts(
+                usable[name].duration_sec, clip, stride_sec or clip.duration_sec, windows_per_video
+            )
+        ]
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __getitem__(self, index: int) -> dict:
+        name, start_sec = self._windows[index]
+        path, clip = self._root / name, self.spec
+        video, clip_video = media.read_video(
+            path,
+            [
+                media.FrameGrid(clip.video_hz, clip.video_px, clip.video_frames),
+                media.FrameGrid(clip.clip_video_hz, clip.clip_video_px, clip.clip_video_frames),
+            ],
+            start_sec,
+        )
+        return {
+            "id": f"{name}@{start_sec:.3f}",
+            "video": video,
+            "clip_video": clip_video,
+            "waveform": media.read_audio(path, start_sec, clip.audio_samples, clip.audio_hz),
+            "caption": self._captions.get(name, ""),
+            "events": np.full((MAX_EVENTS, 3), -1, np.float32),
+            "has_events": False,
+        }
+
+
+def _video_names(root: pathlib.Path) -> list[str]:
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; give the folder that holds the videos")
+    return sorted(
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if path.suffix.lower() in media.VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _read_captions(root: pathlib.Path, names: list[str]) -> dict[str, str]:
+    path = root / "captions.csv"
+    if not path.exists():
+        return {}
+    known, captions = set(names), {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = {"file", "caption"} - set(reader.fieldnames or ())
+            if missing:
+                raise UserError(
+                    f"{path} lacks the column {' and '.join(sorted(missing))}; its first line must name both"
+                )
+            for row in reader:
+                name, caption = row["file"], row["caption"]
+                if name not in known:
+                    raise UserError(
+                        f"{path} line {reader.line_num}: there is no video {name!r} under {root}; correct the path"
+                    )
+                if name in captions or caption is None:
+                    fault = "appears twice" if name in captions else "has no caption"
+                    raise UserError(f"{path} line {reader.line_num}: {name} {fault}; give each file one caption")
+                captions[name] = caption.strip()
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}); save it as comma-separated UTF-8 text") from error
+    return captions
+
+
+def _probe_all(
+    root: pathlib.Path, names: list[str], index_path: str | os.PathLike | None
+) -> dict[str, media.MediaInfo | str]:
+    """What each file holds, or the reason why that cannot be said; in the order of `names`."""
+    index = {} if index_path is None else _load_index(pathlib.Path(index_path))
+
+    def look(name: str) -> tuple[list[int], media.MediaInfo | str]:
+        stat = (root / name).stat()
+        stamp = [stat.st_size, stat.st_mtime_ns]
+        if name in index and index[name][0] == stamp:
+            return index[name]
+        try:
+            return stamp, media.probe(root / name)
+        except UserError as error:
+            return stamp, str(error)
+
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip(names, pool.map(look, names)))
+    if index_path is not None and found != index:
+        _save_index(pathlib.Path(index_path), found)
+    return {name: info for name, (_, info) in found.items()}
+
+
+def _load_index(path: pathlib.Path) -> dict[str, tuple[list[int], media.MediaInfo | str]]:
+    if not path.exists():
+        return {}
+    try:
+        return {
+            name: (stamp, info if isinstance(info, str) else media.MediaInfo(**info))
+            for name, (stamp, info) in json.loads(path.read_text()).items()
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no index of videos ({error}); delete it and it will be made again") from error
+
+
+def _save_index(path: pathlib.Path, found: dict[str, tuple[list[int], media.MediaInfo | str]]) -> None:
+    plain = {
+        name: [stamp, info if isinstance(info, str) else dataclasses.asdict(info)]
+        for name, (stamp, info) in found.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")  # several processes may start at once
+    unfinished.write_text(json.dumps(plain, indent=1))
+    unfinished.replace(path)
+
+
+def _unusable_because(info: media.MediaInfo, clip: ClipSpec) -> str | None:
+    if not info.has_audio:
+        return "it has no audio stream"
+    if info.duration_sec + 1 / info.video_hz < clip.duration_sec:
+        return f"it lasts {info.duration_sec:.2f} s, shorter than one window of {clip.duration_sec:g} s"
+    return None
+
+
+def _split_files(
+    names, root: pathlib.Path, split: str, seed: int, validation_share: float, test_share: float
+) -> list[str]:
+    """The files of one split, sorted by name."""
+    if len(names) < len(SPLITS):
+        raise UserError(
+            f"{root} has {len(names)} usable videos, and at least {len(SPLITS)} are needed, one for each of "
+            f"{', '.join(SPLITS)}; add videos with sound that last at least one window"
+        )
+    shuffled = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    test = min(max(1, round(len(names) * test_share)), len(names) - 2)
+    validation = min(max(1, round(len(names) * validation_share)), len(names) - test - 1)
+    parts = {
+        "test": shuffled[:test],
+        "validation": shuffled[test : test + validation],
+        "train": shuffled[test + validation :],
+    }
+    return sorted(parts[split])
+
+
+def _starts(duration_sec: float, clip: ClipSpec, stride_sec: float, most: int | None) -> list[float]:
+    fitting = math.floor((duration_sec - clip.duration_sec) / stride_sec + 1e-6) + 1
+    count = max(1, fitting)  # a file that lacks no more than its last frame still gives one window
+    return [i * stride_sec for i in range(count if most is None else min(count, most))]

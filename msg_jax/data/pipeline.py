@@ -1,0 +1,169 @@
+"""From a source string to batches: Grain shuffles, reads ahead and resumes; this file only says in which order."""
+
+from collections.abc import Callable, Iterator, Mapping
+import math
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from msg_jax.clip import ClipSpec
+from msg_jax.data.mel import log_mel
+from msg_jax.data.scenes import ScenesSource
+from msg_jax.errors import UserError
+
+Element = dict[str, Any]
+
+
+class Source(Protocol):
+    """Random access to records; `skipped` lists the files that gave none, as {"path", "reason"}."""
+
+    spec: ClipSpec
+    split: str
+    class_names: tuple[str, ...]
+    skipped: list[dict]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Element: ...
+
+
+def make_source(
+    source: str,
+    clip: ClipSpec,
+    split: str,
+    *,
+    data_dir: str | None = None,
+    seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
+    **folder_options,
+) -> Source:
+    """Opens `scenes`, `folder:PATH` or `tfds:NAME_OR_FOLDER`; imports only what that kind needs.
+
+    `sizes` (scenes per split) and `seed` decide the procedural scenes: written once below `data_dir`, or made on the
+    fly if that is None. A folder is divided into splits by `seed` too, and takes `folder_options` (`FolderSource`).
+
+    Raises UserError if the string is none of these, or the data disagree with `clip`.
+    """
+    kind, _, place = source.partition(":")
+    if kind == "scenes" and not place:
+        if sizes is None:
+            raise UserError("the source 'scenes' needs data.sizes, the number of scenes of each split")
+        if data_dir is None:
+            return ScenesSource(clip, split, sizes[split], seed)
+        from msg_jax.data.builders.scenes import prepare_scenes
+        from msg_jax.data.tfds_source import TfdsSource
+
+        return TfdsSource(prepare_scenes(data_dir, clip, seed, sizes), clip, split)
+    if kind == "folder" and place:
+        from msg_jax.data.folder import FolderSource
+
+        return FolderSource(place, clip, split, seed=seed, **folder_options)
+    if kind == "tfds" and place:
+        from msg_jax.data.tfds_source import TfdsSource
+
+        return TfdsSource(place, clip, split, data_dir)
+    raise UserError(f"data.source is {source!r}; write scenes, folder:PATH or tfds:NAME_OR_FOLDER")
+
+
+def to_av(record: Element, clip: ClipSpec) -> Element:
+    """A record -> the fields of an AVBatch: `video` float32 in [-1, 1] and `mel` (mel_frames, bands) float32."""
+    return {"video": to_float(record["video"]), "mel": log_mel(record["waveform"], clip.mel)}
+
+
+def to_float(frames: np.ndarray) -> np.ndarray:
+    """uint8 frames -> float32 in [-1, 1]."""
+    return frames.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+
+
+class _ProcessRows:
+    """One process's share of every global batch: a block of consecutive rows.
+
+    Laid side by side in the order of the processes, the shares are the global batch of a single process, row by row, so
+    that noise drawn per row meets the same clip on any number of processes.
+    """
+
+    def __init__(self, elements: grain.MapDataset, batch_size: int, process_index: int, process_count: int):
+        self._elements, self._batch_size = elements, batch_size
+        self._rows = batch_size // process_count
+        self._first = process_index * self._rows
+
+    def __len__(self) -> int:
+        return len(self._elements) // self._batch_size * self._rows
+
+    def __getitem__(self, index: int) -> Element:
+        batch, row = divmod(index, self._rows)
+        return self._elements[batch * self._batch_size + self._first + row]
+
+
+def batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    transform: Callable[[Element], Element] | None = None,
+    random_transform: Callable[[Element, np.random.Generator], Element] | None = None,
+    shuffle: bool = True,
+    repeat: bool = True,
+    read_threads: int = 2,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """Batches of `batch_size` clips over all processes; this process gets its `batch_size / process_count` rows.
+
+    `transform` is applied to a record first, then `random_transform` with a generator of the element's own. Arrays are
+    stacked, strings kept as a list. Batch number `step` is a function of `seed` and `step` alone, so that an iterator's
+    whole state is its step: `iterator.set_state({"next_index": step})` goes there, whatever the process count was.
+    Incomplete last batches are dropped.
+
+    Raises UserError if a batch does not divide among the processes, or the source is smaller than one batch.
+    """
+    if batch_size % process_count:
+        raise UserError(f"batch_size {batch_size} does not divide among {process_count} processes; choose a multiple")
+    if len(source) < batch_size and not repeat:
+        raise UserError(f"the {source.split} split has {len(source)} clips, less than one batch of {batch_size}")
+    elements = grain.MapDataset.source(source).seed(seed)
+    if shuffle:
+        elements = elements.shuffle()
+    if repeat:
+        elements = elements.repeat()
+    if transform is not None:
+        elements = elements.map(transform)
+    if random_transform is not None:
+        elements = elements.random_map(random_transform)
+    rows = grain.MapDataset.source(_ProcessRows(elements, batch_size, process_index, process_count))
+    # batching comes before iteration: then the state to save is one number
+    return rows.batch(batch_size // process_count, drop_remainder=True, batch_fn=_stack).to_iter_dataset(
+        _read_options(read_threads)
+    )
+
+
+def epoch(
+    source: Source,
+    batch_size: int,
+    transform: Callable[[Element], Element] | None = None,
+    *,
+    read_threads: int = 2,
+) -> Iterator[Element]:
+    """Every clip once and in order; the last batch is filled up with the last clip.
+
+    Each batch has `valid` (batch_size,) bool, false on what was filled up.
+    """
+
+    def load(index: int) -> Element:
+        record = source[min(index, len(source) - 1)]
+        return {**(record if transform is None else transform(record)), "valid": index < len(source)}
+
+    padded = math.ceil(len(source) / batch_size) * batch_size
+    indices = grain.MapDataset.range(padded).map(lambda index: load(int(index)))
+    return iter(indices.batch(batch_size, batch_fn=_stack).to_iter_dataset(_read_options(read_threads)))
+
+
+def _read_options(threads: int) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+
+
+def _stack(elements: list[Element]) -> Element:
+    """Stacks arrays and numbers; strings stay a list, for no device takes them."""
+    columns = {name: [element[name] for element in elements] for name in elements[0]}
+    return {name: column if isinstance(column[0], str) else np.stack(column) for name, column in columns.items()}

@@ -1,0 +1,96 @@
+"""Progress lines on the terminal and `metrics.jsonl` on disk."""
+
+from collections.abc import Iterable, Iterator, Mapping
+import json
+import logging
+import math
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+from absl import logging as absl_logging
+
+
+_LOGGER = logging.getLogger("msg_jax")
+
+
+def plain_terminal() -> None:
+    """Our lines go to stdout without a prefix; libraries are heard from errors on. `--verbosity=-1` silences ours too."""
+    _LOGGER.handlers = [logging.StreamHandler(sys.stdout)]
+    _LOGGER.setLevel(logging.INFO if absl_logging.get_verbosity() >= absl_logging.INFO else logging.WARNING)
+    _LOGGER.propagate = False
+    absl_logging.set_verbosity(absl_logging.ERROR)
+
+
+def info(message: str, *args: Any) -> None:
+    _LOGGER.info(message, *args)
+
+
+class Progress:
+    """Prints `stage  step/steps  rate  ETA  metrics`, at most once per `every_sec`."""
+
+    def __init__(self, stage: str, total: int, unit: str = "step", every_sec: float = 5.0, start: int = 0):
+        self._stage, self._total, self._unit, self._every = stage, total, unit, every_sec
+        self._first, self._begun, self._last = start, time.monotonic(), -math.inf
+
+    def update(self, done: int, metrics: Mapping[str, float] | None = None) -> None:
+        now = time.monotonic()
+        if now - self._last < self._every and done < self._total:
+            return
+        self._last = now
+        rate = (done - self._first) / max(now - self._begun, 1e-9)
+        eta = _clock((self._total - done) / rate) if rate > 0 else "?"
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in (metrics or {}).items())
+        info("%-13s %s %d/%d  %.3g/s  ETA %s  %s", self._stage, self._unit, done, self._total, rate, eta, shown)
+
+    def over(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Yields the items and counts them."""
+        for done, item in enumerate(items, self._first + 1):
+            yield item
+            self.update(done)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one object per logged step. Rows past the resumed step are dropped, so a rerun leaves no doubles."""
+
+    def __init__(self, path: str | pathlib.Path, resumed_step: int = 0):
+        self._path = pathlib.Path(path)
+        rows = [row for row in read_metrics(self._path) if row["step"] <= resumed_step]
+        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+
+def read_metrics(path: str | pathlib.Path) -> list[dict]:
+    """The rows of a `metrics.jsonl`; a last line cut by a kill is left out; no file gives no rows."""
+    rows = []
+    path = pathlib.Path(path)
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def write_atomically(path: str | pathlib.Path, text: str) -> None:
+    """Writes beside `path`, then renames: a reader or a kill never meets half a file."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def write_jsonl(path: str | pathlib.Path, rows: Iterable[Mapping]) -> None:
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,42 @@
+"""python -m msg_jax.main --config=configs/avp_rpo.py[:PRESET] [--workdir=DIR] [--config.FIELD=VALUE ...]"""
+
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from msg_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Stage config, e.g. configs/avp_rpo.py:smoke", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept (default: runs/PRESET)")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with every mistake in a flag or a config told in one sentence and exit code 2."""
+    try:
+        flags.mark_flag_as_required("config")
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        fail(" ".join(str(error.args[0] if error.args else error).split()))
+
+
+def fail(sentence: str) -> None:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        fail(f"{argv[1]!r} is not a flag; settings are given as --config.FIELD=VALUE.")
+    from msg_jax import stages  # after the flags: a mistake in them is told before jax is loaded
+    from msg_jax.infra import runtime
+
+    runtime.start()
+    try:
+        stages.run(_CONFIG.value, _WORKDIR.value or f"runs/{_CONFIG.value.preset}")
+    except UserError as error:
+        fail(str(error))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

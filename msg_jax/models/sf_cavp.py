@@ -1,0 +1,196 @@
+"""SF-CAVP: SlowFast contrastive audio-visual pretraining (MultiSoundGen, arXiv 2509.19999), the reward model.
+
+Two SlowFast networks of one architecture, one for video and one for log-mel, and three heads on each:
+
+- **semantic** (B, D): slow features, mean over time, linear. *What* is heard and seen.
+- **dynamic** (B, T, D): fast features resampled to one common rate, linear per step. *When* it happens. Never pooled over time
+  before it is compared: pooling throws away the timing the fast stream exists for.
+- **local** (B, W, D): short windows of fast features alone. *Which event when*; the slow stream is kept out because its long
+  receptive field lets a window be recognised by its surroundings instead of its content.
+
+All embeddings have unit norm, so inner products are cosines. The paper names the two streams and the cosine reward; widths,
+rates, weights and the window head are ours.
+"""
+
+import dataclasses
+import math
+
+from flax import linen as nn
+from flax import struct
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from msg_jax.clip import TINY, ClipSpec, MelSpec
+from msg_jax.models.layers import Dense
+from msg_jax.models.slowfast import AUDIO_R50, AUDIO_TINY, VIDEO_R50, VIDEO_TINY, SlowFast, SlowFastConfig
+from msg_jax.types import Array, AVBatch
+
+TERMS = ("semantic", "dynamic", "window")
+_INITIAL_LOG_SCALE = math.log(1 / 0.07)
+_MAX_LOG_SCALE = math.log(100.0)
+
+
+class Embeddings(struct.PyTreeNode):
+    """One modality of a batch; every last axis has unit norm."""
+
+    semantic: Array  # (B, D)
+    dynamic: Array  # (B, T, D), T steps at `dynamic_hz`
+    local: Array  # (B, W, D)
+
+
+class SFCAVPOutput(struct.PyTreeNode):
+    video: Embeddings
+    audio: Embeddings
+    scales: dict[str, Array]  # inverse temperatures, one per name in TERMS
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardWeights:
+    """Weights of the cosines in the reward. Semantic and dynamic as settled for the paper; window ranks candidates best."""
+
+    semantic: float = 0.5
+    dynamic: float = 0.5
+    window: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SFCAVPConfig:
+    """Rates come from `clip`; the networks take any length. `r50` wants a 100 Hz, 128-band mel to match the paper's audio."""
+
+    clip: ClipSpec = TINY
+    video: SlowFastConfig = VIDEO_TINY
+    audio: SlowFastConfig = AUDIO_TINY
+    embed_dim: int = 128
+    dynamic_hz: float = 25.0
+    window_sec: float = 0.32
+    window_stride_sec: float = 0.16
+
+    @property
+    def window_steps(self) -> int:
+        return round(self.window_sec * self.dynamic_hz)
+
+    @property
+    def window_stride(self) -> int:
+        return round(self.window_stride_sec * self.dynamic_hz)
+
+
+def tiny(clip: ClipSpec = TINY) -> SFCAVPConfig:
+    """About a million parameters, for the procedural scenes on a CPU."""
+    return SFCAVPConfig(clip)
+
+
+def r50(clip: ClipSpec, dtype: str = "bfloat16") -> SFCAVPConfig:
+    """Two ResNet-50 SlowFasts."""
+    video, audio = (dataclasses.replace(network, dtype=dtype) for network in (VIDEO_R50, AUDIO_R50))
+    return SFCAVPConfig(clip, video, audio, embed_dim=512)
+
+
+class SFCAVP(nn.Module):
+    """Both encoders and the learned inverse temperatures (initially 1/0.07, at most 100 as in CLIP)."""
+
+    config: SFCAVPConfig
+
+    def setup(self):
+        c = self.config
+        self.video_encoder = _Encoder(c, c.video, c.clip.video_hz)
+        self.audio_encoder = _Encoder(c, c.audio, c.clip.mel.frames_hz)
+        init = nn.initializers.constant(_INITIAL_LOG_SCALE)
+        self.log_scales = {name: self.param(f"log_scale_{name}", init, ()) for name in TERMS}
+
+    def encode_video(self, video: Array) -> Embeddings:
+        """(B, T, H, W, 3) in [-1, 1] at `clip.video_hz`, any T of at least one window."""
+        return self.video_encoder(video)
+
+    def video_features(self, video: Array) -> tuple[Array, Array]:
+        """The SlowFast features before the heads, (B, Ts, D) slow and (B, Tf, D) fast, for use as conditions."""
+        return self.video_encoder.features(video)
+
+    def encode_audio(self, mel: Array) -> Embeddings:
+        """(B, T, M) log-mel at `clip.mel.frames_hz`, any T of at least one window."""
+        return self.audio_encoder(_centred(mel, self.config.clip.mel)[..., None, None])
+
+    def __call__(self, batch: AVBatch) -> SFCAVPOutput:
+        scales = {name: jnp.exp(jnp.minimum(log_scale, _MAX_LOG_SCALE)) for name, log_scale in self.log_scales.items()}
+        return SFCAVPOutput(self.encode_video(batch.video), self.encode_audio(batch.mel), scales)
+
+
+def score(video: Embeddings, audio: Embeddings, weights: RewardWeights) -> dict[str, Array]:
+    """Cosines of paired clips, each (B,) in [-1, 1] under the names in TERMS, and their weighted sum `reward`."""
+    pairs = {
+        "semantic": jnp.sum(video.semantic * audio.semantic, axis=-1),
+        "dynamic": jnp.sum(video.dynamic * audio.dynamic, axis=-1).mean(axis=1),
+        "window": jnp.sum(video.local * audio.local, axis=-1).mean(axis=1),
+    }
+    return pairs | {"reward": sum(getattr(weights, name) * cosine for name, cosine in pairs.items())}
+
+
+def random_crop(batch: AVBatch, key: Array, clip: ClipSpec, crop_sec: float) -> AVBatch:
+    """The same `crop_sec` of both modalities, from an independent random video frame for each clip.
+
+    Without it the network learns where events fall on its own strided grids (a delay of half a slow step can halve the
+    semantic cosine). Audio is cut at the nearest mel frame.
+    """
+    frames, mel_frames = round(crop_sec * clip.video_hz), round(crop_sec * clip.mel.frames_hz)
+    spare_sec = (batch.mel.shape[1] - mel_frames) / clip.mel.frames_hz
+    last = min(batch.video.shape[1] - frames, math.floor(spare_sec * clip.video_hz))
+    starts = jax.random.randint(key, batch.video.shape[:1], 0, last + 1)
+    mel_starts = jnp.round(starts / clip.video_hz * clip.mel.frames_hz).astype(jnp.int32)
+
+    def cut(x: Array, starts: Array, size: int) -> Array:
+        return jax.vmap(lambda item, start: lax.dynamic_slice_in_dim(item, start, size))(x, starts)
+
+    return AVBatch(video=cut(batch.video, starts, frames), mel=cut(batch.mel, mel_starts, mel_frames))
+
+
+class _Encoder(nn.Module):
+    """SlowFast and the three heads of one modality, whose input runs at `input_hz`."""
+
+    config: SFCAVPConfig
+    network: SlowFastConfig
+    input_hz: float
+
+    def setup(self):
+        self.slowfast = SlowFast(self.network)
+
+    def features(self, x: Array) -> tuple[Array, Array]:
+        return self.slowfast(x)
+
+    @nn.compact
+    def __call__(self, x: Array) -> Embeddings:
+        c, dtype = self.config, jnp.dtype(self.network.dtype)
+        slow, fast = self.slowfast(x)
+        steps = round(x.shape[1] / self.input_hz * c.dynamic_hz)
+        fast = _resample(fast, c.dynamic_hz / (self.input_hz / self.network.fast_stride), steps)
+
+        def head(features: Array, name: str) -> Array:
+            return _unit(Dense(c.embed_dim, axes=("embed", None), dtype=dtype, name=name)(features))
+
+        starts = range(0, steps - c.window_steps + 1, c.window_stride)
+        windows = jnp.stack([fast[:, start : start + c.window_steps] for start in starts], axis=1)
+        windows = windows.reshape(*windows.shape[:2], -1)
+        hidden = nn.relu(Dense(2 * c.embed_dim, axes=("conv_in", "embed"), dtype=dtype, name="window_hidden")(windows))
+        return Embeddings(
+            semantic=head(slow.mean(axis=1), "semantic"), dynamic=head(fast, "dynamic"), local=head(hidden, "window")
+        )
+
+
+def _centred(mel: Array, spec: MelSpec) -> Array:
+    """Log-mel scaled so that the floor is -1 and a magnitude of one is 1, whatever the base of the logarithm."""
+    floor = math.log(spec.floor, spec.log_base)
+    return 1 - 2 * mel / floor
+
+
+def _resample(x: Array, scale: float, steps: int) -> Array:
+    """(B, T, D) -> (B, steps, D) at `scale` times the rate, linear and low-passed; instants keep their time in seconds."""
+    if scale == 1 and steps == x.shape[1]:
+        return x
+    return jax.image.scale_and_translate(
+        x, (x.shape[0], steps, x.shape[2]), (1,), jnp.array([scale]), jnp.zeros(1), method="linear", antialias=True
+    )
+
+
+def _unit(x: Array) -> Array:
+    """Unit norm in float32; a zero vector stays zero."""
+    x = x.astype(jnp.float32)
+    return x * lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-12))

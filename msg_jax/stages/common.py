@@ -1,0 +1,191 @@
+"""A run: one folder, one config, and what its stages leave for each other."""
+
+from collections.abc import Callable
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+import time
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from msg_jax.clip import ClipSpec
+from msg_jax.data import mel, pipeline
+from msg_jax.errors import UserError
+from msg_jax.infra import checkpoint, logging
+from msg_jax.infra import mesh as mesh_lib
+
+RECORD = "run.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The folder of a run and its config. Seeded stages live in `seed_K/` when the run has more than one seed."""
+
+    root: pathlib.Path
+    config: ConfigDict
+    clip: ClipSpec
+    mesh: jax.sharding.Mesh
+
+    @classmethod
+    def create(cls, config: ConfigDict, workdir: str | pathlib.Path) -> "Run":
+        return cls(pathlib.Path(workdir), config, ClipSpec.from_dict(config.clip.to_dict()), mesh_lib.make_mesh(config.mesh))
+
+    def folder(self, stage: str, seed: int | None = None) -> pathlib.Path:
+        return self.root / stage if seed is None or len(self.config.seeds) == 1 else self.root / f"seed_{seed}" / stage
+
+    def source(self, split: str):
+        """The random-access source of a split (data/pipeline.py)."""
+        data = self.config.data
+        return pipeline.make_source(
+            data.source, self.clip, split, data_dir=data.cache, seed=data.seed,
+            sizes={name: data[name] for name in ("train", "validation", "test")},
+            windows_per_video=data.windows_per_video,
+        )
+
+    def arrays(self, record: dict) -> dict[str, Any]:
+        """What networks see of a record: frames as uint8 (the device turns them into floats) and the log-mel."""
+        return {
+            "video": record["video"], "clip_video": record["clip_video"],
+            "mel": mel.log_mel(record["waveform"], self.clip.mel),
+        }
+
+    def load(self, stage: str, seed: int | None = None) -> Any:
+        """What a finished stage exported, whole on every device of the mesh."""
+        return mesh_lib.replicate(checkpoint.load(self.folder(stage, seed) / "params"), self.mesh)
+
+    def batches(self, source: Any, batch_size: int, transform: Callable | None = None, *, seed: int) -> grain.IterDataset:
+        """Endless shuffled batches of this process's share of a global batch of `batch_size`."""
+        ways = mesh_lib.batch_devices(self.mesh)
+        if batch_size % ways:
+            raise UserError(f"batch_size={batch_size} cannot be split over {ways} devices: make it a multiple of {ways}.")
+        return pipeline.batches(
+            source, batch_size=batch_size, seed=seed, transform=transform, read_threads=self.config.data.read_threads,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        )
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """bfloat16 where the device has it; on a CPU it is several times slower than float32."""
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+    def fit_options(self, section: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
+        """The keyword arguments of `train.fit` that come from the config."""
+        every = self.config.every
+        return dict(
+            steps=section.steps, workdir=folder, mesh=self.mesh, log_every=every.log, checkpoint_every=every.checkpoint,
+        )
+
+
+def git_revision() -> str | None:
+    """The revision of the source that runs, `+changed` if it was edited since; None outside a checkout."""
+    here = pathlib.Path(__file__).parent
+    try:
+        describe = ["git", "-C", str(here), "describe", "--always", "--dirty=+changed", "--abbrev=12"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def read_record(folder: pathlib.Path) -> dict | None:
+    path = folder / RECORD
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One node of the plan: what it needs, which config decides its result, and the function that makes it.
+
+    `make(run, folder, seed)` leaves its result in `folder` and returns the result's digest. It may be killed at any
+    moment and is called again on the same folder.
+    """
+
+    name: str
+    make: Any
+    needs: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()  # config sections beside `clip` and `data` on which the result depends
+    seeded: bool = False
+
+
+def settings(run: Run, stage: Stage) -> dict:
+    """The part of the config that decides the stage's result."""
+    config = json.loads(run.config.to_json_best_effort())
+    kept = {name: config[name] for name in ("clip", "data", "seed", *(section.split(".")[0] for section in stage.sections))}
+    kept["data"] = {name: value for name, value in kept["data"].items() if name not in ("cache", "read_threads")}
+    for section in stage.sections:
+        if "." in section:
+            outer, inner = section.split(".")
+            kept[outer] = {inner: config[outer][inner]}
+    return kept
+
+
+def ensure(run: Run, stage: Stage, seed: int | None, upstream: dict[str, str]) -> str:
+    """Makes the stage unless it stands already, and returns its digest.
+
+    Raises UserError when the folder holds a result of other settings or of other upstream results, naming the field.
+    """
+    folder = run.folder(stage.name, seed)
+    wanted = {"settings": settings(run, stage), "seed": seed, "upstream": upstream}
+    record = read_record(folder)
+    if record is not None:
+        _refuse_difference(folder, record, wanted)
+        if record["finished"]:
+            logging.info("%-13s done before in %s", stage.name, folder)
+            return record["digest"]
+    logging.info("%-13s -> %s", stage.name, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = record or wanted | {
+        "stage": stage.name, "finished": False, "git_revision": git_revision(), "versions": versions(), "seconds": 0.0,
+        "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}", "clip_spec": run.clip.to_dict(),
+    }
+    _write_record(folder, record)
+    begun = time.monotonic()
+    digest = stage.make(run, folder, seed)
+    _write_record(folder, record | {"finished": True, "digest": digest, "seconds": round(time.monotonic() - begun, 1)})
+    return digest
+
+
+def _write_record(folder: pathlib.Path, record: dict) -> None:
+    if jax.process_index() == 0:
+        logging.write_atomically(folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def _refuse_difference(folder: pathlib.Path, record: dict, wanted: dict) -> None:
+    for field, theirs, ours in _differences(record["settings"], json.loads(json.dumps(wanted["settings"]))):
+        raise UserError(
+            f"{folder} was made with {field}={theirs}, this run has {field}={ours}: choose another --workdir, or delete "
+            "that folder to make it again."
+        )
+    for stage, digest in wanted["upstream"].items():
+        if record["upstream"].get(stage) != digest:
+            raise UserError(
+                f"{folder} was made from another {stage} than the one that stands beside it: delete {folder} to make it again."
+            )
+
+
+def _differences(theirs: dict, ours: dict, prefix: str = "config."):
+    for name in sorted(set(theirs) | set(ours)):
+        a, b = theirs.get(name), ours.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            yield f"{prefix}{name}", a, b
+
+
+def text_digest(*texts: str) -> str:
+    sha = hashlib.sha256()
+    for text in texts:
+        sha.update(text.encode())
+    return sha.hexdigest()

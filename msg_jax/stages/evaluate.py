@@ -1,0 +1,245 @@
+"""Measures every system of the run on held-out clips and writes `results.json`, `table.txt` and the report.
+
+Each row is written to `evaluate/rows/` as soon as it stands, so an interrupted evaluation goes on where it was.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from msg_jax.data import mel
+from msg_jax.data.features import FeatureSource
+from msg_jax.evaluation import alignment, bootstrap, distribution, events, report
+from msg_jax.infra import logging, preemption
+from msg_jax.losses.contrastive import lagged_cosines
+from msg_jax.stages.common import RECORD, Run, read_record, text_digest
+from msg_jax.stages.generator import Generator
+from msg_jax.stages.listening import Listener
+
+OFFSETS = 9  # a clip against itself shifted by -4 .. 4 times OFFSET_SEC
+OFFSET_SEC = 0.08
+RECALL_GROUP = 64
+EVENT_FIGURES = ("event_f1", "onset_f1", "class_f1")
+REFERENCES = ("real", "reconstructed", "random_clip")
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """One row of the table: `name` at one guidance scale from one seed's networks; references have neither."""
+
+    name: str
+    guidance: float | None = None
+    seed: int | None = None
+
+    @property
+    def key(self) -> str:
+        return "-".join(str(part) for part in (self.name, self.guidance, self.seed) if part is not None)
+
+
+class Evaluation:
+    """The held-out clips of a split and what the frozen networks say of their real audio."""
+
+    def __init__(self, run: Run, folder: pathlib.Path):
+        self.run, self.folder, self.section = run, folder, run.config.evaluate
+        split = self.section.split
+        self.source = run.source(split)
+        self.features = FeatureSource(run.folder("extract") / split)
+        self.indices = list(range(min(self.section.clips, len(self.source))))
+        self.listener = Listener(run, self.source.class_names)
+        self.generator = Generator(run, self.features)
+        self.no_truth = None if self.listener.can_judge else f"{run.config.data.source} has no event truth"
+        records = [self.source[i] for i in self.indices]
+        self.records = records
+        self.truth = events.true_events(np.stack([record["events"] for record in records]))
+        self.video = self.listener.embed_video(np.stack([record["video"] for record in records]))
+        self.real_mels = mel.log_mel(np.stack([record["waveform"] for record in records]), run.clip.mel)
+        self.real_latents = self.features.stack(self.indices, ("latents",))["latents"]
+        self._variables = functools.lru_cache(maxsize=2)(run.load)
+
+    def systems(self) -> list[System]:
+        config = self.run.config
+        rows = [System(name) for name in REFERENCES]
+        for seed in config.seeds:
+            rows.append(System("unconditional", 1.0, seed))
+            rows += [
+                System(name, scale, seed) for name in ("base", *config.arms) for scale in self.section.guidance_scales
+            ]
+        return rows
+
+    def mels(self, system: System, clips: int | None = None) -> np.ndarray:
+        """What the system lets us hear, as log-mels (B, T, M) of the (first `clips`) test clips."""
+        if system.name == "real":
+            return self.real_mels[:clips]
+        if system.name == "reconstructed":
+            return self.listener.decode(self.real_latents[:clips])
+        if system.name == "random_clip":
+            return np.roll(self.real_mels, 1, axis=0)[:clips]
+        stage = "base" if system.name == "unconditional" else system.name
+        latents = self.generator.latents(
+            self._variables(stage, system.seed), self.indices[:clips], seed=system.seed, purpose="test",
+            guidance_scale=system.guidance, steps=self.section.steps, batch_size=self.section.batch_size,
+            conditional=system.name != "unconditional",
+        )
+        return np.concatenate([self.listener.decode(chunk[:, 0]) for chunk in latents])
+
+    def row(self, system: System) -> dict[str, Any]:
+        mels = self.mels(system)
+        row = {"system": system.name, "guidance": system.guidance, "split": self.section.split, "seed": system.seed}
+        options = dict(seed=self.run.config.seed, resamples=self.section.bootstrap)
+        scores = self.listener.score(self.video, mels[:, None])
+        row |= {name: bootstrap.mean_interval(value[:, 0], **options) for name, value in scores.items()}
+        if self.no_truth:
+            for name in (*EVENT_FIGURES, "fd_judge"):
+                row |= {name: None, f"{name}_reason": self.no_truth}
+            return row
+        found, embeddings = self.listener.detect(mels)
+        counts = events.clip_counts(self.truth, found, self.section.tolerance_sec)
+        row |= {name: bootstrap.f1_interval(counts[name], **options) for name in EVENT_FIGURES}
+        row["fd_judge"] = distribution.frechet_distance(embeddings, self.real_embeddings)
+        row["counts"] = counts["event_f1"].tolist()
+        return row
+
+    @functools.cached_property
+    def real_embeddings(self) -> np.ndarray:
+        return self.listener.detect(self.real_mels)[1]
+
+    def sf_cavp(self) -> dict[str, Any]:
+        """How well the reward model itself was learnt, on real held-out clips."""
+        audio = self.listener.embed_audio(self.real_mels)
+        step = round(OFFSET_SEC * 25)
+        lags = [step * (i - OFFSETS // 2) for i in range(OFFSETS)]
+        cosines = np.asarray(lagged_cosines(self.video.dynamic, audio.dynamic, lags))
+        figures = {"offset_accuracy_9": alignment.offset_accuracy(cosines, OFFSETS // 2)}
+        for name in ("semantic", "dynamic"):
+            video, sound = (getattr(x, name).reshape(len(self.indices), -1) for x in (self.video, audio))
+            key = f"{name}_r1_{RECALL_GROUP}"
+            if len(video) < RECALL_GROUP:
+                figures |= {key: None, f"{key}_reason": f"{len(video)} clips are fewer than a group of {RECALL_GROUP}"}
+            else:
+                figures[key] = alignment.recall_at_1(alignment.grouped_cosine(video, sound, RECALL_GROUP))
+        return figures
+
+    def reward(self) -> dict[str, Any]:
+        """How well the reward ranks candidates of the base model for one video: against event F1, which it never saw."""
+        if self.no_truth:
+            names = ("within_video_correlation", "headroom_share", "best_beats_worst")
+            return {name: None for name in names} | {f"{name}_reason": self.no_truth for name in names}
+        section = self.section
+        indices = self.indices[: section.reward_clips]
+        rewards, truths = [], []
+        for seed in self.run.config.seeds:
+            done = 0
+            for latents in self.generator.latents(
+                self._variables("base", seed), indices, seed=seed, purpose="reward", candidates=section.reward_candidates,
+                guidance_scale=section.reward_guidance, steps=section.steps, batch_size=section.batch_size,
+            ):
+                here = slice(done, done + len(latents))
+                mels = self.listener.decode(latents.reshape(-1, *latents.shape[2:]))
+                mels = mels.reshape(*latents.shape[:2], *mels.shape[1:])
+                rewards.append(self.listener.score(jax.tree.map(lambda x, here=here: x[here], self.video), mels))
+                truths.append(self.listener.event_f1(self.truth[here], mels))
+                done += len(latents)
+        scores = {name: np.concatenate([part[name] for part in rewards]) for name in rewards[0]}
+        truth = np.concatenate(truths)
+        figures: dict[str, Any] = {
+            "within_video_correlation": alignment.within_video_correlation(scores["reward"], truth)["value"],
+            "headroom_share": alignment.headroom_share(scores["reward"], truth)["value"],
+            "best_beats_worst": alignment.best_beats_worst(scores["reward"], truth)["value"],
+            "candidates": section.reward_candidates, "clips": len(truth), "guidance": section.reward_guidance,
+        }
+        for name in ("semantic", "dynamic", "window"):
+            figures[f"correlation_{name}"] = alignment.within_video_correlation(scores[name], truth)["value"]
+        return {name: _finite_or_null(value) for name, value in figures.items()}
+
+    def examples(self) -> list[dict[str, Any]]:
+        """The first clips with the real sound and that of base and tuned model, for ears and eyes."""
+        tuned = [name for name in self.run.config.arms if name == "avp_rpo"]
+        seed, count = self.run.config.seeds[0], min(self.section.examples, len(self.indices))
+        guidance = self.section.reward_guidance
+        systems = [System("real")] + [System(name, guidance, seed) for name in ("base", *tuned)]
+        examples = [
+            {"id": record["id"], "caption": record["caption"], "frames": record["video"], "events": truth, "tracks": []}
+            for record, truth in zip(self.records[:count], self.truth)
+        ]
+        for system in systems:
+            mels = self.mels(system, count)
+            waveforms = np.stack([r["waveform"] for r in self.records[:count]])
+            if system.name != "real":
+                waveforms = self.listener.vocode(mels)
+            found = self.listener.detect(mels)[0] if self.listener.can_judge else [np.zeros((0, 2))] * count
+            for example, log_mel, waveform, detected in zip(examples, mels, waveforms, found):
+                example["tracks"].append(
+                    {"name": system.name, "waveform": waveform, "mel": log_mel, "detected": detected}
+                )
+        return examples
+
+
+def _finite_or_null(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+    evaluation = Evaluation(run, folder)
+    systems = evaluation.systems()
+    progress = logging.Progress("evaluate", len(systems), "row")
+    rows = []
+    for system in progress.over(systems):
+        path = folder / "rows" / f"{system.key}.json"
+        if not path.exists():
+            logging.write_atomically(path, json.dumps(evaluation.row(system)))
+            preemption.exit_if_requested(f"evaluate {system.key}")
+        rows.append(json.loads(path.read_text()))
+    results = {
+        "rows": [{name: value for name, value in row.items() if name != "counts"} for row in rows],
+        "differences": paired_differences(rows, run),
+        "sf_cavp": evaluation.sf_cavp(),
+        "reward": evaluation.reward(),
+    }
+    text = json.dumps(results, indent=1)
+    logging.write_atomically(run.root / "results.json", text + "\n")
+    logging.write_atomically(run.root / "table.txt", report.format_table(results) + "\n")
+    report.write_report(
+        run.root, results, run.clip, evaluation.source.class_names, curves=curves(run), examples=evaluation.examples(),
+        facts=facts(run),
+    )
+    return text_digest(text)
+
+
+def paired_differences(rows: list[dict], run: Run) -> list[dict]:
+    """Event F1 of every tuned system minus the base at the same guidance and seed, resampled in pairs of clips."""
+    base = {(row["guidance"], row["seed"]): row for row in rows if row["system"] == "base"}
+    return [
+        {"system": row["system"], "baseline": "base"} | {name: row[name] for name in ("guidance", "split", "seed")} | {
+            "event_f1": bootstrap.f1_difference_interval(
+                np.array(row["counts"]), np.array(base[row["guidance"], row["seed"]]["counts"]), seed=run.config.seed,
+                resamples=run.config.evaluate.bootstrap,
+            )
+        }
+        for row in rows if row["system"] in run.config.arms and "counts" in row
+    ]
+
+
+def curves(run: Run) -> dict[str, list[dict]]:
+    """The metrics of every training in the run, by the folder it was made in."""
+    found = {}
+    for path in sorted(run.root.glob("**/metrics.jsonl")):
+        found[str(path.parent.relative_to(run.root))] = logging.read_metrics(path)
+    return found
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """What a reader needs to make the run again: config, versions, revision, device, seconds of each stage."""
+    records = {
+        str(path.parent.relative_to(run.root)): read_record(path.parent) for path in sorted(run.root.glob(f"**/{RECORD}"))
+    }
+    first = next(iter(records.values()))
+    return {
+        "config": json.loads(run.config.to_json_best_effort()), "versions": first["versions"], "device": first["device"],
+        "git_revision": first["git_revision"], "seconds": {name: record["seconds"] for name, record in records.items()},
+    }

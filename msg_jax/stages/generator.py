@@ -1,0 +1,63 @@
+"""Sampling inside a run: latents for extracted clips, in batches of one shape."""
+
+from collections.abc import Iterator, Sequence
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from msg_jax import sampling, train
+from msg_jax.data.features import FeatureSource
+from msg_jax.stages import networks
+from msg_jax.stages.base import conditions_of
+from msg_jax.stages.common import Run
+from msg_jax.types import Params
+
+
+class Generator:
+    """Samples from any variables of the run's MM-DiT.
+
+    The noise of a clip is a function of (seed, purpose, clip index): every system meets the same, so that systems are
+    compared in pairs.
+    """
+
+    def __init__(self, run: Run, source: FeatureSource):
+        self._run, self.source = run, source
+        self.model = networks.generator(run.config, run.clip, source.dims, run.dtype)
+
+    @functools.cached_property
+    def _sample(self):
+        @functools.partial(jax.jit, static_argnames=("candidates", "guidance_scale", "steps"))
+        def sample(variables, conditions, keys, *, candidates, guidance_scale, steps):
+            tokens, channels = self.model.config.latent_tokens, self.model.config.latent_channels
+            noise = jax.vmap(lambda key: jax.random.normal(key, (candidates, tokens, channels)))(keys)
+            latents = sampling.sample(
+                self.model, variables, conditions, noise.reshape(-1, tokens, channels), steps=steps,
+                guidance_scale=guidance_scale,
+            )
+            latents = self.model.apply(variables, latents, method="unnormalize")
+            return latents.reshape(-1, candidates, tokens, channels)
+
+        return sample
+
+    def latents(
+        self, variables: Params, indices: Sequence[int], *, seed: int, purpose: str, candidates: int = 1,
+        guidance_scale: float, steps: int, batch_size: int, conditional: bool = True,
+    ) -> Iterator[np.ndarray]:
+        """Codec latents (n, candidates, T, C) of consecutive chunks of clips, n <= batch_size.
+
+        Prompts are left out: what is heard must come from what is seen.
+        """
+        for start in range(0, len(indices), batch_size):
+            chosen = list(indices[start : start + batch_size])
+            filled = chosen + chosen[-1:] * (batch_size - len(chosen))
+            conditions = conditions_of(self.source.stack(filled, ("clip", "sync", "text")))
+            null = self.model.apply(variables, batch_size, method="null_conditions")
+            conditions = conditions.replace(text=null.text) if conditional else null
+            root = train.key_for(seed, purpose)
+            keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.asarray(filled))
+            latents = self._sample(
+                variables, conditions, keys, candidates=candidates, guidance_scale=guidance_scale, steps=steps
+            )
+            yield np.asarray(latents)[: len(chosen)]

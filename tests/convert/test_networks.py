@@ -1,0 +1,92 @@
+import chex
+from golden_files import clip_config, load, synchformer_config, vae_config, vocoder_config, weights
+import numpy as np
+import pytest
+
+from msg_jax.convert import from_torch
+from msg_jax.errors import UserError
+
+# kind, reference file, prefix of its weights, configuration, and one tensor each to rename, to drop and to transpose
+NETWORKS = [
+    ("vae", "vae_16k", "raw", vae_config,
+     "encoder.down.1.block.0.conv2.weight", "decoder.conv_in.weight", "decoder.up.0.block.0.conv1.weight"),
+    ("bigvgan", "bigvgan_16k", "param", vocoder_config,
+     "resblocks.3.activations.1.act.beta", "ups.2.0.bias", "conv_pre.parametrizations.weight.original1"),
+    ("clip", "clip_openclip", "param", clip_config,
+     "visual.ln_post.weight", "transformer.resblocks.1.attn.in_proj_bias", "transformer.resblocks.0.mlp.c_fc.weight"),
+    ("synchformer", "synchformer_visual", "param", synchformer_config,
+     "vfeat_extractor.temp_embed", "vfeat_extractor.norm.bias", "vfeat_extractor.blocks.0.timeattn.qkv.weight"),
+]
+
+
+def network(kind):
+    _, file, prefix, to_config, *_ = next(row for row in NETWORKS if row[0] == kind)
+    arrays, config = load(file)
+    return weights(arrays, prefix), to_config(config)
+
+
+@pytest.mark.parametrize("kind, renamed, dropped, transposed", [(row[0], *row[4:]) for row in NETWORKS])
+def test_every_tensor_that_does_not_fit_is_named(kind, renamed, dropped, transposed):
+    tensors, config = network(kind)
+    tensors[f"{renamed}_moved"] = tensors.pop(renamed)
+    del tensors[dropped]
+    tensors[transposed] = tensors[transposed].swapaxes(0, 1)
+    with pytest.raises(UserError) as error:
+        from_torch(kind, tensors, config, source="toy.pth")
+    for name in ("toy.pth", f"{renamed}_moved", f"{renamed} is missing", f"{dropped} is missing", transposed):
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [row[0] for row in NETWORKS])
+def test_a_toy_is_no_released_network(kind):
+    tensors, _ = network(kind)
+    with pytest.raises(UserError, match=r"toy\.pth is no released network"):
+        from_torch(kind, tensors, source="toy.pth")
+    with pytest.raises(UserError, match="'huge' is no preset"):
+        from_torch(kind, tensors, "huge")
+
+
+def test_vae_kernels_are_the_same_raw_or_folded():
+    tensors, config = network("vae")
+
+    def fold(weight):
+        weight = weight.astype(np.float32)
+        root = np.sqrt(weight[0].size)
+        return weight / (1e-4 + np.sqrt((weight**2).sum((1, 2), keepdims=True)) / root) / root
+
+    folded = {name: fold(tensor) if name.endswith(".weight") else tensor for name, tensor in tensors.items()}
+    chex.assert_trees_all_close(from_torch("vae", tensors, config)[1], from_torch("vae", folded, config)[1], rtol=1e-6)
+
+
+def test_weight_norm_is_folded_in_every_spelling():
+    tensors, config = network("bigvgan")
+    magnitude, direction = "parametrizations.weight.original0", "parametrizations.weight.original1"
+    old = {
+        "generator." + name.replace(magnitude, "weight_g").replace(direction, "weight_v"): tensor
+        for name, tensor in tensors.items()
+    }
+    plain = {}
+    for name, tensor in tensors.items():
+        if name.endswith(direction):
+            v = tensor.astype(np.float32)
+            norm = np.linalg.norm(v.reshape(len(v), -1), axis=1).reshape(-1, 1, 1)
+            plain[name.replace(direction, "weight")] = v / norm * tensors[name.replace(direction, magnitude)]
+        elif not name.endswith(magnitude):
+            plain[name] = tensor
+    expected = from_torch("bigvgan", tensors, config)[1]
+    chex.assert_trees_all_equal(from_torch("bigvgan", old, config)[1], expected)
+    chex.assert_trees_all_close(from_torch("bigvgan", plain, config)[1], expected, rtol=1e-6)
+
+
+def test_a_vocoder_with_other_filters_is_refused():
+    tensors, config = network("bigvgan")
+    tensors["activation_post.upsample.filter"] = np.full((1, 1, 12), 1 / 12, np.float32)
+    with pytest.raises(UserError, match=r"activation_post\.upsample\.filter"):
+        from_torch("bigvgan", tensors, config)
+
+
+def test_synchformers_audio_side_is_left_out():
+    tensors, config = network("synchformer")
+    whole = {**tensors, "afeat_extractor.norm.weight": np.ones(3), "transformer.off_head.bias": np.ones(21)}
+    expected = from_torch("synchformer", tensors, config)[1]
+    chex.assert_trees_all_equal(from_torch("synchformer", whole, config)[1], expected)

@@ -1,0 +1,125 @@
+import functools
+import itertools
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from msg_jax.clip import TINY
+from msg_jax.data.mel import log_mel
+from msg_jax.data.pipeline import batches, epoch, make_source, to_av
+from msg_jax.data.scenes import ScenesSource
+from msg_jax.data.tfds_source import TfdsSource
+from msg_jax.errors import UserError
+
+SIZES = {"train": 6, "validation": 2, "test": 2}
+
+
+class Numbers:
+    """Eleven records that are their own index."""
+
+    spec, split, class_names, skipped = TINY, "train", (), []
+
+    def __len__(self):
+        return 11
+
+    def __getitem__(self, index):
+        return {"id": f"clip-{index}", "value": np.float32(index)}
+
+
+def _add_noise(element, rng):
+    return {**element, "value": element["value"] + rng.uniform(0.0, 0.5)}
+
+
+def _values(count, start=0, **options):
+    dataset = batches(Numbers(), **{"batch_size": 4, "seed": 7, "random_transform": _add_noise} | options)
+    iterator = iter(dataset)
+    iterator.set_state({"next_index": start})
+    return np.stack([batch["value"] for batch in itertools.islice(iterator, count)])
+
+
+def test_every_clip_comes_once_per_pass_and_passes_differ():
+    order = np.floor(_values(11)).astype(int).reshape(-1)  # 44 draws: four passes
+    passes = order.reshape(4, 11)
+    assert all(sorted(one) == list(range(11)) for one in passes.tolist())
+    assert len({tuple(one) for one in passes.tolist()}) == 4
+
+
+def test_augmentation_differs_between_passes_of_one_clip():
+    values = _values(11).reshape(-1)
+    assert len(set(values.tolist())) == 44
+
+
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_resumes_at_any_step(step):
+    np.testing.assert_array_equal(_values(3, start=step), _values(8)[step : step + 3])
+
+
+def test_a_saved_state_is_the_step():
+    iterator = iter(batches(Numbers(), batch_size=4, seed=7))
+    for _ in range(3):
+        next(iterator)
+    assert iterator.get_state() == {"next_index": 3}
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_same_global_batch_row_by_row(processes):
+    alone = _values(6)
+    shares = [_values(6, process_index=index, process_count=processes) for index in range(processes)]
+    np.testing.assert_array_equal(np.concatenate(shares, axis=1), alone)
+
+
+def test_read_threads_do_not_change_the_batches_but_the_seed_does():
+    np.testing.assert_array_equal(_values(6, read_threads=1), _values(6, read_threads=8))
+    assert np.any(np.floor(_values(2)) != np.floor(_values(2, seed=8)))
+
+
+def test_strings_stay_a_list_and_order_can_be_kept():
+    first = next(iter(batches(Numbers(), batch_size=4, seed=0, shuffle=False)))
+    assert first["id"] == ["clip-0", "clip-1", "clip-2", "clip-3"]
+    assert first["value"].tolist() == [0, 1, 2, 3]
+    assert len(list(batches(Numbers(), batch_size=4, seed=0, repeat=False))) == 2
+
+
+def test_refuses_batches_that_cannot_be():
+    with pytest.raises(UserError, match="batch_size 4 does not divide among 3 processes"):
+        batches(Numbers(), batch_size=4, seed=0, process_count=3)
+    with pytest.raises(UserError, match="11 clips, less than one batch of 12"):
+        batches(Numbers(), batch_size=12, seed=0, repeat=False)
+
+
+def test_epoch_visits_every_clip_in_order_and_marks_the_filling():
+    seen = list(epoch(Numbers(), 4))
+    assert np.concatenate([batch["value"] for batch in seen]).tolist() == [*range(11), 10]
+    assert np.concatenate([batch["valid"] for batch in seen]).tolist() == [True] * 11 + [False]
+    assert seen[2]["id"] == ["clip-8", "clip-9", "clip-10", "clip-10"]
+
+
+def test_to_av():
+    record = ScenesSource(TINY, "train", 1)[0]
+    (batch,) = epoch(ScenesSource(TINY, "train", 1), 2, functools.partial(to_av, clip=TINY))
+    assert set(batch) == {"video", "mel", "valid"}
+    assert batch["video"].dtype == np.float32
+    np.testing.assert_allclose((batch["video"][1] + 1) * 127.5, record["video"], atol=1e-4)
+    np.testing.assert_array_equal(batch["mel"][0], log_mel(record["waveform"], TINY.mel))
+
+
+def test_make_source(tmp_path):
+    on_the_fly = make_source("scenes", TINY, "test", seed=3, sizes=SIZES)
+    stored = make_source("scenes", TINY, "test", seed=3, sizes=SIZES, data_dir=str(tmp_path))
+    assert isinstance(on_the_fly, ScenesSource) and isinstance(stored, TfdsSource)
+    np.testing.assert_array_equal(on_the_fly[1]["video"], stored[1]["video"])
+    (version,) = pathlib.Path(tmp_path, "scenes").glob("*/1.0.0")
+    assert make_source(f"tfds:{version}", TINY, "test")[1]["id"] == stored[1]["id"]
+    ids = [make_source("scenes", TINY, split, seed=3, sizes=SIZES)[0]["id"] for split in SIZES]
+    assert len(set(ids)) == 3
+    for wrong in ("scene", "folder:", "scenes:x", "/some/videos"):
+        with pytest.raises(UserError, match="write scenes, folder:PATH or tfds:"):
+            make_source(wrong, TINY, "train", sizes=SIZES)
+    with pytest.raises(UserError, match=r"data\.sizes"):
+        make_source("scenes", TINY, "train")
+
+
+def test_no_tensorflow():
+    assert "tensorflow" not in sys.modules

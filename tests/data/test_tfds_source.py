@@ -1,0 +1,73 @@
+import dataclasses
+import pathlib
+
+import numpy as np
+import pytest
+
+from msg_jax.clip import TINY
+from msg_jax.data.builders.scenes import prepare_scenes
+from msg_jax.data.scenes import CLASS_NAMES, make_scene
+from msg_jax.data.tfds_source import TfdsSource
+from msg_jax.errors import UserError
+
+SIZES = {"train": 5, "validation": 2, "test": 3}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return prepare_scenes(str(tmp_path_factory.mktemp("data")), TINY, 4, SIZES)
+
+
+@pytest.mark.parametrize("split", SIZES)
+def test_returns_what_the_scenes_were(built, split):
+    source = TfdsSource(built, TINY, split)
+    assert len(source) == SIZES[split] and source.class_names == CLASS_NAMES and source.split == split
+    for index in (0, SIZES[split] - 1):
+        expected = make_scene(4, split, index, TINY)
+        record = source[index]
+        assert set(record) == set(expected)
+        # 16 bits hold the waveform to half a step
+        np.testing.assert_allclose(record["waveform"], expected.pop("waveform"), atol=0.5001 / 32767)
+        assert record["waveform"].dtype == np.float32
+        for name, value in expected.items():
+            np.testing.assert_array_equal(record[name], value)
+
+
+def test_is_built_once_and_another_clip_elsewhere(built):
+    data_dir = pathlib.Path(built).parents[2]
+    written = {path: path.stat().st_mtime_ns for path in data_dir.rglob("*.array_record*")}
+    assert prepare_scenes(str(data_dir), TINY, 4, SIZES) == built
+    assert {path: path.stat().st_mtime_ns for path in data_dir.rglob("*.array_record*")} == written
+    other = prepare_scenes(str(data_dir), dataclasses.replace(TINY, video_px=16), 4, dict.fromkeys(SIZES, 1))
+    assert other != built
+    assert prepare_scenes(str(data_dir), TINY, 5, dict.fromkeys(SIZES, 1)) not in (built, other)
+
+
+def test_an_interrupted_build_is_done_again(tmp_path, monkeypatch):
+    def fails_at_three(seed, split, index, clip):
+        if index == 3:
+            raise KeyboardInterrupt
+        return make_scene(seed, split, index, clip)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("msg_jax.data.builders.scenes.make_scene", fails_at_three)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_scenes(str(tmp_path), TINY, 4, SIZES)
+    assert len(TfdsSource(prepare_scenes(str(tmp_path), TINY, 4, SIZES), TINY, "train")) == SIZES["train"]
+
+
+def test_says_what_disagrees(built, tmp_path):
+    with pytest.raises(UserError, match=r"video has shape \(80, 24, 24, 3\) but the configured clip .* \(80, 32, 32, 3\)"):
+        TfdsSource(built, dataclasses.replace(TINY, video_px=32), "train")
+    with pytest.raises(UserError, match="no split 'valid', only"):
+        TfdsSource(built, TINY, "valid")
+    with pytest.raises(UserError, match="neither a folder"):
+        TfdsSource(str(tmp_path / "nothing"), TINY, "train")
+    features = pathlib.Path(built) / "features.json"
+    text = features.read_text()
+    try:
+        features.write_text(text.replace('"caption"', '"title"'))
+        with pytest.raises(UserError, match="has no feature 'caption'"):
+            TfdsSource(built, TINY, "train")
+    finally:
+        features.write_text(text)

@@ -1,0 +1,58 @@
+"""Reference tensors of small networks with the released architectures, and their configurations as ours."""
+
+import json
+import pathlib
+
+import numpy as np
+
+from msg_jax.models.clip_encoder import CLIPConfig
+from msg_jax.models.synchformer import SynchformerConfig
+from msg_jax.models.vae import VAEConfig
+from msg_jax.models.vocoder import VocoderConfig
+
+SMALL = pathlib.Path(__file__).parent / "golden"
+
+
+def load(name, folder=SMALL):
+    """All arrays of `name`.npz and its configuration, a dict."""
+    with np.load(folder / f"{name}.npz") as file:
+        arrays = {key: file[key] for key in file.files}
+    return arrays, json.loads(str(arrays.pop("config")))
+
+
+def weights(arrays, prefix="param"):
+    """The checkpoint's tensors, by the checkpoint's names."""
+    return {key.removeprefix(f"{prefix}/"): array for key, array in arrays.items() if key.startswith(f"{prefix}/")}
+
+
+def vae_config(config):
+    bands = {"16k": 80, "44k": 128}[config["mode"]]
+    return VAEConfig(bands=bands, latent_channels=config["embed_dim"], width=config["hidden_dim"])
+
+
+def vocoder_config(config):
+    return VocoderConfig(
+        bands=config["num_mels"], upsample_rates=tuple(config["upsample_rates"]),
+        v2=not config.get("use_tanh_at_final", True), width=config["upsample_initial_channel"],
+    )
+
+
+def clip_config(config):
+    return CLIPConfig(
+        image_px=config["image_size"], patch_px=config["patch_size"], vision_width=config["vision_width"],
+        vision_depth=config["vision_layers"], vision_heads=config["vision_heads"], text_width=config["text_width"],
+        text_depth=config["text_layers"], text_heads=config["text_heads"], vocabulary=config["vocab_size"],
+        context_tokens=config["context_length"], features=config["embed_dim"],
+    )
+
+
+def synchformer_config(config):
+    return SynchformerConfig(
+        width=config["embed_dim"], depth=config["depth"], heads=config["num_heads"], image_px=config["image"],
+        patch_px=config["patch"], frames_per_step=config["patch_t"],
+    )
+
+
+def relative_error(found, expected):
+    """Norm of the difference over the norm of the expected."""
+    return np.linalg.norm(np.asarray(found) - expected) / np.linalg.norm(expected)

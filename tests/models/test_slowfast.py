@@ -1,0 +1,135 @@
+"""SlowFast: the papers' shapes and size, factored convolutions against 3-D ones, exact receptive fields, no aliasing."""
+
+import dataclasses
+import math
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from msg_jax.models.slowfast import (
+    AUDIO_R50,
+    AUDIO_TINY,
+    VIDEO_R50,
+    VIDEO_TINY,
+    SlowFast,
+    SlowFastConfig,
+    SpaceConv,
+    TimeConv,
+    low_pass_subsample,
+)
+
+SMALL = SlowFastConfig(
+    depths=(1, 1), slow_width=16, beta_inv=2, expansion=1, slow_kernels=(1, 3), fast_kernels=(3, 3), slow_stem=(1, 3, 1),
+    fast_stem=(5, 3, 1), spatial_kernel=(3, 1), stem_strides=(1, 2, 1), pool_window=(1, 1, 1), pool_strides=(1, 1, 1),
+    lateral_kernel=5, factored_stem=True, slow_window=8,
+)
+
+
+def abstract(config, shape):
+    """Output and parameter shapes, without computing anything."""
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    (slow, fast), params = jax.eval_shape(lambda x: SlowFast(config).init_with_output(jax.random.key(0), x), x)
+    return slow, fast, sum(math.prod(p.shape) for p in jax.tree.leaves(params))
+
+
+def initialised(config, shape):
+    """Parameters with no zeros among them, so that every branch is open (residual branches start closed)."""
+    params = SlowFast(config).init(jax.random.key(0), jnp.zeros(shape))
+    return jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+
+
+def test_video_r50_has_the_published_shape_and_size():
+    slow, fast, parameters = abstract(VIDEO_R50, (1, 32, 224, 224, 3))
+    assert slow.shape == (1, 8, 2048) and fast.shape == (1, 32, 256)
+    assert (VIDEO_R50.slow_dim, VIDEO_R50.fast_dim) == (2048, 256)
+    classifier = (2048 + 256) * 400 + 400
+    assert parameters + classifier == pytest.approx(34.57e6, rel=2e-3)  # SlowFast 8x8, R50, Kinetics-400
+
+
+def test_audio_r50_has_the_published_shape():
+    slow, fast, _ = abstract(AUDIO_R50, (1, 400, 128, 1, 1))  # 4 s at 100 Hz, 128 bands
+    assert slow.shape == (1, 25, 2048) and fast.shape == (1, 100, 256)
+    assert AUDIO_R50.fast_stride == 4
+
+
+@pytest.mark.parametrize(
+    "config,shape,steps",
+    [(VIDEO_TINY, (1, 80, 24, 24, 3), (20, 80)), (AUDIO_TINY, (1, 160, 40, 1, 1), (20, 80))],
+)
+def test_tiny_streams_of_both_modalities_run_at_the_same_rates(config, shape, steps):
+    slow, fast, _ = abstract(config, shape)
+    assert (slow.shape[1], fast.shape[1]) == steps
+    assert (slow.shape[2], fast.shape[2]) == (config.slow_dim, config.fast_dim)
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_time_conv_is_a_3d_convolution(stride):
+    x = jax.random.normal(jax.random.key(0), (2, 10, 3, 2, 4))
+    conv = TimeConv(6, 5, stride)
+    params = conv.init(jax.random.key(1), x)
+    (kernel,) = jax.tree.leaves(params)
+    expected = convolve_3d(x, kernel.reshape(5, 1, 1, 4, 6), (stride, 1, 1))
+    np.testing.assert_allclose(conv.apply(params, x), expected, atol=1e-5)
+
+
+def test_space_conv_is_a_3d_convolution():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 7, 6, 3))
+    conv = SpaceConv(5, (3, 3), (2, 2))
+    params = conv.init(jax.random.key(1), x)
+    (kernel,) = jax.tree.leaves(params)
+    np.testing.assert_allclose(conv.apply(params, x), convolve_3d(x, kernel[None], (1, 2, 2)), atol=1e-5)
+
+
+def convolve_3d(x, kernel, strides):
+    return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=("NTHWC", "THWIO", "NTHWC"))
+
+
+def test_low_pass_gives_an_event_the_same_weight_wherever_it_falls_on_the_grid():
+    impulses = jnp.eye(32)[8:24]  # one impulse per row, at frames 8..23
+    weights = low_pass_subsample(impulses, 4, 8).sum(axis=1)
+    np.testing.assert_allclose(weights, 1 / 4, atol=1e-6)
+    plain = low_pass_subsample(impulses, 4, 1)
+    np.testing.assert_array_equal(plain, impulses[:, ::4])  # and plain subsampling misses three events of four
+    assert (plain.sum(axis=1) == 0).sum() == 12
+
+
+@pytest.mark.parametrize("frames", [31, 32])
+def test_low_pass_keeps_a_constant(frames):
+    smoothed = low_pass_subsample(jnp.ones((1, frames)), 4, 8)
+    np.testing.assert_allclose(smoothed, np.ones((1, 8)), atol=1e-6)
+
+
+def test_fast_features_see_exactly_their_receptive_field():
+    x = jax.random.normal(jax.random.key(2), (1, 40, 8, 1, 1))
+    params = initialised(SMALL, x.shape)
+    seen = jax.grad(lambda x: (SlowFast(SMALL).apply(params, x)[1][0, 20] ** 2).sum())(x)
+    frames = np.flatnonzero(np.abs(seen).max(axis=(0, 2, 3, 4)))
+    assert SMALL.fast_receptive_field == 5 + 2 + 2
+    np.testing.assert_array_equal(frames, np.arange(20 - 4, 20 + 5))
+
+
+def test_fast_features_feed_the_slow_stream_and_never_the_reverse():
+    x = jax.random.normal(jax.random.key(2), (1, 16, 8, 1, 1))
+    params = initialised(SMALL, x.shape)
+
+    def reaching(stream):
+        grads = jax.grad(lambda p: (SlowFast(SMALL).apply(p, x)[stream] ** 2).sum())(params)["params"]
+        return {name for name, tree in grads.items() if any(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(tree))}
+
+    modules = set(params["params"])
+    last_fast = {"fast1_0"}  # after the last lateral connection
+    assert reaching(0) == modules - last_fast
+    assert reaching(1) == {name for name in modules if name.startswith("fast")}
+
+
+def test_bfloat16_stays_near_float32():
+    x = jax.random.normal(jax.random.key(2), (1, 16, 8, 1, 1))
+    params = initialised(SMALL, x.shape)
+    exact = SlowFast(SMALL).apply(params, x)
+    rounded = SlowFast(dataclasses.replace(SMALL, dtype="bfloat16")).apply(params, x)
+    for a, b in zip(exact, rounded):
+        assert b.dtype == jnp.bfloat16
+        assert float(jnp.abs(a - b).max() / jnp.abs(a).max()) < 0.05

@@ -1,0 +1,159 @@
+"""Solvers, guidance and window blending against closed forms."""
+
+import dataclasses
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from msg_jax import sampling
+from msg_jax.types import Conditions
+
+WINDOW = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyConfig:
+    latent_tokens: int = WINDOW
+
+
+class Toy(nn.Module):
+    """A network of three lines: its velocity depends on the conditions, on t and on all tokens of the clip."""
+
+    config: ToyConfig = ToyConfig()
+
+    def preprocess(self, conditions):
+        return conditions.clip.mean(axis=1, keepdims=True) + 10 * conditions.text.mean(axis=1, keepdims=True)
+
+    def velocity(self, x_t, t, processed):
+        return processed * (1 + jnp.tanh(x_t + x_t.mean(axis=1, keepdims=True))) + t[:, None, None]
+
+    def null_conditions(self, batch, text=None):
+        zeros = jnp.zeros((batch, 4, 3))
+        return Conditions(zeros, zeros, zeros if text is None else jnp.broadcast_to(text, (batch, 4, 3)))
+
+
+MODEL = Toy()
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def random_conditions(batch):
+    return Conditions(*(normal(batch, 4, 3, seed=seed) for seed in (1, 2, 3)))
+
+
+def test_solvers_on_a_linear_field():
+    """For dx/dt = a x one Euler step multiplies by 1 + a h, one midpoint step by 1 + a h + (a h)^2 / 2."""
+    a, steps = -1.5, 6
+    noise = jnp.array([[[1.0]], [[2.0]]])
+    euler = sampling.integrate(lambda x, t: a * x, noise, steps=steps)
+    np.testing.assert_allclose(euler, noise * (1 + a / steps) ** steps, rtol=1e-6)
+    midpoint = sampling.integrate(lambda x, t: a * x, noise, steps=steps, solver="midpoint")
+    np.testing.assert_allclose(midpoint, noise * (1 + a / steps + (a / steps) ** 2 / 2) ** steps, rtol=1e-6)
+
+
+def test_solvers_see_the_times_of_their_steps():
+    """For dx/dt = 2 t Euler sums the left ends of the steps, (steps - 1) / steps; midpoint is exact."""
+    def field(x, t):
+        return jnp.broadcast_to(2 * t[:, None, None], x.shape)
+
+    zeros = jnp.zeros((2, 1, 1))
+    np.testing.assert_allclose(sampling.integrate(field, zeros, steps=4), 0.75, rtol=1e-6)
+    np.testing.assert_allclose(sampling.integrate(field, zeros, steps=4, solver="midpoint"), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 25])
+def test_solver_times(steps):
+    times = sampling.solver_times(steps)
+    assert times.dtype == np.float32 and times[0] == 0 and times[-1] == 1
+    np.testing.assert_allclose(times, np.linspace(0, 1, steps + 1), atol=1e-7)
+
+
+def test_guidance_formula_and_no_null_pass_at_one():
+    calls = []
+
+    def velocity_fn(x_t, t, processed):
+        calls.append(x_t.shape[0])
+        return processed * x_t
+
+    x_t, t = jnp.ones((2, 3, 1)), jnp.zeros(2)
+    cond, null = jnp.full((2, 1, 1), 2.0), jnp.full((2, 1, 1), 5.0)
+    np.testing.assert_allclose(sampling.guided(velocity_fn, cond, null, 4.5)(x_t, t), 4.5 * 2 - 3.5 * 5)
+    np.testing.assert_allclose(sampling.guided(velocity_fn, cond, null, 1.0)(x_t, t), 2.0)
+    assert calls == [4, 2]
+
+
+def test_sample_is_the_guided_integral_of_the_network():
+    conditions, noise, negative = random_conditions(2), normal(2, WINDOW, 3), normal(1, 4, 3, seed=9)
+    cond, null = (
+        MODEL.apply({}, c, method="preprocess")
+        for c in (conditions, MODEL.apply({}, 2, negative, method="null_conditions"))
+    )
+    x = noise
+    for step in range(2):
+        towards, away = (MODEL.velocity(x, jnp.full(2, step / 2), processed) for processed in (cond, null))
+        x = x + (3 * towards - 2 * away) / 2
+    ours = sampling.sample(MODEL, {}, conditions, noise, steps=2, guidance_scale=3.0, negative_text=negative)
+    np.testing.assert_allclose(ours, x, rtol=1e-4, atol=1e-4)
+
+
+def test_candidates_of_a_clip_share_its_conditions():
+    conditions, noise = random_conditions(2), normal(6, WINDOW, 3)
+    together = sampling.sample(MODEL, {}, conditions, noise, steps=2, guidance_scale=2.0)
+    for row, clip in ((2, 0), (3, 1)):
+        own = jax.tree.map(lambda a, clip=clip: a[clip : clip + 1], conditions)
+        alone = sampling.sample(MODEL, {}, own, noise[row : row + 1], steps=2, guidance_scale=2.0)
+        np.testing.assert_allclose(together[row : row + 1], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_window_starts_cover_the_clip_and_end_with_it():
+    assert sampling.window_starts(40, 40, 20) == (0,)
+    assert sampling.window_starts(100, 40, 20) == (0, 20, 40, 60)
+    assert sampling.window_starts(95, 40, 20) == (0, 20, 40, 55)
+
+
+def test_blend_by_hand():
+    """Two windows of 4, two tokens shared: triangular weights 1 2 2 1 give the first window 2/3, then 1/3."""
+    constants = jnp.array([0.0, 3.0])[:, None, None]
+    velocity = sampling.blend_windows(lambda x, t: jnp.broadcast_to(constants, x.shape), (0, 2), 4)
+    np.testing.assert_allclose(velocity(jnp.zeros((1, 6, 1)), jnp.zeros(1))[0, :, 0], [0, 0, 1, 2, 3, 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("hop", [5, 13, 20])
+def test_a_field_that_ignores_position_does_not_notice_the_windows(hop):
+    def field(x, t):
+        return jnp.sin(3 * x) + t[:, None, None]
+
+    noise = jax.random.normal(jax.random.key(0), (1, 67, 2))
+    blended = sampling.blend_windows(field, sampling.window_starts(67, 20, hop), 20)
+    np.testing.assert_allclose(
+        sampling.integrate(blended, noise, steps=5), sampling.integrate(field, noise, steps=5), atol=1e-5
+    )
+
+
+def test_one_window_is_the_plain_sample():
+    conditions, noise = random_conditions(1), normal(1, WINDOW, 3)
+    settings = dict(steps=3, guidance_scale=2.0)
+    plain = sampling.sample(MODEL, {}, conditions, noise, **settings)
+    windows = sampling.sample_windows(MODEL, {}, conditions, noise, (0,), **settings)
+    np.testing.assert_allclose(windows, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_windows_are_denoised_together_however_many_run_at_once():
+    """Three windows in chunks of two or all at once: one result, and in the overlap not the first window's own."""
+    starts = sampling.window_starts(70, WINDOW, 15)
+    conditions, noise = random_conditions(len(starts)), normal(1, 70, 3)
+    settings = dict(steps=3, guidance_scale=2.0)
+    chunked, whole = (
+        sampling.sample_windows(MODEL, {}, conditions, noise, starts, windows_at_once=at_once, **settings)
+        for at_once in (2, 3)
+    )
+    assert len(starts) == 3 and chunked.shape == (1, 70, 3)
+    np.testing.assert_allclose(chunked, whole, rtol=1e-4, atol=1e-4)
+    first = jax.tree.map(lambda a: a[:1], conditions)
+    alone = sampling.sample(MODEL, {}, first, noise[:, :WINDOW], **settings)
+    np.testing.assert_raises(AssertionError, np.testing.assert_allclose, whole[:, 20:40], alone[:, 20:], atol=0.1)
