@@ -23,9 +23,13 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False),
         )
 
+    @property
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
     def save(self, step: int, state: Any, iterator: grain.DatasetIterator) -> None:
         """Writes step `step`. A kill at any moment leaves the newest complete checkpoint as the latest."""
-        if self._manager.latest_step() == step:
+        if self.latest_step == step:
             return
         self._manager.save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator))
@@ -36,7 +40,7 @@ class Checkpoints:
 
         Raises UserError naming the folder when its files cannot be read.
         """
-        step = self._manager.latest_step()
+        step = self.latest_step
         if step is None:
             return state, 0
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

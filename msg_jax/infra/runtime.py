@@ -23,6 +23,11 @@ def start() -> None:
         jax.distributed.initialize(
             os.environ["JAX_COORDINATOR_ADDRESS"], int(processes), int(os.environ["JAX_PROCESS_ID"])
         )
+    use_compile_cache()
+
+
+def use_compile_cache() -> None:
+    """Keeps compiled programs on disk, in JAX_COMPILATION_CACHE_DIR or below the home folder."""
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/msg_jax/xla"))
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

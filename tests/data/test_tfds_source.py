@@ -43,6 +43,15 @@ def test_is_built_once_and_another_clip_elsewhere(built):
     assert prepare_scenes(str(data_dir), TINY, 5, dict.fromkeys(SIZES, 1)) not in (built, other)
 
 
+def test_several_shards_by_several_processes_keep_the_order(tmp_path, monkeypatch):
+    monkeypatch.setattr("msg_jax.data.builders.scenes._SHARD", 4)
+    path = prepare_scenes(str(tmp_path), TINY, 4, SIZES | {"train": 10})
+    assert len(list(pathlib.Path(path).glob("scenes-train.array_record-*-of-00003"))) == 3
+    source = TfdsSource(path, TINY, "train")
+    assert [source[index]["id"] for index in range(10)] == [f"scenes-4-train-{index:06d}" for index in range(10)]
+    np.testing.assert_array_equal(source[9]["video"], make_scene(4, "train", 9, TINY)["video"])
+
+
 def test_an_interrupted_build_is_done_again(tmp_path, monkeypatch):
     def fails_at_three(seed, split, index, clip):
         if index == 3:
@@ -57,7 +66,7 @@ def test_an_interrupted_build_is_done_again(tmp_path, monkeypatch):
 
 
 def test_says_what_disagrees(built, tmp_path):
-    with pytest.raises(UserError, match=r"video has shape \(80, 24, 24, 3\) but the configured clip .* \(80, 32, 32, 3\)"):
+    with pytest.raises(UserError, match=r"video has shape \(80, 24, 24, 3\) but .* asks for \(80, 32, 32, 3\)"):
         TfdsSource(built, dataclasses.replace(TINY, video_px=32), "train")
     with pytest.raises(UserError, match="no split 'valid', only"):
         TfdsSource(built, TINY, "valid")

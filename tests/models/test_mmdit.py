@@ -1,10 +1,10 @@
 """The MM-DiT against reference tensors of the released architecture, and against facts that need none."""
 
-import json
 import pathlib
 
 from flax import linen as nn
 from flax import traverse_util
+from golden_files import SMALL, load, relative_error, weights
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,14 +27,12 @@ from msg_jax.models.mmdit import (
 )
 from msg_jax.types import Conditions
 
-SMALL = pathlib.Path(__file__).parents[1] / "golden"
 TINY_CONFIG = MMDiTConfig.for_clip(
     TINY, clip_dim=12, sync_dim=10, text_dim=6, hidden=96, heads=4, joint_depth=1, fused_depth=1
 )
 
 
-def golden_config(file) -> MMDiTConfig:
-    c = json.loads(str(file["config"]))
+def to_config(c: dict) -> MMDiTConfig:
     return MMDiTConfig(
         latent_channels=c["latent_dim"], latent_tokens=c["latent_seq_len"], clip_tokens=c["clip_seq_len"],
         sync_tokens=c["sync_seq_len"], text_tokens=c["text_seq_len"], clip_dim=c["clip_dim"], sync_dim=c["sync_dim"],
@@ -43,16 +41,13 @@ def golden_config(file) -> MMDiTConfig:
     )
 
 
-def relative(ours, reference) -> float:
-    return float(np.linalg.norm(np.asarray(ours) - reference) / np.linalg.norm(reference))
-
-
 class Golden:
-    def __init__(self, path: pathlib.Path):
-        self.file = np.load(path)
-        tensors = {name[6:]: self.file[name] for name in self.file.files if name.startswith("param/")}
-        self.config = golden_config(self.file)
-        self.model, self.variables = from_torch("mmdit", tensors, self.config)
+    """A reference network: its tensors, our module of the same configuration, and what goes into it."""
+
+    def __init__(self, name: str, folder: pathlib.Path = SMALL):
+        self.file, config = load(name, folder)
+        self.config = to_config(config)
+        self.model, self.variables = from_torch("mmdit", weights(self.file), self.config)
         self.conditions = Conditions(*(self.file[f"in/{name}_f"] for name in ("clip", "sync", "text")))
         self.null = self.model.apply(self.variables, 2, method="null_conditions")
 
@@ -61,7 +56,7 @@ class Golden:
 def golden(request) -> Golden:
     size, version = request.param.split("/")
     folder = SMALL if size == "small" else request.getfixturevalue("shared") / "golden"
-    return Golden(folder / f"mmdit_{version}.npz")
+    return Golden(f"mmdit_{version}", folder)
 
 
 def test_processed_conditions(golden):
@@ -69,29 +64,29 @@ def test_processed_conditions(golden):
     for prefix, conditions in {"cond": golden.conditions, "empty": golden.null}.items():
         processed = preprocess(conditions)
         for name in ("clip", "sync", "text"):
-            assert relative(getattr(processed, name), golden.file[f"{prefix}/{name}_f"]) < 2e-5, (prefix, name)
+            assert relative_error(getattr(processed, name), golden.file[f"{prefix}/{name}_f"]) < 2e-5, (prefix, name)
 
 
 def test_velocity(golden):
     apply = jax.jit(golden.model.apply)
     for key, conditions in {"out/flow": golden.conditions, "out/flow_empty": golden.null}.items():
         velocity = apply(golden.variables, golden.file["in/latent"], golden.file["in/t"], conditions)
-        assert relative(velocity, golden.file[key]) < 2e-5, key
+        assert relative_error(velocity, golden.file[key]) < 2e-5, key
 
 
 def test_guided_sample_and_unnormalize(golden):
     sample = jax.jit(lambda v, c, x: sampling.sample(golden.model, v, c, x, steps=25, guidance_scale=4.5))
     latents = sample(golden.variables, golden.conditions, golden.file["in/latent"])
-    assert relative(latents, golden.file["out/sample_euler25_cfg4.5"]) < 2e-5
+    assert relative_error(latents, golden.file["out/sample_euler25_cfg4.5"]) < 2e-5
     raw = golden.model.apply(golden.variables, latents, method="unnormalize")
-    assert relative(raw, golden.file["out/sample_unnormalized"]) < 2e-5
-    assert relative(golden.model.apply(golden.variables, raw, method="normalize"), latents) < 1e-6
+    assert relative_error(raw, golden.file["out/sample_unnormalized"]) < 2e-5
+    assert relative_error(golden.model.apply(golden.variables, raw, method="normalize"), latents) < 1e-6
 
 
 def test_loss_and_gradient_norm_of_every_parameter(golden):
     file, model = golden.file, golden.model
     data, noise, t = file["train/data"], file["train/noise"], file["in/t"]
-    assert relative(flow.interpolate(data, noise, t), file["train/xt"]) < 1e-6
+    assert relative_error(flow.interpolate(data, noise, t), file["train/xt"]) < 1e-6
 
     @jax.jit
     @jax.value_and_grad
@@ -103,8 +98,8 @@ def test_loss_and_gradient_norm_of_every_parameter(golden):
     value, gradients = loss(golden.variables["params"])
     assert float(value) == pytest.approx(file["train/loss_per_item"].mean(), rel=2e-5)
     gradients = traverse_util.flatten_dict({"params": gradients}, sep="/")
-    entries = [entry for entry in table(golden.config) if f"gradnorm/{entry.names}" in file.files]
-    assert len(entries) == sum(name.startswith("gradnorm/") for name in file.files) > 90
+    entries = [entry for entry in table(golden.config) if f"gradnorm/{entry.names}" in file]
+    assert len(entries) == sum(name.startswith("gradnorm/") for name in file) > 90
     for entry in entries:
         reference = float(file[f"gradnorm/{entry.names}"])
         assert float(jnp.linalg.norm(gradients[entry.path])) == pytest.approx(reference, rel=1e-3), entry.names
@@ -176,11 +171,11 @@ def test_odd_shapes_of_the_tiny_preset_train_every_parameter(tiny):
 
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
-    golden = Golden(SMALL / "mmdit_v1.npz")
+    golden = Golden("mmdit_v1")
     model = MMDiT(golden.config, dtype=jnp.bfloat16)
     velocity = jax.jit(model.apply)(golden.variables, golden.file["in/latent"], golden.file["in/t"], golden.conditions)
     assert velocity.dtype == jnp.float32
-    assert 1e-4 < relative(velocity, golden.file["out/flow"]) < 0.1
+    assert 1e-4 < relative_error(velocity, golden.file["out/flow"]) < 0.1
     shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(golden.config))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
@@ -211,6 +206,8 @@ def test_condition_dropout_is_per_item_and_keeps_a_video_whole():
     video, text = 1 - dropped.clip[:, 0, 0], 1 - dropped.text[:, 0, 0]
     assert float(video.mean()) == pytest.approx(0.1, abs=0.015) and float(text.mean()) == pytest.approx(0.1, abs=0.015)
     assert float((video * text).mean()) == pytest.approx(0.01, abs=0.006)
+    always = drop_conditions(jax.random.key(0), ones, zeros, 0.0, text_rate=1.0)
+    assert always.clip.all() and always.sync.all() and not always.text.any()
 
 
 def test_nearest_exact_by_hand():

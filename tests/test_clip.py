@@ -1,0 +1,25 @@
+"""Every derived length against the published ones (MMAudio's sequence configurations)."""
+
+import dataclasses
+
+import pytest
+
+from msg_jax.clip import ClipSpec, MMAUDIO_16K, MMAUDIO_44K, TINY
+
+LENGTHS = ("video_frames", "clip_video_frames", "sync_tokens", "latent_tokens", "mel_frames", "audio_samples")
+
+
+@pytest.mark.parametrize(("spec", "lengths"), [
+    (MMAUDIO_16K, (200, 64, 192, 250, 500, 128_000)),
+    (MMAUDIO_44K, (200, 64, 192, 345, 690, 353_280)),
+    (TINY, (80, 20, 80, 40, 160, 51_200)),
+])
+def test_lengths_are_the_published_ones(spec, lengths):
+    assert tuple(getattr(spec, name) for name in LENGTHS) == lengths
+
+
+def test_a_spec_survives_a_dict_and_names_the_field_that_differs():
+    assert ClipSpec.from_dict(MMAUDIO_44K.to_dict()) == MMAUDIO_44K
+    assert TINY.difference(TINY) is None
+    other = dataclasses.replace(TINY, mel=dataclasses.replace(TINY.mel, hop_samples=256))
+    assert TINY.difference(other) == "mel.hop_samples is 320 here, 256 there"
