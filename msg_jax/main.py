@@ -1,5 +1,6 @@
 """python -m msg_jax.main --config=configs/avp_rpo.py[:PRESET] [--workdir=DIR] [--config.FIELD=VALUE ...]"""
 
+import re
 import sys
 
 from absl import app, flags
@@ -14,10 +15,17 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept (default:
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with every mistake in a flag or a config told in one sentence and exit code 2."""
     try:
-        flags.mark_flag_as_required("config")
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        if flags.FLAGS.config is None:
+            fail("--config is required, for example --config=configs/avp_rpo.py:smoke.")
+        _ = flags.FLAGS.config.stages  # a config file that could not be loaded says so when it is first read
+        return rest
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        fail(" ".join(str(error.args[0] if error.args else error).split()))
+        # ml_collections quotes one message inside another, a whole traceback at worst: its last line is what was wrong.
+        text = str(error).replace("\\n", "\n").replace("\\'", "'").strip(" '\"\n")
+        several = "Traceback" in text or "Attempted" in text
+        sentence = text.splitlines()[-1].strip() if several else " ".join(text.split())
+        fail(re.sub(r"^(\w+)' Did you mean (.*) instead of .*", r"--config has no field \1: did you mean \2?", sentence))
 
 
 def fail(sentence: str) -> None:

@@ -33,7 +33,9 @@ def encoder(clip: ClipSpec) -> condition_encoder.ConditionEncoder:
     return condition_encoder.ConditionEncoder(condition_encoder.ConditionEncoderConfig(clip))
 
 
-def encode_frames(config: ConfigDict, clip: ClipSpec, params: Params, video: Array, clip_video: Array) -> tuple[Array, Array]:
+def encode_frames(
+    config: ConfigDict, clip: ClipSpec, params: Params, video: Array, clip_video: Array
+) -> tuple[Array, Array]:
     """Clip features (B, clip_video_frames, D) and sync features (B, sync_tokens, D) of frames in [-1, 1]."""
     if config.encoders.kind == "sf_cavp":
         slow, fast = reward_model(config, clip).apply({"params": params}, video, method="video_features")
@@ -52,11 +54,16 @@ def generator(config: ConfigDict, clip: ClipSpec, feature_dims: dict[str, int], 
     return MMDiT(
         MMDiTConfig.for_clip(
             clip, clip_dim=feature_dims["clip"], sync_dim=feature_dims["sync"], text_dim=feature_dims["text"],
-            hidden=section.hidden, heads=section.heads, joint_depth=section.joint_depth, fused_depth=section.fused_depth,
-            v2=section.v2,
+            hidden=section.hidden, heads=section.heads, joint_depth=section.joint_depth,
+            fused_depth=section.fused_depth, v2=section.v2,
         ),
         dtype=dtype,
     )
+
+
+def compute_dtype() -> jnp.dtype:
+    """bfloat16 where the device has it; on a CPU it is several times slower than float32."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
 def to_unit(frames: Array) -> Array:

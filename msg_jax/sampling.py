@@ -4,7 +4,10 @@ A `model` here is any Flax module with MM-DiT's three methods `preprocess`, `vel
 are normalised, as the network sees them; `model.unnormalize` gives them back to the codec.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import functools
+import itertools
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -94,58 +97,69 @@ def window_starts(length: int, window: int, hop: int) -> tuple[int, ...]:
     return (*range(0, length - window, hop), length - window)
 
 
-def blend_windows(velocity_fn: VelocityFn, starts: Sequence[int], window: int) -> VelocityFn:
-    """A velocity for one long clip out of the velocities of its windows.
+def blend(windows: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+    """One sequence (length, C) out of overlapping windows (len(starts), window, C), the last of which ends it.
 
-    `velocity_fn` takes the windows as a batch (len(starts), window, C); the result takes (1, length, C). Where windows
-    overlap, their velocities are averaged with triangular weights at every solver step, so that neighbours agree on
-    what they share (MultiDiffusion, Bar-Tal et al., arXiv 2302.08113).
+    Where windows overlap they are averaged with triangular weights, so that none is heard to begin or end.
     """
-    positions = np.asarray(starts)[:, None] + np.arange(window)
-    ramp = np.minimum(np.arange(window) + 1, window - np.arange(window)).astype(np.float32)
-    total = np.bincount(positions.ravel(), np.tile(ramp, len(starts))).astype(np.float32)
-    weights = (ramp / total[positions])[..., None]
+    window = windows.shape[1]
+    ramp = np.minimum(np.arange(window) + 1, window - np.arange(window)).astype(np.float32)[:, None]
+    total = np.zeros((starts[-1] + window, windows.shape[2]), np.float32)
+    weights = np.zeros((starts[-1] + window, 1), np.float32)
+    for start, values in zip(starts, windows):
+        total[start : start + window] += ramp * values
+        weights[start : start + window] += ramp
+    return total / weights
 
-    def velocity(x_t, t):
-        windows = velocity_fn(x_t[0, positions], jnp.broadcast_to(t, len(starts)))
-        return jnp.zeros_like(x_t).at[0, positions].add(weights * windows)
 
-    return velocity
+def chunks(tree: Any, size: int) -> Iterator[Any]:
+    """A tree of arrays (rows, ...) in pieces of `size` rows: the last is filled up with the last row."""
+    rows = jax.tree.leaves(tree)[0].shape[0]
+    for start in range(0, rows, size):
+        index = np.minimum(np.arange(start, start + size), rows - 1)
+        yield jax.tree.map(lambda a, index=index: np.asarray(a)[index], tree)
 
 
 def sample_windows(
     model: nn.Module, variables: Params, conditions: Conditions, noise: Array, starts: Sequence[int], *,
     steps: int = 25, guidance_scale: float = 4.5, solver: str = "euler", negative_text: Array | None = None,
     windows_at_once: int = 4,
-) -> Array:
+) -> np.ndarray:
     """Latents (1, length, C) of one clip longer than the network's own, for noise of that shape.
 
     The conditions' batch is the windows that begin at `starts` (from `window_starts`); all windows are denoised
-    together and blended at every step (`blend_windows`). The network runs on `windows_at_once` windows at a time, so
-    its memory does not grow with the clip. `negative_text` (1, text_tokens, D) is as in `sample`.
+    together, their velocities blended at every solver step, so that neighbours agree on what they share
+    (MultiDiffusion, Bar-Tal et al., arXiv 2302.08113). `negative_text` (1, text_tokens, D) is as in `sample`.
+
+    The solver's loop runs on the host and the network on `windows_at_once` windows at a time: neither its memory nor its
+    compiled program depends on the clip's length.
     """
-    window = model.config.latent_tokens
+    null = _process(model, variables, model.apply(variables, windows_at_once, negative_text, method="null_conditions"))
+    processed = [_process(model, variables, chunk) for chunk in chunks(conditions, windows_at_once)]
+    positions = np.asarray(starts)[:, None] + np.arange(model.config.latent_tokens)
 
-    def process(conditions):
-        return model.apply(variables, conditions, method="preprocess")
+    def velocity(x, t):
+        times = np.full(windows_at_once, t, np.float32)
+        outputs = [
+            _window_velocity(model, variables, x_t, times, cond, null, guidance_scale)
+            for x_t, cond in zip(chunks(x[0, positions], windows_at_once), processed)
+        ]
+        return blend(np.concatenate(outputs)[: len(starts)], starts)[None]
 
-    null = process(model.apply(variables, windows_at_once, negative_text, method="null_conditions"))
-    processed = _map_chunks(process, conditions, windows_at_once)
-
-    def chunk_velocity(inputs):
-        x_t, t, cond = inputs
-        velocity = guided(lambda *args: model.apply(variables, *args, method="velocity"), cond, null, guidance_scale)
-        return velocity(x_t, t)
-
-    def velocity(x_t, t):
-        return _map_chunks(chunk_velocity, (x_t, t, processed), windows_at_once)
-
-    return integrate(blend_windows(velocity, starts, window), noise, steps=steps, solver=solver)
+    x = np.asarray(noise)
+    for start, end in itertools.pairwise(solver_times(steps)):
+        x = SOLVERS[solver](velocity, x, start, end - start)
+    return x
 
 
-def _map_chunks(function: Callable, inputs, size: int):
-    """`function` over the leading axis, always `size` rows at a time: the last chunk is filled up with the last row."""
-    rows = jax.tree.leaves(inputs)[0].shape[0]
-    index = np.minimum(np.arange(-(-rows // size) * size), rows - 1).reshape(-1, size)
-    outputs = jax.lax.map(function, jax.tree.map(lambda a: a[index], inputs))
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:rows], outputs)
+@functools.partial(jax.jit, static_argnums=0)
+def _process(model: nn.Module, variables: Params, conditions: Conditions):
+    return model.apply(variables, conditions, method="preprocess")
+
+
+@functools.partial(jax.jit, static_argnames=("model", "guidance_scale"))
+def _window_velocity(model, variables, x_t, t, processed, null, guidance_scale):
+    def velocity_fn(*args):
+        return model.apply(variables, *args, method="velocity")
+
+    return guided(velocity_fn, processed, null, guidance_scale)(x_t, t)

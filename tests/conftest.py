@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -21,3 +23,29 @@ def shared() -> pathlib.Path:
     if not SHARED.is_dir():
         pytest.skip("no ../shared folder beside the project: large reference tensors and real videos are not here")
     return SHARED
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line of `python -m msg_jax.main` with the smoke preset of the main job."""
+    return [sys.executable, "-m", "msg_jax.main", "--config=configs/avp_rpo.py:smoke", *arguments]
+
+
+def environment() -> dict[str, str]:
+    """One device, as a user has it, and the tests' compile cache."""
+    root = str(pathlib.Path(__file__).parents[1])
+    return os.environ | {"XLA_FLAGS": "", "PYTHONPATH": root, "JAX_COMPILATION_CACHE_DIR": str(_CACHE)}
+
+
+@pytest.fixture(scope="session")
+def scenes_cache(tmp_path_factory) -> pathlib.Path:
+    """Where the session's runs keep the scenes they write."""
+    return tmp_path_factory.mktemp("scenes")
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory, scenes_cache) -> pathlib.Path:
+    """The folder of a finished main job at the smoke preset. Read it; copy it before changing anything."""
+    workdir = tmp_path_factory.mktemp("smoke") / "run"
+    arguments = command(f"--workdir={workdir}", f"--config.data.cache={scenes_cache}")
+    subprocess.run(arguments, env=environment(), check=True, cwd=pathlib.Path(__file__).parents[1])
+    return workdir

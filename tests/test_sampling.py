@@ -118,21 +118,24 @@ def test_window_starts_cover_the_clip_and_end_with_it():
 
 def test_blend_by_hand():
     """Two windows of 4, two tokens shared: triangular weights 1 2 2 1 give the first window 2/3, then 1/3."""
-    constants = jnp.array([0.0, 3.0])[:, None, None]
-    velocity = sampling.blend_windows(lambda x, t: jnp.broadcast_to(constants, x.shape), (0, 2), 4)
-    np.testing.assert_allclose(velocity(jnp.zeros((1, 6, 1)), jnp.zeros(1))[0, :, 0], [0, 0, 1, 2, 3, 3], rtol=1e-6)
+    windows = np.broadcast_to(np.array([0.0, 3.0])[:, None, None], (2, 4, 1))
+    np.testing.assert_allclose(sampling.blend(windows, (0, 2))[:, 0], [0, 0, 1, 2, 3, 3], rtol=1e-6)
+
+
+class Local(Toy):
+    """A velocity that is the same function of every token, whatever is around it."""
+
+    def velocity(self, x_t, t, processed):
+        return jnp.sin(3 * x_t) + t[:, None, None]
 
 
 @pytest.mark.parametrize("hop", [5, 13, 20])
 def test_a_field_that_ignores_position_does_not_notice_the_windows(hop):
-    def field(x, t):
-        return jnp.sin(3 * x) + t[:, None, None]
-
-    noise = jax.random.normal(jax.random.key(0), (1, 67, 2))
-    blended = sampling.blend_windows(field, sampling.window_starts(67, 20, hop), 20)
-    np.testing.assert_allclose(
-        sampling.integrate(blended, noise, steps=5), sampling.integrate(field, noise, steps=5), atol=1e-5
-    )
+    starts = sampling.window_starts(107, WINDOW, hop)
+    noise = normal(1, 107, 2)
+    whole = sampling.integrate(lambda x, t: Local().velocity(x, t, None), noise, steps=5)
+    blended = sampling.sample_windows(Local(), {}, random_conditions(len(starts)), noise, starts, steps=5)
+    np.testing.assert_allclose(blended, whole, atol=1e-4)
 
 
 def test_one_window_is_the_plain_sample():

@@ -17,7 +17,7 @@ def from_tensors(
     UserError if there is no such preset, and as `weights.fill` does.
     """
     if config is None:
-        config = _preset_of(tensors, source)
+        config = preset_of(tensors, source)
     elif isinstance(config, str):
         if config not in PRESETS:
             raise UserError(f"{config!r} is no preset of the MM-DiT: choose one of {', '.join(PRESETS)}")
@@ -89,7 +89,8 @@ def _stream(path: str, name: str, heads: int, layer: str | None) -> list[Entry]:
     ]
 
 
-def _preset_of(tensors: Tensors, source: str) -> MMDiTConfig:
+def preset_of(tensors: Tensors, source: str) -> MMDiTConfig:
+    """The released preset that these tensors are; `source` names their file in the UserError if there is none."""
     def depth(prefix: str) -> int:
         return len({name.split(".")[1] for name in tensors if name.startswith(prefix)})
 

@@ -16,7 +16,7 @@ _OTHER_PARTS = ("afeat_extractor.", "aproj.", "vproj.", "transformer.")
 def from_tensors(
     tensors: Tensors, config: SynchformerConfig | str | None = None, source: str = "checkpoint"
 ) -> tuple[Synchformer, Params]:
-    """The visual encoder and its variables (`params`, float32); the rest of the file, audio encoder and heads, is left out.
+    """The visual encoder and its variables (`params`, float32); the rest of the file is left out.
 
     `config` is a configuration, the name of a preset, or None for the preset of the tensors' shapes. Raises UserError
     if there is no such preset, and as `weights.fill` does.

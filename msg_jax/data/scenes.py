@@ -590,7 +590,7 @@ class ScenesSource:
     size: int
     seed: int = 0
     class_names: tuple[str, ...] = CLASS_NAMES
-    skipped: tuple = ()
+    skipped: list[dict] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
         return self.size

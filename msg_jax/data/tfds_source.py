@@ -74,7 +74,7 @@ def _check(name: str, features: tfds.features.FeaturesDict, clip: ClipSpec) -> N
     }
     for field, (shape, dtypes) in expected.items():
         if field not in features:
-            raise UserError(f"{name} has no feature {field!r}; a record has {", ".join(expected)}")
+            raise UserError(f"{name} has no feature {field!r}; a record has {', '.join(expected)}")
         stored = features[field]
         if tuple(stored.shape) != shape:
             raise UserError(f"{name}: {field} has shape {tuple(stored.shape)} but the configured clip asks for {shape}")

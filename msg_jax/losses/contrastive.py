@@ -3,9 +3,10 @@
 All are InfoNCE (CLIP's symmetric cross-entropy) and differ in what is compared and against what. `scale` is the inverse
 temperature, > 0.
 
-`axis_name` makes the negatives global: under `jax.shard_map` over that axis (or axes) every device holds B local items,
-gathers the other modality from all devices, computes its own rows and columns, and the mean over devices is returned. Loss
-and gradients then equal those of one device with the whole batch. None means that the batch at hand is the whole one.
+`axis_name` makes the negatives global: under `jax.shard_map` over that axis (or axes) every device holds B local
+items, gathers the other modality from all devices, computes its own rows and columns, and the mean over devices is
+returned. Loss and gradients then equal those of one device with the whole batch. None means that the batch at hand is
+the whole one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,8 +37,8 @@ def dynamic_info_nce(
 ) -> tuple[Array, Array]:
     """`symmetric_info_nce` of (B, T, D) sequences on the mean-of-time cosine; `lags` (steps, not 0) add negatives.
 
-    Besides the other clips, each clip competes with itself shifted by every lag. Both streams keep their features and only
-    the comparison slides, so that a lag costs one inner product and has no edge to be recognised by.
+    Besides the other clips, each clip competes with itself shifted by every lag. Both streams keep their features and
+    only the comparison slides, so that a lag costs next to nothing and has no edge to be recognised by.
     """
     batch, steps, _ = video.shape
     shifted = scale * lagged_cosines(video, audio, lags) if lags else None
@@ -50,7 +51,7 @@ def window_info_nce(video: Array, audio: Array, scale: Array, axis_name: AxisNam
 
 
 def within_video_info_nce(video: Array, audio: Array, scale: Array, axis_name: AxisName = None) -> tuple[Array, Array]:
-    """`symmetric_info_nce` inside each video: (B, K, D) embeddings of K windows cut from one video (CAVP, Diff-Foley)."""
+    """`symmetric_info_nce` inside each video: (B, K, D), K windows cut from one video (CAVP, Diff-Foley)."""
     loss, accuracy = jax.vmap(lambda v, a: symmetric_info_nce(v, a, scale))(video, audio)
     return _mean((loss.mean(), accuracy.mean()), axis_name)
 
@@ -62,14 +63,8 @@ def lagged_cosines(video: Array, audio: Array, lags: Sequence[int]) -> Array:
     >>> lagged_cosines(steps, jnp.roll(steps, 1, axis=1), (0, 1)).tolist()
     [[0.0, 1.0]]
     """
-    steps = video.shape[1]
-
-    def cosine(lag: int) -> Array:
-        overlap = steps - abs(lag)
-        first, second = lax.slice_in_dim(video, max(-lag, 0), max(-lag, 0) + overlap, axis=1), audio
-        return jnp.einsum("btd,btd->b", first, second[:, max(lag, 0) : max(lag, 0) + overlap]) / overlap
-
-    return jnp.stack([cosine(lag) for lag in lags], axis=1)
+    cosines = jnp.einsum("btd,bsd->bts", video, audio)  # a lag is a diagonal: one matmul serves them all
+    return jnp.stack([jnp.diagonal(cosines, lag, 1, 2).mean(axis=1) for lag in lags], axis=1)
 
 
 def sf_cavp_loss(
@@ -78,8 +73,8 @@ def sf_cavp_loss(
 ) -> tuple[Array, dict[str, Array]]:
     """Weighted sum of the `semantic`, `dynamic` and `window` losses, and every term and accuracy apart.
 
-    `video` and `audio` have fields `semantic` (B, D), `dynamic` (B, T, D) and `local` (B, W, D) of unit norm; `scales` and
-    `weights` are keyed by the names of the terms.
+    `video` and `audio` have fields `semantic` (B, D), `dynamic` (B, T, D) and `local` (B, W, D) of unit norm;
+    `scales` and `weights` are keyed by the names of the terms.
     """
     terms = {
         "semantic": symmetric_info_nce(video.semantic, audio.semantic, scales["semantic"], axis_name),

@@ -23,6 +23,10 @@ from msg_jax.types import Array, Params
 class Codec(Protocol):
     clip: ClipSpec
 
+    @property
+    def context_frames(self) -> int:
+        """Mel frames on either side that a sample of `vocode` depends on: beyond them a clip may be cut without a trace."""
+
     def encode(self, log_mel: Array) -> Array: ...
 
     def decode(self, latents: Array) -> Array: ...
@@ -48,6 +52,12 @@ class PcaCodec(nn.Module):
         self.components = self.param("components", zeros, (patch, channels))
         self.scale = self.param("scale", nn.initializers.ones_init(), ())
         self.mel_basis = self.param("mel_basis", zeros, (bands, self.clip.mel.n_fft // 2 + 1))
+
+    @property
+    def context_frames(self) -> int:
+        """Each Griffin-Lim iteration carries phases as far as frames overlap, and no further."""
+        overlapping = -(-self.clip.mel.n_fft // self.clip.mel.hop_samples)
+        return (overlapping - 1) * self.vocoder_iterations + overlapping
 
     def encode(self, log_mel: Array) -> Array:
         batch, frames, bands = log_mel.shape

@@ -1,8 +1,9 @@
 """The tiny preset's own condition encoders: what CLIP and Synchformer are to the full-size model.
 
-They are trained apart from SF-CAVP on purpose: a base model conditioned on the reward's own features leaves the reward nothing
-to find. The visual encoders learn to regress the audio latents and the loudness envelope of the same clip from its frames; the
-heads that do so are used in pretraining alone. The text encoder has no weights: words are hashed to fixed random vectors.
+They are trained apart from SF-CAVP on purpose: a base model conditioned on the reward's own features leaves the
+reward nothing to find. The visual encoders learn to regress the audio latents and the loudness envelope of the same
+clip from its frames; the heads that do so are used in pretraining alone. The text encoder has no weights: words are
+hashed to fixed random vectors.
 """
 
 from collections.abc import Sequence
@@ -39,8 +40,8 @@ class ConditionEncoderConfig:
         clip = self.clip
         if clip.sync_tokens != clip.video_frames or clip.video_frames % clip.latent_tokens:
             raise ValueError(
-                f"condition_encoder wants one sync token per video frame and whole frames per latent token, but the clip has "
-                f"{clip.sync_tokens} sync tokens, {clip.video_frames} frames and {clip.latent_tokens} latent tokens"
+                "condition_encoder wants one sync token per video frame and whole frames per latent token, but the "
+                f"clip has {clip.sync_tokens} sync tokens, {clip.video_frames} frames and {clip.latent_tokens} latent tokens"
             )
 
 
@@ -101,10 +102,10 @@ def pretraining_loss(output: PretrainingOutput, latents: Array, envelope: Array)
 
 
 def embed_text(captions: Sequence[str], tokens: int, dim: int) -> np.ndarray:
-    """Captions to (B, tokens, dim) float32: one fixed standard-normal vector per lower-cased word, zeros after the last.
+    """Captions to (B, tokens, dim) float32: a fixed standard-normal vector per lower-cased word, then zeros.
 
-    The vector depends on the word's CRC-32 alone, so it is the same on every machine. Words beyond `tokens` are dropped; an
-    empty caption is all zeros.
+    The vector depends on the word's CRC-32 alone, so it is the same on every machine. Words beyond `tokens` are
+    dropped; an empty caption is all zeros.
     """
     embeddings = np.zeros((len(captions), tokens, dim), np.float32)
     for row, caption in zip(embeddings, captions):

@@ -86,8 +86,9 @@ def drop_conditions(
 ) -> Conditions:
     """Replaces video and text, each item and each of the two on its own, by `null`.
 
-    Video goes with probability `rate`, text with `text_rate` (default: the same). Clip and sync features are two views of one video and go together, so that the
-    all-null input that guidance needs is met in training `rate * text_rate` of the time (MMAudio, section 3.4).
+    Video goes with probability `rate`, text with `text_rate` (default: the same). Clip and sync features are two views
+    of one video and go together, so that the all-null input that guidance needs is met in training
+    `rate * text_rate` of the time (as in MMAudio's released trainer).
     """
     batch = conditions.clip.shape[0]
     rates = jnp.array([rate, rate if text_rate is None else text_rate])[:, None, None, None]
@@ -377,7 +378,7 @@ class MMDiT(nn.Module):
         return self.final(modulate(latent, *self.final_adaln(pooled))).astype(jnp.float32)
 
     def null_conditions(self, batch: int, text: Array | None = None) -> Conditions:
-        """The learned "nothing given", for guidance; `text` (B or 1, text_tokens, D), if given, is a negative prompt."""
+        """The learned "nothing given", for guidance; `text` (B or 1, text_tokens, D) is a negative prompt."""
         c = self.config
         text = self.empty_text.value if text is None else text
         return Conditions(

@@ -3,13 +3,13 @@
 Two SlowFast networks of one architecture, one for video and one for log-mel, and three heads on each:
 
 - **semantic** (B, D): slow features, mean over time, linear. *What* is heard and seen.
-- **dynamic** (B, T, D): fast features resampled to one common rate, linear per step. *When* it happens. Never pooled over time
-  before it is compared: pooling throws away the timing the fast stream exists for.
-- **local** (B, W, D): short windows of fast features alone. *Which event when*; the slow stream is kept out because its long
-  receptive field lets a window be recognised by its surroundings instead of its content.
+- **dynamic** (B, T, D): fast features resampled to one common rate, linear per step. *When* it happens. Never pooled
+  over time before it is compared: pooling throws away the timing the fast stream exists for.
+- **local** (B, W, D): short windows of fast features alone. *Which event when*; the slow stream is kept out because
+  its long receptive field lets a window be recognised by its surroundings instead of its content.
 
-All embeddings have unit norm, so inner products are cosines. The paper names the two streams and the cosine reward; widths,
-rates, weights and the window head are ours.
+All embeddings have unit norm, so inner products are cosines. The paper names the two streams and the cosine reward;
+widths, rates, weights and the window head are ours.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class SFCAVPOutput(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class RewardWeights:
-    """Weights of the cosines in the reward. Semantic and dynamic as settled for the paper; window ranks candidates best."""
+    """Weights of the cosines in the reward: half semantic and half dynamic, plus the term that ranks candidates best."""
 
     semantic: float = 0.5
     dynamic: float = 0.5
@@ -56,7 +56,7 @@ class RewardWeights:
 
 @dataclasses.dataclass(frozen=True)
 class SFCAVPConfig:
-    """Rates come from `clip`; the networks take any length. `r50` wants a 100 Hz, 128-band mel to match the paper's audio."""
+    """Rates come from `clip`; the networks take any length."""
 
     clip: ClipSpec = TINY
     video: SlowFastConfig = VIDEO_TINY
@@ -182,7 +182,7 @@ def _centred(mel: Array, spec: MelSpec) -> Array:
 
 
 def _resample(x: Array, scale: float, steps: int) -> Array:
-    """(B, T, D) -> (B, steps, D) at `scale` times the rate, linear and low-passed; instants keep their time in seconds."""
+    """(B, T, D) -> (B, steps, D) at `scale` times the rate, linear, low-passed; instants keep their seconds."""
     if scale == 1 and steps == x.shape[1]:
         return x
     return jax.image.scale_and_translate(

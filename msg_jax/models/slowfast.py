@@ -1,19 +1,22 @@
 """SlowFast: two streams over one input, a slow one that sees *what* and a fast one that sees *when*.
 
-One network serves both modalities: video (B, T, H, W, 3), as in Feichtenhofer et al. 2019 (arXiv 1812.03982), and log-mel
-seen as a film of one-pixel-wide, one-channel frames (B, T, M, 1, 1), as in Kazakos et al. 2021 (arXiv 2103.03516).
+One network serves both modalities: video (B, T, H, W, 3), as in Feichtenhofer et al. 2019 (arXiv 1812.03982), and
+log-mel seen as a film of one-pixel-wide, one-channel frames (B, T, M, 1, 1), as in Kazakos et al. 2021 (arXiv
+2103.03516).
 
 Three departures from the papers, each for a reason:
 
-- **GroupNorm inside each frame instead of BatchNorm.** BatchNorm carries running averages beside the parameters, couples
-  the clips of a batch and has to be synchronised across devices, which for a contrastive loss also leaks which clips go
-  together. Statistics over one frame (space and a group of channels) keep the network a pure function of its parameters,
-  indifferent to batch and clip length, and leave its receptive field in time exact: nothing outside it can matter.
-- **Factored convolutions.** A bottleneck is (k,1,1), (1,h,w), (1,1,1) in the papers too; here the first is a 2-D convolution
-  over (time, all of space) and the second one with time folded into the batch, several times faster than a 3-D
-  convolution on a CPU and no slower elsewhere. Only an unfactored fast stem is a true 3-D convolution.
-- **The slow stream's input is low-passed before it is subsampled** (`slow_window`). Plain subsampling of a spectrogram makes
-  slow features depend on where the grid falls on an onset.
+- **GroupNorm inside each frame instead of BatchNorm.** BatchNorm carries running averages beside the parameters,
+  couples the clips of a batch and has to be synchronised across devices, which for a contrastive loss also leaks
+  which clips go together. Statistics over one frame (space and a group of channels) keep the network a pure function
+  of its parameters, indifferent to batch and clip length, and leave its receptive field in time exact: nothing
+  outside it can matter. A block normalises once, where it is narrow, and starts as the identity: on a CPU norms of
+  the wide outputs cost more than the convolutions.
+- **Factored convolutions.** A bottleneck is (k,1,1), (1,h,w), (1,1,1) in the papers too; here the first is a 2-D
+  convolution over (time, all of space) and the second one with time folded into the batch, several times faster than
+  a 3-D convolution on a CPU and no slower elsewhere. Only an unfactored fast stem is a true 3-D convolution.
+- **The slow stream's input is low-passed before it is subsampled** (`slow_window`). Plain subsampling of a
+  spectrogram makes slow features depend on where the grid falls on an onset.
 """
 
 import dataclasses
@@ -23,18 +26,19 @@ from flax import linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from msg_jax.models.layers import Conv
+from msg_jax.models.layers import Conv, Dense
 from msg_jax.types import Array
 
 _GROUP_SIZE = 8  # channels per GroupNorm group: divides every width of either stream
+_POINTWISE = ("conv_in", "conv_out")
 
 
 @dataclasses.dataclass(frozen=True)
 class SlowFastConfig:
     """Kernels and strides are (time, height, width); for audio height is frequency and width is 1.
 
-    Stage i has `depths[i]` bottleneck blocks of inner width `slow_width * 2**i` (slow) or 1/`beta_inv` of that (fast) and
-    `expansion` times as many outputs; space is halved between stages, time never. Defaults are the video R50.
+    Stage i has `depths[i]` bottleneck blocks of inner width `slow_width * 2**i` (slow) or 1/`beta_inv` of that (fast)
+    and `expansion` times as many outputs; space is halved between stages, time never. Defaults are the video R50.
     """
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
@@ -42,7 +46,7 @@ class SlowFastConfig:
     beta_inv: int = 8
     expansion: int = 4
     alpha: int = 4  # fast frames per slow frame
-    slow_window: int = 1  # frames of the low-pass before subsampling by alpha; 1 takes every alpha-th frame as the papers do
+    slow_window: int = 1  # frames of the low-pass before subsampling by alpha; 1 is none, as in the papers
     slow_kernels: tuple[int, ...] = (1, 1, 3, 3)
     fast_kernels: tuple[int, ...] = (3, 3, 3, 3)
     spatial_kernel: tuple[int, int] = (3, 3)
@@ -82,20 +86,20 @@ AUDIO_R50 = SlowFastConfig(
     stem_strides=(2, 2, 1), pool_window=(3, 3, 1), pool_strides=(2, 2, 1),
 )
 _TINY = dict(
-    depths=(1, 1), slow_width=32, beta_inv=4, slow_kernels=(1, 3), fast_kernels=(3, 3),
+    depths=(1, 1), slow_width=32, beta_inv=4, expansion=2, slow_kernels=(1, 1), fast_kernels=(3, 3),
     factored_stem=True, pool_window=(1, 1, 1), pool_strides=(1, 1, 1), lateral_kernel=5,
 )
 VIDEO_TINY = SlowFastConfig(slow_stem=(1, 5, 5), fast_stem=(5, 5, 5), stem_strides=(1, 4, 4), **_TINY)
 AUDIO_TINY = SlowFastConfig(
-    slow_window=8, spatial_kernel=(3, 1), slow_stem=(1, 7, 1), fast_stem=(5, 7, 1), stem_strides=(2, 2, 1), **_TINY
+    slow_window=8, spatial_kernel=(3, 1), slow_stem=(1, 7, 1), fast_stem=(5, 7, 1), stem_strides=(2, 4, 1), **_TINY
 )
 
 
 def low_pass_subsample(x: Array, stride: int, window: int) -> Array:
     """Every `stride`-th frame of a Hann-weighted moving average: (B, T, ...) -> (B, ceil(T/stride), ...).
 
-    With `window = 2 * stride` neighbouring windows overlap by half and add up to one, so an event weighs the same wherever
-    it falls on the grid. `window = 1` is plain subsampling.
+    With `window = 2 * stride` neighbouring windows overlap by half and add up to one, so an event weighs the same
+    wherever it falls on the grid. `window = 1` is plain subsampling.
     """
     weights = np.sin(np.pi * (np.arange(window) + 0.5) / window) ** 2
     span = (math.ceil(x.shape[1] / stride) - 1) * stride
@@ -106,7 +110,7 @@ def low_pass_subsample(x: Array, stride: int, window: int) -> Array:
 
 
 class TimeConv(nn.Module):
-    """SAME convolution over time alone, kernel (kernel, 1, 1): (B, T, H, W, C) -> (B, ceil(T/stride), H, W, features)."""
+    """SAME convolution over time alone: (B, T, H, W, C) -> (B, ceil(T/stride), H, W, features)."""
 
     features: int
     kernel: int
@@ -125,7 +129,7 @@ class TimeConv(nn.Module):
 
 
 class SpaceConv(nn.Module):
-    """SAME convolution over space alone, kernel (1, *kernel): (B, T, H, W, C) -> (B, T, ceil(H/s), ceil(W/s), features)."""
+    """SAME convolution over space alone: (B, T, H, W, C) -> (B, T, ceil(H/s), ceil(W/s), features)."""
 
     features: int
     kernel: tuple[int, int]
@@ -145,14 +149,12 @@ class SpaceConv(nn.Module):
 class FrameNorm(nn.Module):
     """GroupNorm with the statistics of single frames: (B, T, H, W, C) -> the same."""
 
-    scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         frames = x.reshape(-1, *x.shape[2:])
-        norm = nn.GroupNorm(None, group_size=_GROUP_SIZE, dtype=self.dtype, scale_init=self.scale_init, name="norm")
-        return norm(frames).reshape(x.shape)
+        return nn.GroupNorm(None, group_size=_GROUP_SIZE, dtype=self.dtype, name="norm")(frames).reshape(x.shape)
 
 
 class Stem(nn.Module):
@@ -190,16 +192,15 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        strides, out = (self.stride, self.stride), self.width * self.expansion
+        features, strides = self.width * self.expansion, (self.stride, self.stride)
         y = TimeConv(self.width, self.time_kernel, dtype=self.dtype)(x)
         y = nn.relu(FrameNorm(dtype=self.dtype)(y))
-        y = SpaceConv(self.width, self.space_kernel, strides, dtype=self.dtype)(y)
-        y = nn.relu(FrameNorm(dtype=self.dtype)(y))
-        y = TimeConv(out, 1, dtype=self.dtype)(y)
-        # a block that starts as the identity lets a deep stack train without warm-up tricks
-        y = FrameNorm(scale_init=nn.initializers.zeros_init(), dtype=self.dtype)(y)
-        if y.shape != x.shape:
-            x = FrameNorm(dtype=self.dtype)(SpaceConv(out, (1, 1), strides, dtype=self.dtype)(x))
+        y = nn.relu(SpaceConv(self.width, self.space_kernel, strides, use_bias=True, dtype=self.dtype)(y))
+        # a branch that starts closed lets a deep stack train without normalising its wide outputs
+        y = Dense(features, _POINTWISE, dtype=self.dtype, kernel_init=nn.initializers.zeros_init(), name="expand")(y)
+        x = x[:, :, :: self.stride, :: self.stride]
+        if x.shape != y.shape:
+            x = Dense(features, _POINTWISE, use_bias=False, dtype=self.dtype, name="shortcut")(x)
         return nn.relu(x + y)
 
 

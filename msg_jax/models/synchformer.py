@@ -54,7 +54,7 @@ def cut_segments(video: Array, clip: ClipSpec) -> Array:
 class DividedAttention(nn.Module):
     """Attention along one axis of a grid of tokens, with a class token that sees and is seen by all of it.
 
-    x (B, 1 + R x C, D): the class token, then a grid (R, C) flattened; `along` is the axis, 0 or 1, that they attend to.
+    x (B, 1 + R x C, D): the class token, then a grid (R, C) flattened; tokens attend along axis 0 or 1 of it.
     """
 
     heads: int

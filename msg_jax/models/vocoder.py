@@ -1,8 +1,8 @@
 """BigVGAN (Lee et al., arXiv 2206.04658) and BigVGAN-v2: log-mel -> waveform, entirely convolutional.
 
 Two formulations make it fast on a CPU, where XLA has no fast depthwise or transposed convolution: the filters around
-each activation run on even and odd samples apart as shifted additions, which is 20 to 100 times faster than as depthwise
-convolutions, and an upsampling convolution yields all samples of a step as channels.
+each activation run on even and odd samples apart as shifted additions, which is 20 to 100 times faster than depthwise
+convolutions are, and an upsampling convolution yields all samples of a step as channels.
 """
 
 import dataclasses

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from msg_jax import train
+from msg_jax import networks, train
 from msg_jax.data.features import FeatureSource, FeatureWriter
 from msg_jax.errors import UserError
 from msg_jax.evaluation import events
@@ -24,7 +24,6 @@ from msg_jax.infra import checkpoint, logging, preemption
 from msg_jax.losses import flow
 from msg_jax.losses.preference import PairErrors, preference_loss
 from msg_jax.preference import pairs as pairing
-from msg_jax.stages import networks
 from msg_jax.stages.base import FlowTask, conditions_of, flow_loss
 from msg_jax.stages.common import Run
 from msg_jax.stages.generator import Generator

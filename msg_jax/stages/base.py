@@ -7,12 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from msg_jax import train
+from msg_jax import networks, train
 from msg_jax.data.features import FeatureSource
 from msg_jax.infra import checkpoint
 from msg_jax.losses import flow
 from msg_jax.models.mmdit import drop_conditions, example_inputs
-from msg_jax.stages import networks
 from msg_jax.stages.common import Run
 from msg_jax.types import Array, Conditions, Params
 

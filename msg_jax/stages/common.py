@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from msg_jax import networks
 from msg_jax.clip import ClipSpec
 from msg_jax.data import mel, pipeline
 from msg_jax.errors import UserError
 from msg_jax.infra import checkpoint, logging
 from msg_jax.infra import mesh as mesh_lib
-
-RECORD = "run.json"
+from msg_jax.infra.record import RECORD, read_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +73,7 @@ class Run:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """bfloat16 where the device has it; on a CPU it is several times slower than float32."""
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return networks.compute_dtype()
 
     def fit_options(self, section: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
         """The keyword arguments of `train.fit` that come from the config."""
@@ -97,11 +96,6 @@ def git_revision() -> str | None:
 def versions() -> dict[str, str]:
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-
-
-def read_record(folder: pathlib.Path) -> dict | None:
-    path = folder / RECORD
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +143,7 @@ def ensure(run: Run, stage: Stage, seed: int | None, upstream: dict[str, str]) -
     record = record or wanted | {
         "stage": stage.name, "finished": False, "git_revision": git_revision(), "versions": versions(), "seconds": 0.0,
         "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}", "clip_spec": run.clip.to_dict(),
+        "config": json.loads(run.config.to_json_best_effort()),
     }
     _write_record(folder, record)
     begun = time.monotonic()

@@ -6,10 +6,9 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from msg_jax import train
+from msg_jax import networks, train
 from msg_jax.infra import checkpoint, logging
 from msg_jax.models.condition_encoder import pretraining_loss
-from msg_jax.stages import networks
 from msg_jax.stages.common import Run
 
 

@@ -5,10 +5,10 @@ import pathlib
 import jax
 import numpy as np
 
+from msg_jax import networks
 from msg_jax.data.features import FeatureSource, FeatureWriter
 from msg_jax.infra import checkpoint, logging, preemption
 from msg_jax.models.condition_encoder import embed_text
-from msg_jax.stages import networks
 from msg_jax.stages.common import Run
 from msg_jax.stages.prepare import SPLITS
 

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msg_jax import sampling, train
+from msg_jax import networks, sampling, train
 from msg_jax.data.features import FeatureSource
-from msg_jax.stages import networks
 from msg_jax.stages.base import conditions_of
 from msg_jax.stages.common import Run
 from msg_jax.types import Params

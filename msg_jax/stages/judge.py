@@ -7,11 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from msg_jax import train
+from msg_jax import networks, train
 from msg_jax.data import mel
 from msg_jax.evaluation import detector, events
 from msg_jax.infra import checkpoint, logging
-from msg_jax.stages import networks
 from msg_jax.stages.common import Run, text_digest
 
 

@@ -6,10 +6,10 @@ import functools
 import jax
 import numpy as np
 
+from msg_jax import networks
 from msg_jax.data import mel
 from msg_jax.evaluation import detector, events
 from msg_jax.preference import reward
-from msg_jax.stages import networks
 from msg_jax.stages.common import Run
 
 

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from msg_jax import train
+from msg_jax import networks, train
 from msg_jax.infra import checkpoint
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.losses.contrastive import sf_cavp_loss
 from msg_jax.models.sf_cavp import random_crop
-from msg_jax.stages import networks
 from msg_jax.stages.common import Run
 from msg_jax.types import AVBatch
 

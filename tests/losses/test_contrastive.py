@@ -4,8 +4,8 @@ import math
 import types
 
 import jax
-from jax.sharding import PartitionSpec as P
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
@@ -38,7 +38,7 @@ def test_symmetric_info_nce_by_hand():
 
 def test_accuracy_counts_both_directions():
     video = jnp.eye(2)
-    audio = jnp.array([[0.8, 0.6], [0.8, -0.6]])  # video 0 ties to its own first; video 1 prefers audio 0; both audios video 0
+    audio = jnp.array([[0.8, 0.6], [0.8, -0.6]])
     assert float(symmetric_info_nce(video, audio, 1.0)[1]) == pytest.approx((1 / 2 + 1 / 2) / 2)
 
 
@@ -104,4 +104,5 @@ def test_total_is_the_weighted_sum_of_terms_logged_apart():
     features = types.SimpleNamespace(semantic=unit(0, 4, 8), dynamic=unit(1, 4, 5, 8), local=unit(2, 4, 3, 8))
     other = types.SimpleNamespace(semantic=unit(3, 4, 8), dynamic=unit(4, 4, 5, 8), local=unit(5, 4, 3, 8))
     loss, metrics = sf_cavp_loss(features, other, dict.fromkeys(WEIGHTS, 3.0), WEIGHTS, LAGS)
-    assert float(loss) == pytest.approx(sum(WEIGHTS[name] * float(metrics[f"loss_{name}"]) for name in WEIGHTS), rel=1e-6)
+    total = sum(weight * float(metrics[f"loss_{name}"]) for name, weight in WEIGHTS.items())
+    assert float(loss) == pytest.approx(total, rel=1e-6)

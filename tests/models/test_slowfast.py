@@ -1,4 +1,4 @@
-"""SlowFast: the papers' shapes and size, factored convolutions against 3-D ones, exact receptive fields, no aliasing."""
+"""SlowFast: the papers' shapes and size, factored against 3-D convolutions, exact receptive fields, no aliasing."""
 
 import dataclasses
 import math
@@ -22,8 +22,8 @@ from msg_jax.models.slowfast import (
 )
 
 SMALL = SlowFastConfig(
-    depths=(1, 1), slow_width=16, beta_inv=2, expansion=1, slow_kernels=(1, 3), fast_kernels=(3, 3), slow_stem=(1, 3, 1),
-    fast_stem=(5, 3, 1), spatial_kernel=(3, 1), stem_strides=(1, 2, 1), pool_window=(1, 1, 1), pool_strides=(1, 1, 1),
+    depths=(1, 1), slow_width=16, beta_inv=2, expansion=1, slow_kernels=(1, 3), fast_kernels=(3, 3),
+    slow_stem=(1, 3, 1), fast_stem=(5, 3, 1), spatial_kernel=(3, 1), stem_strides=(1, 2, 1), pool_window=(1, 1, 1), pool_strides=(1, 1, 1),
     lateral_kernel=5, factored_stem=True, slow_window=8,
 )
 

@@ -1,0 +1,85 @@
+"""The main job at the smoke preset: what it leaves, and that it is not done twice."""
+
+import html.parser
+import json
+import pathlib
+import subprocess
+
+import pytest
+
+from tests.conftest import command, environment
+
+ROOT = pathlib.Path(__file__).parents[2]
+STAGES = ("prepare", "codec", "judge", "sf_cavp", "encoders", "extract", "base", "avp_rpo", "random_pairs", "continue_cfm", "evaluate")
+SYSTEMS = {"real", "reconstructed", "random_clip", "unconditional", "base", "avp_rpo", "random_pairs", "continue_cfm"}
+
+
+def _run(*arguments):
+    return subprocess.run(command(*arguments), env=environment(), cwd=ROOT, capture_output=True, text=True)
+
+
+def test_every_stage_leaves_a_finished_record(smoke_run):
+    for stage in STAGES:
+        record = json.loads((smoke_run / stage / "run.json").read_text())
+        assert record["finished"] and len(record["digest"]) == 64, stage
+        assert record["clip_spec"]["audio_hz" if "audio_hz" in record["clip_spec"] else "duration_sec"]
+    base = json.loads((smoke_run / "base" / "run.json").read_text())
+    assert base["upstream"]["extract"] == json.loads((smoke_run / "extract" / "run.json").read_text())["digest"]
+
+
+def test_results_have_a_row_for_every_system_and_guidance(smoke_run):
+    results = json.loads((smoke_run / "results.json").read_text())
+    assert {row["system"] for row in results["rows"]} == SYSTEMS
+    assert sorted(row["guidance"] for row in results["rows"] if row["system"] == "avp_rpo") == [1.0, 2.0]
+    for row in results["rows"]:
+        assert row["split"] == "test"
+        for name in ("event_f1", "onset_f1", "class_f1", "semantic", "dynamic", "reward"):
+            assert row[name]["low"] <= row[name]["value"] <= row[name]["high"], (row["system"], name)
+    # One R@1 of 64 needs 64 clips, and smoke has 16: null, with the reason beside it.
+    assert results["sf_cavp"]["dynamic_r1_64"] is None and "64" in results["sf_cavp"]["dynamic_r1_64_reason"]
+    assert 0 <= results["sf_cavp"]["offset_accuracy_9"] <= 1
+
+
+def test_a_round_leaves_candidates_scores_and_pairs(smoke_run):
+    folder = smoke_run / "avp_rpo" / "round_0"
+    scores = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    assert len(pairs) == 8 and len(scores) == 8 * 3
+    for pair in pairs:
+        mine = {row["candidate"]: row["reward"] for row in scores if row["id"] == pair["id"]}
+        assert mine[pair["winner"]] == max(mine.values()) and mine[pair["loser"]] == min(mine.values())
+        assert pair["gap"] == pytest.approx(max(mine.values()) - min(mine.values()), abs=2e-5)
+    assert sum(pair["kept"] for pair in pairs) == 4
+
+
+def test_the_report_is_one_page_that_loads_nothing(smoke_run):
+    links = []
+
+    class Parser(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            links.extend(value for name, value in attributes if name in ("src", "href") and value)
+
+    Parser().feed((smoke_run / "report" / "index.html").read_text())
+    assert links and all(link.startswith(("data:", "#")) for link in links)
+
+
+def test_a_finished_run_is_not_run_again(smoke_run, scenes_cache):
+    before = {path: path.stat().st_mtime_ns for path in smoke_run.rglob("*") if path.is_file()}
+    done = _run(f"--workdir={smoke_run}", f"--config.data.cache={scenes_cache}")
+    assert done.returncode == 0 and done.stdout.count("done before") == len(STAGES)
+    assert {path: path.stat().st_mtime_ns for path in smoke_run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("argument", "sentence"), [
+    ("--config.base.hidden=64", "base was made with config.base.hidden=32, this run has config.base.hidden=64"),
+    ("--config.clip.latent_channels=16", "was made with config.clip.latent_channels=32, this run has"),
+])
+def test_a_run_of_other_settings_is_refused(smoke_run, scenes_cache, argument, sentence):
+    done = _run(f"--workdir={smoke_run}", f"--config.data.cache={scenes_cache}", argument)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert sentence in done.stderr and "--workdir" in done.stderr
+
+
+def test_quiet_is_quiet(smoke_run, scenes_cache):
+    done = _run(f"--workdir={smoke_run}", f"--config.data.cache={scenes_cache}", "--verbosity=-1")
+    assert done.returncode == 0 and done.stdout == ""
