@@ -47,9 +47,9 @@ def base(stages: tuple[str, ...]) -> ConfigDict:
     config.codec = ConfigDict(dict(fit_clips=512, vocoder_iterations=32))
     config.judge = ConfigDict(dict(steps=400, batch_size=64, threshold=0.4, min_gap_sec=0.08, optimizer=optimizer(3e-3, 30)))
     config.sf_cavp = ConfigDict(dict(
-        preset="tiny", steps=400, batch_size=64, optimizer=optimizer(1e-3, 50),
-        crop_share=0.9,  # both modalities are cut to this share of the clip at a random place
-        lags=(-12, -8, -6, -4, -3, -2, 2, 3, 4, 6, 8, 12),  # steps of 40 ms at which a clip is its own negative
+        preset="tiny", steps=700, batch_size=64, optimizer=optimizer(3e-3, 30),
+        crop_share=0.8,  # both modalities are cut to this share of the clip at a random place
+        lags=(-16, -12, -8, -6, -4, -2, 2, 4, 6, 8, 12, 16),  # steps of 40 ms at which a clip is its own negative
         loss_weights=ConfigDict(dict(semantic=1.0, dynamic=1.0, window=1.0)),
         reward_weights=ConfigDict(dict(semantic=0.5, dynamic=0.5, window=1.0)),
     ))

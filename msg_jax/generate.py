@@ -1,10 +1,10 @@
-"""python -m msg_jax.generate VIDEO_OR_FOLDER ... --checkpoint=runs/tiny/avp_rpo --out=DIR [--prompt=TEXT] [--variants=N]
+"""python -m msg_jax.generate VIDEO_OR_FOLDER ... --checkpoint=runs/tiny/avp_rpo --out=DIR [--FLAG=VALUE ...]
 
-For NAME.mp4 (also below a folder) writes NAME.wav, exactly as long as the video, and NAME.mp4 with that as its sound and its
-pictures untouched. `--variants=N` writes NAME_0 to NAME_{N-1}: variant i is what `--seed=SEED+i` alone would give.
+For NAME.mp4 (also below a folder) writes NAME.wav, exactly as long as the video, and NAME.mp4 with that as its sound
+and its pictures untouched. `--variants=N` writes NAME_0 to NAME_{N-1}: variant i is what `--seed=SEED+i` alone gives.
 
-`DIR/generated.jsonl` has a row for each sound in DIR; `DIR/skipped.jsonl` a row for each file that this call could not use, in
-which case the exit code is 2.
+`DIR/generated.jsonl` has a row for each sound in DIR; `DIR/skipped.jsonl` a row for each file that this call could not
+use, in which case the exit code is 2.
 """
 
 import argparse
@@ -25,6 +25,8 @@ from msg_jax.infra import logging
 
 if TYPE_CHECKING:
     from msg_jax.system import System
+
+_SUFFIXES = ", ".join(media.VIDEO_SUFFIXES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,20 +58,23 @@ class Video:
 
 
 def find_videos(inputs: Iterable[pathlib.Path], out: pathlib.Path) -> tuple[list[Video], list[dict]]:
-    """The videos among files and folders, and rows {"path", "reason"} for inputs without any; nothing below `out`."""
+    """The videos among files and folders, and rows {"path", "reason"} for inputs without any.
+
+    Where `out` lies inside a given folder, earlier results in it are not taken for inputs.
+    """
     videos, skipped = {}, []
     for given in inputs:
         if given.is_dir():
             inside = [
                 Video(path, path.relative_to(given).as_posix()) for path in sorted(given.rglob("*"))
                 if path.suffix.lower() in media.VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
-                and (given.resolve() == out.resolve() or not path.resolve().is_relative_to(out.resolve()))
+                and not (given.resolve() in out.resolve().parents and out.resolve() in path.resolve().parents)
             ]
             if not inside:
-                skipped.append({"path": str(given), "reason": f"{given} holds no video ({', '.join(media.VIDEO_SUFFIXES)})"})
+                skipped.append({"path": str(given), "reason": f"{given} holds no video ({_SUFFIXES})"})
         elif given.exists() and given.suffix.lower() not in media.VIDEO_SUFFIXES:
             inside = []
-            skipped.append({"path": str(given), "reason": f"{given} is no video ({', '.join(media.VIDEO_SUFFIXES)})"})
+            skipped.append({"path": str(given), "reason": f"{given} is no video ({_SUFFIXES})"})
         else:
             inside = [Video(given, given.name)]
         videos |= {(video.path.resolve(), video.name): video for video in inside}
@@ -77,7 +82,7 @@ def find_videos(inputs: Iterable[pathlib.Path], out: pathlib.Path) -> tuple[list
 
 
 def refuse_collisions(videos: Sequence[Video], out: pathlib.Path, settings: Settings) -> None:
-    """Raises UserError if an output exists already (unless `overwrite`), is one of the inputs, or belongs to two of them."""
+    """Raises UserError if an output exists (unless `overwrite`), is an input, or belongs to two inputs."""
     sources, owners = {video.path.resolve() for video in videos}, {}
     for video in videos:
         for path in (path for pair in video.outputs(out, settings) for path in pair):
@@ -85,8 +90,8 @@ def refuse_collisions(videos: Sequence[Video], out: pathlib.Path, settings: Sett
                 raise UserError(f"{path} is itself an input and would be replaced; choose another --out")
             if path in owners:
                 raise UserError(
-                    f"{owners[path]} and {video.path} would both be written to {path}; give their common folder, or one of "
-                    "them at a time"
+                    f"{owners[path]} and {video.path} would both be written to {path}; give their common folder, or "
+                    "each its own --out"
                 )
             if path.exists() and not settings.overwrite:
                 raise UserError(f"{path} exists already; pass --overwrite to replace it, or choose another --out")
@@ -94,10 +99,10 @@ def refuse_collisions(videos: Sequence[Video], out: pathlib.Path, settings: Sett
 
 
 def sounds_for(system: "System", video: Video, settings: Settings) -> Iterator[np.ndarray]:
-    """A waveform (round(duration_sec * audio_hz),) in [-1, 1] for each variant; the video is decoded and encoded once.
+    """A waveform (round(duration_sec * audio_hz),) in [-1, 1] for each variant; the video is encoded once.
 
-    A video longer than the system's clip is seen through overlapping windows that are sampled jointly; after the end of a
-    shorter one its last picture stays. Raises UserError for a file that cannot be read.
+    A video longer than the system's clip is seen through overlapping windows that are sampled jointly; after the end of
+    a shorter one its last picture stays. Raises UserError for a file that cannot be read.
     """
     clip = system.clip
     samples = round(media.probe(video.path).duration_sec * clip.audio_hz)
@@ -121,11 +126,15 @@ def sounds_for(system: "System", video: Video, settings: Settings) -> Iterator[n
 def generate(
     system: "System", inputs: Iterable[pathlib.Path], out: pathlib.Path, settings: Settings, quiet: bool = True
 ) -> tuple[list[dict], list[dict]]:
-    """Makes sound for every video among files and folders, and returns the new rows of generated.jsonl and skipped.jsonl.
+    """Makes sound for all videos among files and folders; returns the new rows of generated.jsonl and skipped.jsonl.
 
-    What a video gets does not depend on what else is made with it. Raises UserError, before anything is computed, if an output
-    is in the way (`refuse_collisions`).
+    What a video gets does not depend on what else is made with it. Raises UserError, before anything is computed, if
+    `out` cannot be a folder or an output is in the way (`refuse_collisions`).
     """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be made a folder ({error.strerror}); choose another place") from error
     videos, skipped = find_videos(inputs, out)
     refuse_collisions(videos, out, settings)
     rows = {row["outputs"][0]: row for row in logging.read_metrics(out / "generated.jsonl")}
@@ -199,7 +208,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--seed", type=_whole(0, 2**31 - 1), default=0)
     flags.add_argument("--variants", type=_whole(1), default=1, help="sounds for each video")
     flags.add_argument("--steps", type=_whole(1), help="solver steps (default: as the run was evaluated)")
-    flags.add_argument("--guidance", type=float, help="classifier-free guidance scale (default: as the run was evaluated)")
+    flags.add_argument("--guidance", type=float, help="guidance scale, 1 for none (default: as the run was evaluated)")
     flags.add_argument("--audio_format", choices=("wav", "flac"), default="wav")
     flags.add_argument("--overwrite", action="store_true", help="replace results that exist")
     flags.add_argument("--verbosity", type=int, default=0, help="-1: no progress bar, only complaints")

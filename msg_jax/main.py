@@ -25,6 +25,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         text = str(error).replace("\\n", "\n").replace("\\'", "'").strip(" '\"\n")
         several = "Traceback" in text or "Attempted" in text
         sentence = text.splitlines()[-1].strip() if several else " ".join(text.split())
+        if isinstance(error, KeyError | AttributeError) and text.isidentifier():
+            fail(f"--config has no field {text}.")
         fail(re.sub(r"^(\w+)' Did you mean (.*) instead of .*", r"--config has no field \1: did you mean \2?", sentence))
 
 

@@ -131,8 +131,8 @@ def sample_windows(
     together, their velocities blended at every solver step, so that neighbours agree on what they share
     (MultiDiffusion, Bar-Tal et al., arXiv 2302.08113). `negative_text` (1, text_tokens, D) is as in `sample`.
 
-    The solver's loop runs on the host and the network on `windows_at_once` windows at a time: neither its memory nor its
-    compiled program depends on the clip's length.
+    The solver's loop runs on the host and the network on `windows_at_once` windows at a time: neither its memory nor
+    its compiled program depends on the clip's length.
     """
     null = _process(model, variables, model.apply(variables, windows_at_once, negative_text, method="null_conditions"))
     processed = [_process(model, variables, chunk) for chunk in chunks(conditions, windows_at_once)]

@@ -1,6 +1,6 @@
 """A system: condition encoders, generator and codec of one origin, loaded and ready to turn a video into sound.
 
-`generate` works with a `System` and does not ask where it comes from; `load_checkpoint` makes one from a stage of a run.
+`generate` works with a `System` and does not ask where it comes from; `load_checkpoint` makes one from a run's stage.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,6 +14,7 @@ from typing import Any
 import zlib
 
 from flax import linen as nn
+from flax.errors import FlaxError
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -25,6 +26,7 @@ from msg_jax.errors import UserError
 from msg_jax.infra import checkpoint
 from msg_jax.infra.record import RECORD, read_record
 from msg_jax.models.condition_encoder import embed_text
+from msg_jax.models.mmdit import example_inputs
 from msg_jax.types import Array, Conditions, Params
 
 WINDOWS_AT_ONCE = 2  # a ten-second video is two windows of eight seconds: more would only fill up its batch
@@ -34,8 +36,8 @@ WINDOWS_AT_ONCE = 2  # a ten-second video is two windows of eight seconds: more 
 class System:
     """Clips of any length, with every compiled program of one shape whatever the length.
 
-    A clip is T >= clip.latent_tokens latent tokens long and seen through windows of clip.latent_tokens, which overlap by
-    half or more. Conditions have one row per window.
+    A clip is T >= clip.latent_tokens latent tokens long and seen through windows of clip.latent_tokens, which overlap
+    by half or more. Conditions have one row per window.
     """
 
     clip: ClipSpec
@@ -61,8 +63,8 @@ class System:
     def encode(self, windows: Iterable[tuple[np.ndarray, np.ndarray]], prompt: str = "") -> Conditions:
         """Conditions of a clip from the frames of its windows, taken as they come so that few are in memory.
 
-        A window is uint8 `(video, clip_video)` in the sizes of the ClipSpec. Without a prompt the text is the generator's
-        own "nothing given".
+        A window is uint8 `(video, clip_video)` in the sizes of the ClipSpec. Without a prompt the text is the
+        generator's own "nothing given".
         """
         features, rows, windows = [], 0, iter(windows)
         while batch := list(itertools.islice(windows, WINDOWS_AT_ONCE)):
@@ -75,10 +77,11 @@ class System:
 
     def noise(self, seed: int, name: str, tokens: int) -> np.ndarray:
         """(1, tokens, C) that depends on seed and name, and whose beginning does not depend on the number of tokens."""
-        block = (self.clip.latent_tokens, self.clip.latent_channels)
+        window = self.clip.latent_tokens
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
         blocks = [
-            jax.random.normal(jax.random.fold_in(key, i), block) for i in range(math.ceil(tokens / self.clip.latent_tokens))
+            jax.random.normal(jax.random.fold_in(key, i), (window, self.clip.latent_channels))
+            for i in range(math.ceil(tokens / window))
         ]
         return np.concatenate(blocks)[None, :tokens]
 
@@ -94,18 +97,21 @@ class System:
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Normalised latents (T, C) -> waveform (T * latent_samples,) in [-1, 1]."""
-        starts = self.window_starts(len(latents))
-        windows = np.stack([latents[start : start + self.clip.latent_tokens] for start in starts])
-        log_mels = [self._decode(self.variables, self.codec_params, x) for x in sampling.chunks(windows, WINDOWS_AT_ONCE)]
-        stride = self.clip.latent_stride
-        return self.vocode(sampling.blend(np.concatenate(log_mels)[: len(starts)], [start * stride for start in starts]))
+        starts = np.array(self.window_starts(len(latents)))
+        windows = latents[starts[:, None] + np.arange(self.clip.latent_tokens)]
+        log_mels = [
+            self._decode(self.variables, self.codec_params, chunk)
+            for chunk in sampling.chunks(windows, WINDOWS_AT_ONCE)
+        ]
+        return self.vocode(sampling.blend(np.concatenate(log_mels)[: len(starts)], starts * self.clip.latent_stride))
 
     def vocode(self, log_mel: np.ndarray) -> np.ndarray:
         """Log-mel (frames, M) -> waveform (frames * hop_samples,), in pieces of one length and without a seam.
 
-        A vocoder is local: a sample depends on `context_frames` mel frames on either side and on no more. So every piece
-        gets that much beyond what is kept of it, and what is kept are the samples that the whole clip in one piece would
-        have given, phases included: nothing is left to crossfade. A clip shorter than a piece goes on with its last frame.
+        A vocoder is local: a sample depends on `context_frames` mel frames on either side and on no more. So every
+        piece gets that much beyond what is kept of it, and what is kept are the samples that the whole clip in one
+        piece would have given, phases included: nothing is left to crossfade. A clip shorter than a piece goes on with
+        its last frame.
         """
         context, hop = self.codec.context_frames, self.clip.mel.hop_samples
         size = self.clip.mel_frames + 2 * context
@@ -140,27 +146,38 @@ class System:
 
 
 def load_checkpoint(folder: str | os.PathLike) -> System:
-    """The system whose generator is in `folder`, a finished `base` or preference stage, with its run's codec and encoders.
+    """The system whose generator is in `folder`, a finished `base` or preference stage, with its run's other networks.
 
-    Raises UserError if that is not what `folder` is, or if a stage it was made from is missing or has been made again since.
+    Raises UserError if that is not what `folder` is, if a stage it was made from is missing or has been made again
+    since, or if its networks are not those of this version of the code.
     """
     folder = pathlib.Path(folder)
     record = _finished(folder)
     config, clip = ConfigDict(record["config"]), ClipSpec.from_dict(record["clip_spec"])
     if record["stage"] not in ("base", *config.arms):
         raise UserError(
-            f"{folder} holds the stage {record['stage']}, which makes no sound; give the folder of base or of a preference arm."
+            f"{folder} holds the stage {record['stage']}, which makes no sound; give the folder of base or of a "
+            "preference arm."
         )
     made_from = _upstream(folder, record)
-    encode_frames = functools.partial(networks.encode_frames, config, clip)
     encoder_params = checkpoint.load(made_from["encoders"] / "params")
+    variables = checkpoint.load(folder / "params")
+    encode_frames = functools.partial(networks.encode_frames, config, clip)
     frames = (
         jnp.zeros((1, clip.video_frames, clip.video_px, clip.video_px, 3)),
         jnp.zeros((1, clip.clip_video_frames, clip.clip_video_px, clip.clip_video_px, 3)),
     )
-    clip_features, sync_features = jax.eval_shape(encode_frames, encoder_params, *frames)
     text_dim = networks.text_dim(clip)
-    widths = {"clip": clip_features.shape[-1], "sync": sync_features.shape[-1], "text": text_dim}
+    try:
+        clip_features, sync_features = jax.eval_shape(encode_frames, encoder_params, *frames)
+        widths = {"clip": clip_features.shape[-1], "sync": sync_features.shape[-1], "text": text_dim}
+        generator = networks.generator(config, clip, widths, networks.compute_dtype())
+        jax.eval_shape(generator.apply, variables, *example_inputs(generator.config))
+    except FlaxError as error:
+        raise UserError(
+            f"{folder} was made by revision {record['git_revision']}, whose networks are not those of this one: use "
+            "that revision, or make the run again."
+        ) from error
     return System(
         clip=clip,
         digest=record["digest"],
@@ -169,8 +186,8 @@ def load_checkpoint(folder: str | os.PathLike) -> System:
         encode_frames=encode_frames,
         encoder_params=encoder_params,
         embed_text=lambda text: embed_text([text], clip.text_tokens, text_dim),
-        generator=networks.generator(config, clip, widths, networks.compute_dtype()),
-        variables=checkpoint.load(folder / "params"),
+        generator=generator,
+        variables=variables,
         codec=networks.codec(config, clip),
         codec_params=checkpoint.load(made_from["codec"] / "params"),
     )

@@ -5,16 +5,17 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-_CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
+ROOT = pathlib.Path(__file__).parents[1]
+_CACHE = ROOT / ".cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
-import pytest
-
-SHARED = pathlib.Path(__file__).parents[2] / "shared"
+SHARED = ROOT.parent / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +33,7 @@ def command(*arguments: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """One device, as a user has it, and the tests' compile cache."""
-    root = str(pathlib.Path(__file__).parents[1])
-    return os.environ | {"XLA_FLAGS": "", "PYTHONPATH": root, "JAX_COMPILATION_CACHE_DIR": str(_CACHE)}
+    return os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(_CACHE)}
 
 
 @pytest.fixture(scope="session")
@@ -47,5 +47,5 @@ def smoke_run(tmp_path_factory, scenes_cache) -> pathlib.Path:
     """The folder of a finished main job at the smoke preset. Read it; copy it before changing anything."""
     workdir = tmp_path_factory.mktemp("smoke") / "run"
     arguments = command(f"--workdir={workdir}", f"--config.data.cache={scenes_cache}")
-    subprocess.run(arguments, env=environment(), check=True, cwd=pathlib.Path(__file__).parents[1])
+    subprocess.run(arguments, env=environment(), check=True, cwd=ROOT)
     return workdir

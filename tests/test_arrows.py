@@ -35,7 +35,7 @@ def _imports(path: pathlib.Path) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        rooms |= {(name.split(".") + [""])[1] for name in names if name.split(".")[0] == "msg_jax"}
+        rooms |= {[*name.split("."), ""][1] for name in names if name.split(".")[0] == "msg_jax"}
     return rooms
 
 

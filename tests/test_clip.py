@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from msg_jax.clip import ClipSpec, MMAUDIO_16K, MMAUDIO_44K, TINY
+from msg_jax.clip import MMAUDIO_16K, MMAUDIO_44K, TINY, ClipSpec
 
 LENGTHS = ("video_frames", "clip_video_frames", "sync_tokens", "latent_tokens", "mel_frames", "audio_samples")
 

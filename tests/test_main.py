@@ -1,14 +1,11 @@
 """Every mistake on the command line is one sentence and exit code 2."""
 
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import environment
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.conftest import ROOT, environment
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

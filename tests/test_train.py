@@ -13,7 +13,8 @@ import pytest
 from msg_jax import train
 from msg_jax.data import pipeline
 from msg_jax.errors import UserError
-from msg_jax.infra import checkpoint, logging, mesh as mesh_lib, preemption
+from msg_jax.infra import checkpoint, logging, preemption
+from msg_jax.infra import mesh as mesh_lib
 from msg_jax.models.layers import Dense
 
 OPTIMIZER = dict(learning_rate=0.3, warmup_steps=3, final_scale=0.1, b1=0.9, b2=0.98, weight_decay=0.0, clip_norm=10.0)

@@ -12,7 +12,6 @@ from typing import Any
 
 from absl import logging as absl_logging
 
-
 _LOGGER = logging.getLogger("msg_jax")
 
 

@@ -41,7 +41,8 @@ class ConditionEncoderConfig:
         if clip.sync_tokens != clip.video_frames or clip.video_frames % clip.latent_tokens:
             raise ValueError(
                 "condition_encoder wants one sync token per video frame and whole frames per latent token, but the "
-                f"clip has {clip.sync_tokens} sync tokens, {clip.video_frames} frames and {clip.latent_tokens} latent tokens"
+                f"clip has {clip.sync_tokens} sync tokens, {clip.video_frames} frames and {clip.latent_tokens} latent "
+                "tokens"
             )
 
 

@@ -47,7 +47,7 @@ class SFCAVPOutput(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class RewardWeights:
-    """Weights of the cosines in the reward: half semantic and half dynamic, plus the term that ranks candidates best."""
+    """Weights of the cosines in the reward; the window term is the one that ranks candidates best."""
 
     semantic: float = 0.5
     dynamic: float = 0.5
@@ -76,7 +76,7 @@ class SFCAVPConfig:
 
 
 def tiny(clip: ClipSpec = TINY) -> SFCAVPConfig:
-    """About a million parameters, for the procedural scenes on a CPU."""
+    """1.4 M parameters, for the procedural scenes on a CPU."""
     return SFCAVPConfig(clip)
 
 

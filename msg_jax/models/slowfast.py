@@ -57,20 +57,13 @@ class SlowFastConfig:
     pool_window: tuple[int, int, int] = (1, 3, 3)
     pool_strides: tuple[int, int, int] = (1, 2, 2)
     lateral_kernel: int = 7
+    flatten_space: bool = False  # keep the positions of the last map as features instead of averaging over them
     dtype: str = "float32"
 
     @property
     def fast_stride(self) -> int:
         """Input frames per step of the fast features; the slow features have `alpha` times as many."""
         return self.stem_strides[0] * self.pool_strides[0]
-
-    @property
-    def slow_dim(self) -> int:
-        return self.slow_width * self.expansion * 2 ** (len(self.depths) - 1)
-
-    @property
-    def fast_dim(self) -> int:
-        return self.slow_dim // self.beta_inv
 
     @property
     def fast_receptive_field(self) -> int:
@@ -85,7 +78,9 @@ AUDIO_R50 = SlowFastConfig(
     slow_window=8, spatial_kernel=(3, 1), slow_stem=(1, 7, 1), fast_stem=(5, 7, 1), factored_stem=True,
     stem_strides=(2, 2, 1), pool_window=(3, 3, 1), pool_strides=(2, 2, 1),
 )
+# two stages see a part of the spectrum or the picture only: pitch and height are then *where* a feature is, so keep it
 _TINY = dict(
+    flatten_space=True,
     depths=(1, 1), slow_width=32, beta_inv=4, expansion=2, slow_kernels=(1, 1), fast_kernels=(3, 3),
     factored_stem=True, pool_window=(1, 1, 1), pool_strides=(1, 1, 1), lateral_kernel=5,
 )
@@ -205,9 +200,9 @@ class Bottleneck(nn.Module):
 
 
 class SlowFast(nn.Module):
-    """(B, T, H, W, C) -> slow features (B, ceil(T / (alpha r)), slow_dim), fast features (B, ceil(T / r), fast_dim).
+    """(B, T, H, W, C) -> slow features (B, ceil(T / (alpha r)), D), fast features (B, ceil(T / r), D / beta_inv).
 
-    r is `config.fast_stride`. Features are averaged over space only: time is what the fast stream exists for. Lateral
+    r is `config.fast_stride`. Features are pooled over space only: time is what the fast stream exists for. Lateral
     connections bring fast features into the slow stream after the stem and after every stage but the last.
     """
 
@@ -234,4 +229,6 @@ class SlowFast(nn.Module):
                     slow_width // c.beta_inv, c.expansion, c.fast_kernels[stage], c.spatial_kernel, stride, dtype,
                     name=f"fast{stage}_{block}",
                 )(fast)
+        if c.flatten_space:
+            return slow.reshape(*slow.shape[:2], -1), fast.reshape(*fast.shape[:2], -1)
         return slow.mean(axis=(2, 3)), fast.mean(axis=(2, 3))

@@ -48,13 +48,13 @@ class Generator:
 
         Prompts are left out: what is heard must come from what is seen.
         """
+        root = train.key_for(seed, purpose)
         for start in range(0, len(indices), batch_size):
             chosen = list(indices[start : start + batch_size])
             filled = chosen + chosen[-1:] * (batch_size - len(chosen))
             conditions = conditions_of(self.source.stack(filled, ("clip", "sync", "text")))
             null = self.model.apply(variables, batch_size, method="null_conditions")
             conditions = conditions.replace(text=null.text) if conditional else null
-            root = train.key_for(seed, purpose)
             keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.asarray(filled))
             latents = self._sample(
                 variables, conditions, keys, candidates=candidates, guidance_scale=guidance_scale, steps=steps

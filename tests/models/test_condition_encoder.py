@@ -27,13 +27,14 @@ def frames():
 
 @pytest.fixture(scope="module")
 def params(frames):
-    return ConditionEncoder(SMALL).init(jax.random.key(1), *frames)
+    return jax.jit(ConditionEncoder(SMALL).init)(jax.random.key(1), *frames)
 
 
 def test_shapes_follow_the_clip(frames, params):
-    features = ConditionEncoder(SMALL).apply(params, *frames, method="encode")
+    encoder = ConditionEncoder(SMALL)
+    features = jax.eval_shape(lambda: encoder.apply(params, *frames, method="encode"))
+    output = jax.eval_shape(lambda: encoder.apply(params, *frames))
     assert features.clip.shape == (2, TINY.clip_video_frames, 5) and features.sync.shape == (2, TINY.sync_tokens, 6)
-    output = ConditionEncoder(SMALL).apply(params, *frames)
     assert output.latents.shape == (2, TINY.latent_tokens, TINY.latent_channels)
     assert output.envelope.shape == (2, TINY.mel_frames) and output.clip_latents.shape == (2, 20, TINY.latent_channels)
 
@@ -43,7 +44,7 @@ def test_sync_features_see_half_a_second_around_their_frame_and_clip_features_on
         features = ConditionEncoder(SMALL).apply(params, video, clip_video, method="encode")
         return (features.sync[0, 40] ** 2).sum() + (features.clip[0, 7] ** 2).sum()
 
-    sync, clip = (np.abs(g).max(axis=(0, 2, 3, 4)) for g in jax.grad(feature, argnums=(0, 1))(*frames))
+    sync, clip = (np.abs(g).max(axis=(0, 2, 3, 4)) for g in jax.jit(jax.grad(feature, argnums=(0, 1)))(*frames))
     np.testing.assert_array_equal(np.flatnonzero(sync), np.arange(40 - 6, 40 + 7))
     np.testing.assert_array_equal(np.flatnonzero(clip), [7])
 

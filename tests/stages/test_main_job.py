@@ -2,15 +2,15 @@
 
 import html.parser
 import json
-import pathlib
 import subprocess
 
 import pytest
 
-from tests.conftest import command, environment
+from tests.conftest import ROOT, command, environment
 
-ROOT = pathlib.Path(__file__).parents[2]
-STAGES = ("prepare", "codec", "judge", "sf_cavp", "encoders", "extract", "base", "avp_rpo", "random_pairs", "continue_cfm", "evaluate")
+STAGES = (
+    "prepare", "codec", "judge", "sf_cavp", "encoders", "extract", "base", "avp_rpo", "random_pairs", "continue_cfm", "evaluate",
+)
 SYSTEMS = {"real", "reconstructed", "random_clip", "unconditional", "base", "avp_rpo", "random_pairs", "continue_cfm"}
 
 

@@ -1,0 +1,50 @@
+"""SIGKILL at random moments of the whole main job: rerun to the end, the same bits."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+
+from tests.conftest import ROOT, command, environment
+
+KILLS = 10
+
+
+def _digests(workdir):
+    return {
+        str(path.parent.relative_to(workdir)): json.loads(path.read_text())["digest"] for path in workdir.rglob("run.json")
+    }
+
+
+def test_killed_ten_times_the_run_ends_with_the_same_parameters(smoke_run, scenes_cache, tmp_path):
+    arguments = command(f"--workdir={tmp_path}", f"--config.data.cache={scenes_cache}")
+    seconds = random.Random(0)
+    killed = 0
+    for _ in range(KILLS):
+        process = subprocess.Popen(arguments, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL)
+        _wait_for_work(tmp_path, process)
+        time.sleep(seconds.uniform(0, 3))
+        killed += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert killed >= 5, "the run ended before it was killed often enough to mean something"
+    subprocess.run(arguments, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    assert _digests(tmp_path) == _digests(smoke_run)
+
+
+def _wait_for_work(workdir, process):
+    """Returns when the run has written something: kills are to fall into stages, not into imports."""
+    before = _newest(workdir)
+    while process.poll() is None and _newest(workdir) == before:
+        time.sleep(0.1)
+
+
+def _newest(workdir) -> float:
+    times = []
+    for path in workdir.rglob("*"):
+        try:
+            times.append(path.stat().st_mtime)
+        except FileNotFoundError:  # a temporary file of the run
+            continue
+    return max(times, default=0.0)

@@ -1,0 +1,410 @@
+"""Video files in, sound out: lengths, seeds, windows, seams, what is refused and what is skipped."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+import av
+from flax.core import meta
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+
+from configs import base as base_config
+from msg_jax import generate as generate_lib
+from msg_jax import networks, sampling, stages, system
+from msg_jax.data import media, mel
+from msg_jax.errors import UserError
+from msg_jax.generate import Settings, Video, find_videos, generate, sounds_for
+from msg_jax.infra import checkpoint, runtime
+from msg_jax.models.codec import fit_pca
+from msg_jax.models.mmdit import example_inputs
+
+SETTINGS = Settings(steps=2, guidance_scale=1.5)
+
+
+def random_params(variables, seed: int):
+    """Noise in the place of every weight: a generator as initialised answers zero whatever it is asked."""
+    leaves, structure = jax.tree.flatten(meta.unbox(variables))
+    rng = np.random.default_rng(seed)
+    return structure.unflatten([np.float32(leaf + 0.05 * rng.normal(size=leaf.shape)) for leaf in leaves])
+
+
+def make_codec(run, folder, seed):
+    log_mels = np.cumsum(np.random.default_rng(0).normal(size=(8, run.clip.mel_frames, run.clip.mel.bands)), axis=1) - 4
+    return checkpoint.export(folder / "params", fit_pca(log_mels, mel.mel_basis(run.clip.mel), run.clip)[0])
+
+
+def make_encoders(run, folder, seed):
+    clip = run.clip
+    video = jnp.zeros((1, clip.video_frames, clip.video_px, clip.video_px, 3))
+    clip_video = jnp.zeros((1, clip.clip_video_frames, clip.clip_video_px, clip.clip_video_px, 3))
+    variables = jax.jit(networks.encoder(clip).init)(jax.random.key(0), video, clip_video)
+    return checkpoint.export(folder / "params", random_params(variables["params"], seed=1))
+
+
+def make_base(run, folder, seed):
+    model = networks.generator(run.config, run.clip, {"clip": 64, "sync": 64, "text": 64}, jnp.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), *example_inputs(model.config))
+    variables = {"params": random_params(variables["params"], seed), "buffers": variables["buffers"]}
+    return checkpoint.export(folder / "params", variables)
+
+
+CHEAP = {"codec": make_codec, "encoders": make_encoders, "base": make_base}
+
+
+def make_run(workdir: pathlib.Path, seeds: tuple[int, ...]) -> pathlib.Path:
+    """A run up to `base` as `stages.run` leaves it, its networks untrained."""
+    config = base_config.get_config("smoke")
+    config.stages, config.seeds = ("base",), seeds
+    config.codec.vocoder_iterations = 4
+    plan = {
+        name: dataclasses.replace(stage, make=CHEAP.get(name, lambda run, folder, seed: "nothing"))
+        for name, stage in stages.plan(config).items()
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "plan", lambda config: plan)
+        stages.run(config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory) -> pathlib.Path:
+    return make_run(tmp_path_factory.mktemp("untrained"), seeds=(0,))
+
+
+@pytest.fixture(scope="session")
+def untrained(run_folder) -> system.System:
+    return system.load_checkpoint(run_folder / "base")
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory) -> pathlib.Path:
+    """short.mp4 (1.04 s, shorter than a clip), sub/exact.mp4 (3.2 s), long.mp4 (7.36 s): ever brighter."""
+    folder = tmp_path_factory.mktemp("videos")
+    (folder / "sub").mkdir()
+    for name, frames in (("short", 26), ("sub/exact", 80), ("long", 184)):
+        pictures = np.broadcast_to(np.arange(40, 40 + frames, dtype=np.uint8)[:, None, None, None], (frames, 48, 48, 3))
+        (folder / f"{name}.mp4").write_bytes(media.encode_video(pictures, 25.0, np.zeros(16_000), 16_000))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, untrained, videos) -> pathlib.Path:
+    """The whole folder of videos, two variants of each."""
+    out = tmp_path_factory.mktemp("finished")
+    generate(untrained, [videos], out, dataclasses.replace(SETTINGS, variants=2))
+    return out
+
+
+def read(path: pathlib.Path) -> np.ndarray:
+    return soundfile.read(path)[0]
+
+
+def rows(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def video_packets(path: pathlib.Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(video=0) if packet.size]
+
+
+@pytest.mark.parametrize("name, seconds", [("short", 1.04), ("sub/exact", 3.2), ("long", 7.36)])
+def test_sound_is_as_long_as_the_video_and_the_pictures_stay(finished, videos, name, seconds):
+    waveform, hz = soundfile.read(finished / f"{name}_0.wav")
+    assert (len(waveform), hz) == (round(seconds * 16_000), 16_000)
+    assert np.abs(waveform).max() > 1e-3
+    muxed = finished / f"{name}_0.mp4"
+    assert video_packets(muxed) == video_packets(videos / f"{name}.mp4")
+    heard = media.read_audio(muxed, 0.0, len(waveform), hz)
+    assert np.corrcoef(heard, waveform)[0, 1] > 0.8  # AAC is lossy
+    with av.open(str(muxed)) as container:
+        sound = container.streams.audio[0]
+        assert abs(float(sound.duration * sound.time_base) - seconds) <= 1024 / sound.codec_context.sample_rate
+
+
+def test_every_sound_has_its_row(finished, untrained):
+    found = {row["outputs"][0]: row for row in rows(finished / "generated.jsonl")}
+    assert sorted(found) == sorted(f"{name}_{i}.wav" for name in ("short", "sub/exact", "long") for i in (0, 1))
+    row = found["long_1.wav"]
+    assert row["seed"] == 1 and row["steps"] == 2 and row["guidance"] == 1.5 and row["checkpoint"] == untrained.digest
+    assert row["outputs"] == ["long_1.wav", "long_1.mp4"] and row["seconds"] > 0
+    assert rows(finished / "skipped.jsonl") == []
+
+
+def test_a_video_gets_the_same_sound_alone_and_a_variant_is_its_seed(untrained, videos, finished, tmp_path):
+    generate(untrained, [videos / "long.mp4"], tmp_path, dataclasses.replace(SETTINGS, seed=1, audio_format="flac"))
+    alone = read(tmp_path / "long.flac")
+    np.testing.assert_array_equal(alone, read(finished / "long_1.wav"))
+    assert np.abs(alone - read(finished / "long_0.wav")).mean() > 1e-3
+
+
+def test_prompts_change_the_sound_only_where_they_can(untrained, videos, finished):
+    video = Video(videos / "short.mp4", "short.mp4")
+
+    def sound(**changes):
+        (waveform,) = sounds_for(untrained, video, dataclasses.replace(SETTINGS, **changes))
+        return waveform
+
+    plain = sound()
+    np.testing.assert_allclose(plain, read(finished / "short_0.wav"), atol=1 / 32768)
+    assert np.abs(sound(prompt="glass breaking") - plain).mean() > 1e-4
+    assert np.abs(sound(negative_prompt="music") - plain).mean() > 1e-4
+    unguided = sound(guidance_scale=1.0)
+    np.testing.assert_array_equal(sound(guidance_scale=1.0, negative_prompt="music"), unguided)
+
+
+def test_files_of_one_name_in_two_folders_get_different_noise(untrained):
+    here, there = untrained.noise(0, "a/clip.mp4", 40), untrained.noise(0, "b/clip.mp4", 40)
+    assert np.abs(here - there).mean() > 0.5
+    long = untrained.noise(0, "a/clip.mp4", 100)
+    np.testing.assert_array_equal(long[:, :40], here)
+    assert long.shape == (1, 100, 32) and abs(long.std() - 1) < 0.05
+    assert abs(np.corrcoef(long[0, :40].ravel(), long[0, 40:80].ravel())[0, 1]) < 0.1
+
+
+def test_windows_see_the_frames_of_their_own_time(untrained, videos, monkeypatch):
+    """long.mp4 is 92 tokens of 0.08 s: windows start at tokens 0, 20, 40, 52, that is at frames 0, 40, 80 and 104."""
+    seen, encode = [], system.System.encode
+
+    def spy(self, windows, prompt):
+        seen.extend(windows)
+        return encode(self, seen, prompt)
+
+    monkeypatch.setattr(system.System, "encode", spy)
+    next(sounds_for(untrained, Video(videos / "long.mp4", "long.mp4"), SETTINGS))
+    brightness = np.array([[video[i].mean() for i in (0, -1)] for video, _ in seen])
+    first = np.array([0, 40, 80, 104])
+    np.testing.assert_allclose(brightness, 40 + np.stack([first, first + 79], axis=1), atol=2)
+    np.testing.assert_allclose([clip_video[0].mean() for _, clip_video in seen], 40 + first, atol=2)
+
+    seen.clear()
+    next(sounds_for(untrained, Video(videos / "short.mp4", "short.mp4"), SETTINGS))
+    ((video, _),) = seen
+    np.testing.assert_allclose(video[25:].mean(axis=(1, 2, 3)), 65, atol=2)  # the last picture stays
+
+
+def test_files_of_other_lengths_compile_nothing_more(untrained, videos, finished):
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
+    )
+    try:
+        jax.jit(lambda x: x * 3.25 + 1)(1.0)
+        assert compiled  # the listener hears
+        compiled.clear()
+        for name in ("short", "sub/exact", "long"):
+            next(sounds_for(untrained, Video(videos / f"{name}.mp4", name), SETTINGS))
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert compiled == []
+
+
+def wandering_mel(frames: int) -> np.ndarray:
+    return np.float32(0.3 * np.cumsum(np.random.default_rng(0).normal(size=(frames, 40)), axis=0) - 4)
+
+
+def tone_mel(frames: int) -> np.ndarray:
+    time = np.arange(frames * 320) / 16_000
+    return mel.log_mel(np.float32(0.3 * np.sin(2 * np.pi * 440 * time)), system.ClipSpec().mel)
+
+
+@pytest.mark.parametrize("sound", [wandering_mel, tone_mel])
+def test_a_waveform_in_pieces_is_the_waveform_in_one(untrained, sound):
+    """Bit for bit, as context_frames is the vocoder's reach; with less than that the pieces would not fit."""
+    log_mel = sound(700)
+    whole = np.asarray(untrained._vocode(untrained.codec_params, log_mel[None]))[0]
+    np.testing.assert_array_equal(untrained.vocode(log_mel), whole)
+
+    class TooLittle(type(untrained.codec)):
+        context_frames = 2
+
+    codec = TooLittle(untrained.codec.clip, untrained.codec.vocoder_iterations)
+    assert np.abs(dataclasses.replace(untrained, codec=codec).vocode(log_mel) - whole).max() > 1e-3
+
+
+def test_a_stationary_tone_is_as_steady_at_the_joins_as_elsewhere(untrained):
+    """Spectral flux and level, frame by frame, between the clip's ends."""
+    waveform = untrained.vocode(tone_mel(700))
+    frames = np.lib.stride_tricks.sliding_window_view(waveform, 1024)[::160]
+    spectra = np.abs(np.fft.rfft(frames * np.hanning(1024)))
+    flux = np.linalg.norm(np.diff(spectra, axis=0), axis=1)[10:-10]
+    level = np.sqrt((frames**2).mean(axis=1))[10:-10]
+    context, clip_frames = untrained.codec.context_frames, 160
+    joins = context + clip_frames * np.arange(1, 4)
+    near = np.unique([2 * join + offset - 10 for join in joins for offset in range(-6, 4)])
+    assert flux[near].max() <= np.quantile(np.delete(flux, near), 0.99) * 1.05
+    assert np.ptp(level[near]) <= np.ptp(np.delete(level, near)) * 1.05
+
+
+def test_one_window_is_what_the_networks_give_when_asked_directly(untrained):
+    """No window, no blending, no context: `sampling.sample`, the codec's decoder and its vocoder."""
+    rng = np.random.default_rng(0)
+    window = rng.integers(0, 256, (80, 24, 24, 3), np.uint8), rng.integers(0, 256, (20, 24, 24, 3), np.uint8)
+    conditions, noise = untrained.encode([window]), untrained.noise(0, "clip", 40)
+    frames = [stream[None] / np.float32(127.5) - 1 for stream in window]
+    clip, sync = jax.jit(untrained.encode_frames)(untrained.encoder_params, *frames)
+    np.testing.assert_allclose(conditions.clip, clip, atol=1e-4)
+    np.testing.assert_allclose(conditions.sync, sync, atol=1e-4)
+
+    latents = untrained.sample(conditions, noise, steps=2, guidance_scale=1.5)
+    sample = jax.jit(functools.partial(sampling.sample, untrained.generator, steps=2, guidance_scale=1.5))
+    direct = sample(untrained.variables, conditions, noise)
+    np.testing.assert_allclose(latents, direct[0], atol=1e-4)
+
+    unnormalised = untrained.generator.apply(untrained.variables, direct, method="unnormalize")
+    params = {"params": untrained.codec_params}
+    log_mel = untrained.codec.apply(params, unnormalised, method="decode")
+    vocode = jax.jit(functools.partial(untrained.codec.apply, method="vocode"))
+    waveform = np.asarray(vocode(params, log_mel))[0]
+    ours = untrained.decode(latents)
+    assert ours.shape == waveform.shape == (51_200,)
+    heard, expected = (mel.log_mel(x, untrained.clip.mel) for x in (ours, waveform))
+    assert np.abs(heard - expected).mean() < 0.1 * np.abs(expected - np.asarray(log_mel)[0]).mean()
+
+
+# What is refused before any work, and what is skipped
+
+
+def test_nothing_is_overwritten_unasked(untrained, videos, tmp_path):
+    (tmp_path / "long.wav").write_text("precious")
+    with pytest.raises(UserError, match=r"long\.wav exists already.*--overwrite"):
+        generate(untrained, [videos], tmp_path, SETTINGS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["long.wav"]
+    generate(untrained, [videos / "long.mp4"], tmp_path, dataclasses.replace(SETTINGS, overwrite=True))
+    assert len(read(tmp_path / "long.wav")) == round(7.36 * 16_000)
+    generate(untrained, [videos / "short.mp4"], tmp_path, SETTINGS)
+    assert [row["outputs"][0] for row in rows(tmp_path / "generated.jsonl")] == ["long.wav", "short.wav"]
+
+
+def test_an_input_is_never_replaced(untrained, videos):
+    with pytest.raises(UserError, match=r"short\.mp4 is itself an input"):
+        generate(untrained, [videos / "short.mp4"], videos, dataclasses.replace(SETTINGS, overwrite=True))
+
+
+def test_two_videos_of_one_name_are_refused(untrained, videos, tmp_path):
+    other = tmp_path / "other" / "short.mp4"
+    other.parent.mkdir()
+    other.write_bytes((videos / "short.mp4").read_bytes())
+    with pytest.raises(UserError, match=r"would both be written to .*short\.wav"):
+        generate(untrained, [videos / "short.mp4", other], tmp_path / "out", SETTINGS)
+
+
+def test_results_inside_the_given_folder_are_no_inputs(videos, tmp_path):
+    for name in ("a.mp4", "out/a.mp4", "deep/b.MKV", ".hidden.mp4", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found, _ = find_videos([tmp_path, tmp_path / "a.mp4"], tmp_path / "out")
+    assert [video.name for video in found] == ["a.mp4", "deep/b.MKV"]
+    found, _ = find_videos([tmp_path / "deep"], tmp_path)
+    assert [video.name for video in found] == ["b.MKV"]
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """`main` without its hold on the process: the session keeps its own compile cache and terminal."""
+    monkeypatch.setattr(runtime, "use_compile_cache", lambda: None)
+    monkeypatch.setattr(generate_lib.logging, "plain_terminal", lambda: None)
+    return generate_lib.main
+
+
+def test_broken_files_are_skipped_with_a_sentence_each(command, run_folder, videos, tmp_path, capfd):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    good = (videos / "short.mp4").read_bytes()
+    (folder / "good.mp4").write_bytes(good)
+    (folder / "cut.mp4").write_bytes((videos / "long.mp4").read_bytes()[:-3000])
+    (folder / "text.mp4").write_text("no video at all\n" * 100)
+    (folder / "empty.mp4").touch()
+    with av.open(str(folder / "deaf.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 16_000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    missing, document = folder / "missing.mp4", folder / "notes.txt"
+    document.touch()
+    arguments = [f"--checkpoint={run_folder / 'base'}", f"--out={out}", "--steps=1", "--verbosity=-1"]
+    assert command([str(folder), str(missing), str(document), *arguments]) == 2
+
+    skipped = {pathlib.Path(row["path"]).name: row["reason"] for row in rows(out / "skipped.jsonl")}
+    assert sorted(skipped) == ["cut.mp4", "deaf.mp4", "empty.mp4", "missing.mp4", "notes.txt", "text.mp4"]
+    assert all(name in reason and "\n" not in reason for name, reason in skipped.items())
+    told = capfd.readouterr().err.splitlines()
+    assert sorted(told) == sorted(f"skipped: {reason}" for reason in skipped.values())
+    assert sorted(path.name for path in out.iterdir()) == ["generated.jsonl", "good.mp4", "good.wav", "skipped.jsonl"]
+
+
+@pytest.mark.parametrize("flags, sentence", [
+    (["--steps=0"], "'0' is not a whole number of at least 1"),
+    (["--variants=two"], "'two' is not a whole number"),
+    (["--seed=-1"], "'-1' is not a whole number from 0"),
+    (["--guidance=strong"], "invalid float value: 'strong'"),
+    (["--audio_format=mp3"], "invalid choice: 'mp3'"),
+    (["--sed=1"], "unrecognized arguments: --sed=1"),
+    (["--checkpoint=/nowhere"], "/nowhere has no run.json"),
+])
+def test_a_mistake_is_told_in_one_sentence(command, videos, tmp_path, capfd, flags, sentence):
+    with pytest.raises(SystemExit) as stopped:
+        command([str(videos), f"--checkpoint={tmp_path}", f"--out={tmp_path / 'out'}", *flags])
+    told = capfd.readouterr().err
+    assert stopped.value.code == 2 and told.startswith("error: ") and sentence in told and len(told.splitlines()) == 1
+
+
+def test_required_flags_are_named(command, capfd):
+    with pytest.raises(SystemExit):
+        command(["clip.mp4"])
+    assert "required: --checkpoint, --out" in capfd.readouterr().err
+
+
+def test_the_command_takes_its_defaults_from_the_run(command, run_folder, videos, tmp_path):
+    arguments = [f"--checkpoint={run_folder / 'base'}", f"--out={tmp_path}", "--verbosity=-1"]
+    assert command([str(videos / "short.mp4"), *arguments]) == 0
+    (row,) = rows(tmp_path / "generated.jsonl")
+    assert (row["steps"], row["guidance"], row["seed"]) == (2, 1.5, 0)
+
+
+# Checkpoints
+
+
+def test_a_seed_of_several_finds_its_run(tmp_path):
+    run = make_run(tmp_path / "run", seeds=(0, 1))
+    systems = [system.load_checkpoint(run / f"seed_{seed}" / "base") for seed in (0, 1)]
+    assert len({each.digest for each in systems}) == 2
+    np.testing.assert_array_equal(*(each.codec_params["mean"] for each in systems))
+
+
+@pytest.fixture
+def records(run_folder, tmp_path) -> pathlib.Path:
+    """The run's records alone, to be spoilt."""
+    for path in run_folder.glob("*/run.json"):
+        (tmp_path / path.parent.name).mkdir()
+        (tmp_path / path.parent.name / "run.json").write_text(path.read_text())
+    return tmp_path
+
+
+@pytest.mark.parametrize("stage, changes, sentence", [
+    ("base", {"finished": False}, "base is not finished"),
+    ("base", {"stage": "judge"}, "holds the stage judge, which makes no sound"),
+    ("codec", {"digest": "0"}, "made from another codec than the one in"),
+    ("encoders", {"finished": False}, "encoders is not finished"),
+])
+def test_a_checkpoint_that_cannot_be_used_says_why(records, stage, changes, sentence):
+    path = records / stage / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=sentence):
+        system.load_checkpoint(records / "base")
+
+
+def test_networks_of_another_version_are_refused(run_folder, records):
+    for stage in ("base", "encoders", "codec"):
+        (records / stage / "params").symlink_to(run_folder / stage / "params")
+    path = records / "base" / "run.json"
+    record = json.loads(path.read_text())
+    record["config"]["base"]["hidden"] *= 2
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="whose networks are not those of this one"):
+        system.load_checkpoint(records / "base")
