@@ -51,7 +51,7 @@ def base(stages: tuple[str, ...]) -> ConfigDict:
         crop_share=0.8,  # both modalities are cut to this share of the clip at a random place
         lags=(-16, -12, -8, -6, -4, -2, 2, 4, 6, 8, 12, 16),  # steps of 40 ms at which a clip is its own negative
         loss_weights=ConfigDict(dict(semantic=1.0, dynamic=1.0, window=1.0)),
-        reward_weights=ConfigDict(dict(semantic=0.5, dynamic=0.5, window=1.0)),
+        reward_weights=ConfigDict(dict(semantic=0.5, dynamic=0.5, window=2.0)),
     ))
     config.encoders = ConfigDict(dict(
         kind="separate",  # separate | sf_cavp: the reward model's features also condition the base model
@@ -66,7 +66,7 @@ def base(stages: tuple[str, ...]) -> ConfigDict:
         videos=512, candidates=5, candidate_guidance=1.5, candidate_steps=8,
         keep_share=0.5,  # of the pairs, those with the largest score difference
         rounds=2, steps=100, batch_size=16, optimizer=optimizer(3e-4, 10),
-        beta=20.0, dpo_weight=0.2, winner_weight=1.0, real_weight=1.0, condition_dropout=0.1, text_dropout=0.5,
+        beta=20.0, dpo_weight=1.0, winner_weight=1.0, real_weight=1.0, condition_dropout=0.1, text_dropout=0.5,
         stop_at_real=True,  # no further round once the reward passes that of real audio heard through the codec
     ))
     config.arms = ConfigDict(dict(

@@ -1,4 +1,5 @@
 """python -m msg_jax.generate VIDEO_OR_FOLDER ... --checkpoint=runs/tiny/avp_rpo --out=DIR [--FLAG=VALUE ...]
+python -m msg_jax.generate VIDEO_OR_FOLDER ... --weights=FOLDER_OR_FILE --out=DIR [--FLAG=VALUE ...]
 
 For NAME.mp4 (also below a folder) writes NAME.wav, exactly as long as the video, and NAME.mp4 with that as its sound
 and its pictures untouched. `--variants=N` writes NAME_0 to NAME_{N-1}: variant i is what `--seed=SEED+i` alone gives.
@@ -109,17 +110,22 @@ def sounds_for(system: "System", video: Video, settings: Settings) -> Iterator[n
     tokens = system.tokens(samples)
     grids = (
         media.FrameGrid(clip.video_hz, clip.video_px, clip.video_frames),
-        media.FrameGrid(clip.clip_video_hz, clip.clip_video_px, clip.clip_video_frames),
+        media.FrameGrid(
+            clip.clip_video_hz, clip.clip_video_px, clip.clip_video_frames, squash=system.squashes_clip_video
+        ),
     )
     windows = (
         tuple(media.read_video(video.path, grids, start / clip.latent_hz)) for start in system.window_starts(tokens)
     )
     conditions = system.encode(windows, settings.prompt)
-    for variant in range(settings.variants):
-        latents = system.sample(
+    sampled = [
+        system.sample(
             conditions, system.noise(settings.seed + variant, video.name, tokens), steps=settings.steps,
             guidance_scale=settings.guidance_scale, negative_prompt=settings.negative_prompt,
         )
+        for variant in range(settings.variants)  # all before the first is decoded: networks may be loaded in turn
+    ]
+    for latents in sampled:
         yield system.decode(latents)[:samples]
 
 
@@ -129,7 +135,7 @@ def generate(
     """Makes sound for all videos among files and folders; returns the new rows of generated.jsonl and skipped.jsonl.
 
     What a video gets does not depend on what else is made with it. Raises UserError, before anything is computed, if
-    `out` cannot be a folder or an output is in the way (`refuse_collisions`).
+    `out` cannot be a folder, an output is in the way (`refuse_collisions`) or the system cannot read a prompt.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -137,6 +143,8 @@ def generate(
         raise UserError(f"--out={out} cannot be made a folder ({error.strerror}); choose another place") from error
     videos, skipped = find_videos(inputs, out)
     refuse_collisions(videos, out, settings)
+    for prompt in filter(None, (settings.prompt, settings.negative_prompt)):
+        system.embed_text(prompt)
     rows = {row["outputs"][0]: row for row in logging.read_metrics(out / "generated.jsonl")}
     made = []
     for row in skipped:
@@ -201,14 +209,17 @@ def parser() -> argparse.ArgumentParser:
     flags = _Parser(prog="python -m msg_jax.generate", usage=usage, description=details, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("inputs", nargs="+", type=pathlib.Path, metavar="VIDEO_OR_FOLDER")
-    flags.add_argument("--checkpoint", required=True, help="folder of a finished stage: base or a preference arm")
+    source = flags.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", help="folder of a finished stage: base or a preference arm")
+    source.add_argument("--weights", help="folder of MMAudio's released files, or its MM-DiT file in such a folder")
+    flags.add_argument("--variant", help="with --weights: small_16k, small_44k, medium_44k, large_44k or large_44k_v2")
     flags.add_argument("--out", required=True, type=pathlib.Path, help="folder for the results")
     flags.add_argument("--prompt", default="", help="what is to be heard")
     flags.add_argument("--negative_prompt", default="", help="what is not to be heard; needs a guidance other than 1")
     flags.add_argument("--seed", type=_whole(0, 2**31 - 1), default=0)
     flags.add_argument("--variants", type=_whole(1), default=1, help="sounds for each video")
-    flags.add_argument("--steps", type=_whole(1), help="solver steps (default: as the run was evaluated)")
-    flags.add_argument("--guidance", type=float, help="guidance scale, 1 for none (default: as the run was evaluated)")
+    flags.add_argument("--steps", type=_whole(1), help="solver steps (default: as the run was evaluated, or 25)")
+    flags.add_argument("--guidance", type=float, help="guidance scale, 1 for none (default: as evaluated, or 4.5)")
     flags.add_argument("--audio_format", choices=("wav", "flac"), default="wav")
     flags.add_argument("--overwrite", action="store_true", help="replace results that exist")
     flags.add_argument("--verbosity", type=int, default=0, help="-1: no progress bar, only complaints")
@@ -218,14 +229,16 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code: 0, or 2 if a file was skipped."""
     args = parser().parse_intermixed_args(argv)
+    if args.variant and not args.weights:
+        fail("--variant chooses among the files of --weights; leave it out.")
     from msg_jax.infra import runtime  # after the flags: a mistake in them is told before jax is loaded
-    from msg_jax.system import load_checkpoint
+    from msg_jax.system import load_checkpoint, load_weights
 
     logging.plain_terminal()
     runtime.use_compile_cache()
     quiet = args.verbosity < 0
     try:
-        system = load_checkpoint(args.checkpoint)
+        system = load_weights(args.weights, args.variant) if args.weights else load_checkpoint(args.checkpoint)
         settings = Settings(
             steps=args.steps or system.steps,
             guidance_scale=system.guidance_scale if args.guidance is None else args.guidance,

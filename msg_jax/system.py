@@ -1,9 +1,10 @@
 """A system: condition encoders, generator and codec of one origin, loaded and ready to turn a video into sound.
 
-`generate` works with a `System` and does not ask where it comes from; `load_checkpoint` makes one from a run's stage.
+`generate` works with a `System` and does not ask where it comes from: `load_checkpoint` makes one from a run's stage,
+`load_weights` from the files that were released with MMAudio.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import functools
 import itertools
@@ -22,19 +23,42 @@ import numpy as np
 
 from msg_jax import networks, sampling
 from msg_jax.clip import ClipSpec
+from msg_jax.convert import bundle
+from msg_jax.convert.tokenizer import Tokenizer
 from msg_jax.errors import UserError
-from msg_jax.infra import checkpoint
+from msg_jax.infra import checkpoint, logging, memory
 from msg_jax.infra.record import RECORD, read_record
+from msg_jax.models.clip_encoder import CLIP
 from msg_jax.models.condition_encoder import embed_text
-from msg_jax.models.mmdit import example_inputs
+from msg_jax.models.mmdit import MMDiT, example_inputs
+from msg_jax.models.neural_codec import NeuralCodec
+from msg_jax.models.synchformer import Synchformer, cut_segments
 from msg_jax.types import Array, Conditions, Params
 
 WINDOWS_AT_ONCE = 2  # a ten-second video is two windows of eight seconds: more would only fill up its batch
+PICTURES_AT_ONCE, SEGMENTS_AT_ONCE = 8, 4  # bound the memory of the released encoders, whose pictures are large
+
+
+class InTurn:
+    """Trees of weights by name, loaded when asked for. Unless they `stay`, asking for another one frees them.
+
+    So the most memory that they take is that of the largest and not of all together: keep no reference to one.
+    """
+
+    def __init__(self, loaders: Mapping[str, Callable[[], Params]], stay: bool):
+        self._loaders, self._stay, self._loaded = loaders, stay, {}
+
+    def __getitem__(self, name: str) -> Params:
+        if name not in self._loaded:
+            if not self._stay:
+                self._loaded.clear()
+            self._loaded[name] = self._loaders[name]()
+        return self._loaded[name]
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """Clips of any length, with every compiled program of one shape whatever the length.
+    """Clips of any length, with compiled programs of at most two shapes: for clips of one window, and for longer ones.
 
     A clip is T >= clip.latent_tokens latent tokens long and seen through windows of clip.latent_tokens, which overlap
     by half or more. Conditions have one row per window.
@@ -44,13 +68,12 @@ class System:
     digest: str  # of the generator's variables: names the system in records
     steps: int  # solver steps and
     guidance_scale: float  # guidance of its own evaluation: the defaults
-    encode_frames: Callable[[Params, Array, Array], tuple[Array, Array]]  # video, clip_video in [-1, 1] -> clip, sync
-    encoder_params: Params
-    embed_text: Callable[[str], np.ndarray]  # -> (1, text_tokens, D)
+    encode_frames: Callable[[Params, Array, Array], tuple[Array, Array]]  # uint8 video, clip_video -> clip, sync
+    embed_text: Callable[[str], np.ndarray]  # -> (1, text_tokens, D); remembers what it was asked
     generator: nn.Module
-    variables: Params
     codec: nn.Module
-    codec_params: Params
+    variables: dict[str, Params] | InTurn  # of "encoders", "generator" and "codec"
+    squashes_clip_video: bool = False  # its pictures are whole, made square, instead of cropped
 
     def tokens(self, samples: int) -> int:
         """Latent tokens of a clip of so many waveform samples."""
@@ -66,11 +89,11 @@ class System:
         A window is uint8 `(video, clip_video)` in the sizes of the ClipSpec. Without a prompt the text is the
         generator's own "nothing given".
         """
-        features, rows, windows = [], 0, iter(windows)
+        features, rows, size, windows = [], 0, None, iter(windows)
         while batch := list(itertools.islice(windows, WINDOWS_AT_ONCE)):
-            rows += len(batch)
-            (frames,) = sampling.chunks(tuple(np.stack(stream) for stream in zip(*batch)), WINDOWS_AT_ONCE)
-            features.append(jax.tree.map(np.asarray, self._encode(self.encoder_params, *frames)))
+            rows, size = rows + len(batch), size or len(batch)
+            (frames,) = sampling.chunks(tuple(np.stack(stream) for stream in zip(*batch)), size)
+            features.append(jax.tree.map(np.asarray, self.encode_frames(self.variables["encoders"], *frames)))
         clip, sync = (np.concatenate(parts)[:rows] for parts in zip(*features))
         text = self.embed_text(prompt) if prompt else self._null_text
         return Conditions(clip=clip, sync=sync, text=np.repeat(text, rows, axis=0))
@@ -88,20 +111,23 @@ class System:
     def sample(
         self, conditions: Conditions, noise: np.ndarray, *, steps: int, guidance_scale: float, negative_prompt: str = ""
     ) -> np.ndarray:
-        """Normalised latents (T, C) for noise (1, T, C) and the conditions of its windows."""
-        return sampling.sample_windows(
-            self.generator, self.variables, conditions, noise, self.window_starts(noise.shape[1]), steps=steps,
-            guidance_scale=guidance_scale, windows_at_once=WINDOWS_AT_ONCE,
-            negative_text=self.embed_text(negative_prompt) if negative_prompt else None,
-        )[0]
+        """The codec's latents (T, C) for noise (1, T, C) and the conditions of its windows."""
+        negative_text = self.embed_text(negative_prompt) if negative_prompt else None
+        starts, variables = self.window_starts(noise.shape[1]), self.variables["generator"]
+        (latents,) = sampling.sample_windows(
+            self.generator, variables, conditions, noise, starts, steps=steps, guidance_scale=guidance_scale,
+            windows_at_once=min(len(starts), WINDOWS_AT_ONCE), negative_text=negative_text,
+        )
+        pieces = [self._unnormalize(variables, piece) for piece in sampling.chunks(latents, self.clip.latent_tokens)]
+        return np.concatenate(pieces)[: len(latents)]
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Normalised latents (T, C) -> waveform (T * latent_samples,) in [-1, 1]."""
+        """The codec's latents (T, C) -> waveform (T * latent_samples,) in [-1, 1]."""
         starts = np.array(self.window_starts(len(latents)))
         windows = latents[starts[:, None] + np.arange(self.clip.latent_tokens)]
         log_mels = [
-            self._decode(self.variables, self.codec_params, chunk)
-            for chunk in sampling.chunks(windows, WINDOWS_AT_ONCE)
+            self._decode(self.variables["codec"], chunk)
+            for chunk in sampling.chunks(windows, min(len(starts), WINDOWS_AT_ONCE))
         ]
         return self.vocode(sampling.blend(np.concatenate(log_mels)[: len(starts)], starts * self.clip.latent_stride))
 
@@ -120,29 +146,25 @@ class System:
         joins = [0, *(start + context for start in starts[1:]), len(filled)]
         pieces = []
         for start, (first, end) in zip(starts, itertools.pairwise(joins)):
-            piece = np.asarray(self._vocode(self.codec_params, filled[None, start : start + size]))[0]
+            piece = np.asarray(self._vocode(self.variables["codec"], filled[None, start : start + size]))[0]
             pieces.append(piece[(first - start) * hop : (end - start) * hop])
         return np.concatenate(pieces)[: len(log_mel) * hop]
 
     @functools.cached_property
     def _null_text(self) -> np.ndarray:
-        return np.asarray(self.generator.apply(self.variables, 1, method="null_conditions").text)
+        return np.asarray(self.generator.apply(self.variables["generator"], 1, method="null_conditions").text)
 
     @functools.cached_property
-    def _encode(self):
-        return jax.jit(lambda params, *frames: self.encode_frames(params, *map(networks.to_unit, frames)))
+    def _unnormalize(self):
+        return jax.jit(functools.partial(self.generator.apply, method="unnormalize"))
 
     @functools.cached_property
     def _decode(self):
-        def decode(variables, codec_params, latents):
-            latents = self.generator.apply(variables, latents, method="unnormalize")
-            return self.codec.apply({"params": codec_params}, latents, method="decode")
-
-        return jax.jit(decode)
+        return jax.jit(functools.partial(self.codec.apply, method="decode"))
 
     @functools.cached_property
     def _vocode(self):
-        return jax.jit(lambda params, log_mel: self.codec.apply({"params": params}, log_mel, method="vocode"))
+        return jax.jit(functools.partial(self.codec.apply, method="vocode"))
 
 
 def load_checkpoint(folder: str | os.PathLike) -> System:
@@ -162,11 +184,15 @@ def load_checkpoint(folder: str | os.PathLike) -> System:
     made_from = _upstream(folder, record)
     encoder_params = checkpoint.load(made_from["encoders"] / "params")
     variables = checkpoint.load(folder / "params")
-    encode_frames = functools.partial(networks.encode_frames, config, clip)
     frames = (
-        jnp.zeros((1, clip.video_frames, clip.video_px, clip.video_px, 3)),
-        jnp.zeros((1, clip.clip_video_frames, clip.clip_video_px, clip.clip_video_px, 3)),
+        jnp.zeros((1, clip.video_frames, clip.video_px, clip.video_px, 3), jnp.uint8),
+        jnp.zeros((1, clip.clip_video_frames, clip.clip_video_px, clip.clip_video_px, 3), jnp.uint8),
     )
+
+    @jax.jit
+    def encode_frames(params, *frames):
+        return networks.encode_frames(config, clip, params, *map(networks.to_unit, frames))
+
     text_dim = networks.text_dim(clip)
     try:
         clip_features, sync_features = jax.eval_shape(encode_frames, encoder_params, *frames)
@@ -184,12 +210,14 @@ def load_checkpoint(folder: str | os.PathLike) -> System:
         steps=config.evaluate.steps,
         guidance_scale=config.evaluate.reward_guidance,
         encode_frames=encode_frames,
-        encoder_params=encoder_params,
-        embed_text=lambda text: embed_text([text], clip.text_tokens, text_dim),
+        embed_text=functools.cache(lambda text: embed_text([text], clip.text_tokens, text_dim)),
         generator=generator,
-        variables=variables,
         codec=networks.codec(config, clip),
-        codec_params=checkpoint.load(made_from["codec"] / "params"),
+        variables={
+            "encoders": encoder_params,
+            "generator": variables,
+            "codec": {"params": checkpoint.load(made_from["codec"] / "params")},
+        },
     )
 
 
@@ -215,3 +243,82 @@ def _upstream(folder: pathlib.Path, record: dict[str, Any]) -> dict[str, pathlib
             raise UserError(f"{folder} was made from another {stage} than the one in {needed}: run its stage again.")
         found |= {stage: needed} | _upstream(needed, theirs)
     return found
+
+
+def load_weights(path: str | os.PathLike, variant: str | None = None) -> System:
+    """The released system in a folder of files as docs/WEIGHTS.md lists them, or of an MM-DiT file beside the others.
+
+    `variant` is a key of `convert.bundle.VARIANTS`; it may be left out where the files leave no choice. The first call
+    converts the files. Weights stay in memory if all of them take less than a quarter of it, and otherwise only as long
+    as each is used. Raises UserError if a file is missing or does not fit its network, naming all that is wrong.
+    """
+    folder, name = bundle.choose(pathlib.Path(path), variant)
+    released = bundle.Bundle(folder, bundle.VARIANTS[name])
+    for kind in released.paths:
+        if not released.is_converted(kind):
+            logging.info("Converting %s; this is done once", released.paths[kind])
+            released.convert(kind)
+    return from_bundle(released)
+
+
+def from_bundle(released: bundle.Bundle) -> System:
+    """The system of converted networks. Nothing is loaded yet; see `load_weights` for how long weights stay."""
+    clip = released.variant.clip
+    configs = {kind: network.config for kind, network in released.variant.networks.items()}
+    dtype = networks.compute_dtype()
+    image_model, sync_model = CLIP(configs["clip"], dtype), Synchformer(configs["synchformer"], dtype)
+    variables = InTurn({
+        "encoders": lambda: released.stage("encoders"),
+        "text": lambda: released.stage("text")["clip"],
+        "generator": lambda: released.stage("generator")["mmdit"],
+        "codec": lambda: _codec_variables(released.stage("codec")),
+    }, stay=released.converted_bytes() < memory.available_bytes() / 4)
+
+    @jax.jit
+    def encode_pictures(variables, pictures):
+        return image_model.apply(variables, networks.to_unit(pictures), method="encode_image")
+
+    @jax.jit
+    def encode_segments(variables, segments):
+        return sync_model.apply(variables, networks.to_unit(segments)[:, None])[:, 0]
+
+    def encode_frames(variables, video, clip_video):
+        sync = _in_pieces(encode_segments, variables["synchformer"], cut_segments(video, clip), SEGMENTS_AT_ONCE)
+        features = _in_pieces(encode_pictures, variables["clip"], clip_video, PICTURES_AT_ONCE)
+        return features, sync.reshape(len(sync), clip.sync_tokens, -1)
+
+    @functools.cache
+    def embed_prompt(prompt):
+        if released.vocabulary is None:
+            raise UserError(
+                f"{released.folder} lacks {bundle.VOCABULARY.name} (1.4 MB), without which a prompt cannot be read: "
+                f"{bundle.DOCUMENT} says where it is published"
+            )
+        tokenizer = Tokenizer(released.vocabulary, configs["clip"].vocabulary, clip.text_tokens)
+        encode_text = jax.jit(functools.partial(image_model.apply, method="encode_text"))
+        return np.asarray(encode_text(variables["text"], tokenizer(prompt)[None]))
+
+    return System(
+        clip=clip,
+        digest=released.sha256("mmdit"),
+        steps=25,
+        guidance_scale=4.5,
+        encode_frames=encode_frames,
+        embed_text=embed_prompt,
+        generator=MMDiT(configs["mmdit"], dtype),
+        codec=NeuralCodec(clip, configs["vae"], configs["bigvgan"]),
+        variables=variables,
+        squashes_clip_video=True,
+    )
+
+
+def _codec_variables(loaded: dict[str, Params]) -> Params:
+    vae, vocoder = loaded["vae"], loaded["bigvgan"]
+    return {"params": {"vae": vae["params"], "vocoder": vocoder["params"]}, "buffers": {"vae": vae["buffers"]}}
+
+
+def _in_pieces(network: Callable[[Params, Array], Array], variables: Params, items: np.ndarray, size: int) -> np.ndarray:
+    """What a network gives for each of (B, N, ...) items, `size` of them at a time."""
+    flat = items.reshape(-1, *items.shape[2:])
+    pieces = [np.asarray(network(variables, piece)) for piece in sampling.chunks(flat, size)]
+    return np.concatenate(pieces)[: len(flat)].reshape(*items.shape[:2], *pieces[0].shape[1:])

@@ -22,6 +22,7 @@ ALLOWED = {
     "networks": {"models", "evaluation", "preference", "types"},
     "system": {"sampling", "models", "infra", "convert", "networks", "types"},
     "generate": {"system", "data", "infra", "types"},
+    "doctor": {"convert", "infra", "types"},
     "stages": {"stages", "train", "sampling", "data", "models", "losses", "preference", "evaluation", "infra", "networks",
                "convert", "types"},
     "main": {"stages", "infra"},

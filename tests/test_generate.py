@@ -217,7 +217,7 @@ def tone_mel(frames: int) -> np.ndarray:
 def test_a_waveform_in_pieces_is_the_waveform_in_one(untrained, sound):
     """Bit for bit, as context_frames is the vocoder's reach; with less than that the pieces would not fit."""
     log_mel = sound(700)
-    whole = np.asarray(untrained._vocode(untrained.codec_params, log_mel[None]))[0]
+    whole = np.asarray(untrained._vocode(untrained.variables["codec"], log_mel[None]))[0]
     np.testing.assert_array_equal(untrained.vocode(log_mel), whole)
 
     class TooLittle(type(untrained.codec)):
@@ -246,18 +246,18 @@ def test_one_window_is_what_the_networks_give_when_asked_directly(untrained):
     rng = np.random.default_rng(0)
     window = rng.integers(0, 256, (80, 24, 24, 3), np.uint8), rng.integers(0, 256, (20, 24, 24, 3), np.uint8)
     conditions, noise = untrained.encode([window]), untrained.noise(0, "clip", 40)
-    frames = [stream[None] / np.float32(127.5) - 1 for stream in window]
-    clip, sync = jax.jit(untrained.encode_frames)(untrained.encoder_params, *frames)
+    frames = [stream[None] for stream in window]
+    clip, sync = untrained.encode_frames(untrained.variables["encoders"], *frames)
     np.testing.assert_allclose(conditions.clip, clip, atol=1e-4)
     np.testing.assert_allclose(conditions.sync, sync, atol=1e-4)
 
     latents = untrained.sample(conditions, noise, steps=2, guidance_scale=1.5)
     sample = jax.jit(functools.partial(sampling.sample, untrained.generator, steps=2, guidance_scale=1.5))
-    direct = sample(untrained.variables, conditions, noise)
-    np.testing.assert_allclose(latents, direct[0], atol=1e-4)
+    direct = sample(untrained.variables["generator"], conditions, noise)
+    unnormalised = untrained.generator.apply(untrained.variables["generator"], direct, method="unnormalize")
+    np.testing.assert_allclose(latents, unnormalised[0], atol=1e-4)
 
-    unnormalised = untrained.generator.apply(untrained.variables, direct, method="unnormalize")
-    params = {"params": untrained.codec_params}
+    params = untrained.variables["codec"]
     log_mel = untrained.codec.apply(params, unnormalised, method="decode")
     vocode = jax.jit(functools.partial(untrained.codec.apply, method="vocode"))
     waveform = np.asarray(vocode(params, log_mel))[0]
@@ -357,7 +357,13 @@ def test_a_mistake_is_told_in_one_sentence(command, videos, tmp_path, capfd, fla
 def test_required_flags_are_named(command, capfd):
     with pytest.raises(SystemExit):
         command(["clip.mp4"])
-    assert "required: --checkpoint, --out" in capfd.readouterr().err
+    assert "required: --out" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        command(["clip.mp4", "--out=out"])
+    assert "one of the arguments --checkpoint --weights is required" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        command(["clip.mp4", "--out=out", "--checkpoint=run", "--variant=small_16k"])
+    assert "--variant chooses among the files of --weights" in capfd.readouterr().err
 
 
 def test_the_command_takes_its_defaults_from_the_run(command, run_folder, videos, tmp_path):
@@ -374,7 +380,7 @@ def test_a_seed_of_several_finds_its_run(tmp_path):
     run = make_run(tmp_path / "run", seeds=(0, 1))
     systems = [system.load_checkpoint(run / f"seed_{seed}" / "base") for seed in (0, 1)]
     assert len({each.digest for each in systems}) == 2
-    np.testing.assert_array_equal(*(each.codec_params["mean"] for each in systems))
+    np.testing.assert_array_equal(*(each.variables["codec"]["params"]["mean"] for each in systems))
 
 
 @pytest.fixture

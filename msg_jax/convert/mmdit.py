@@ -51,6 +51,8 @@ def table(config: MMDiTConfig) -> list[Entry]:
         Entry("buffers/empty_text", "empty_string_feat"),
         Entry("buffers/latent_mean", "latent_mean", lambda a: a[0, 0]),
         Entry("buffers/latent_std", "latent_std", lambda a: a[0, 0]),
+        # Computed from the sizes; MMAudio's own loader drops them where a file has them.
+        *(Entry(None, name) for name in ("t_embed.freqs", "latent_rot", "clip_rot")),
     ]
     for i in range(config.joint_depth):
         last = i == config.joint_depth - 1

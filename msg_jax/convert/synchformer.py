@@ -10,7 +10,6 @@ from msg_jax.models.synchformer import PRESETS, Synchformer, SynchformerConfig
 from msg_jax.types import Params
 
 _ROOT = "vfeat_extractor"
-_OTHER_PARTS = ("afeat_extractor.", "aproj.", "vproj.", "transformer.")
 
 
 def from_tensors(
@@ -25,7 +24,7 @@ def from_tensors(
         config, PRESETS, tensors, f"{_ROOT}.pos_embed", lambda preset: (1, 1 + preset.positions, preset.width), source
     )
     model = Synchformer(config)
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_OTHER_PARTS)}
+    tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{_ROOT}.")}
     example = jnp.zeros((1, 1, config.segment_frames, config.image_px, config.image_px, 3))
     return model, fill(table(config), tensors, shapes_of(model, example), source)
 

@@ -5,6 +5,7 @@ A folder holds `schema.json` ({name: [shape, dtype]}), `shard-00000.array_record
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import hashlib
 import json
 import math
 import pathlib
@@ -87,6 +88,10 @@ class FeatureSource:
             item[name] = np.frombuffer(record, dtype, count, offset).reshape(shape)
             offset += count * dtype.itemsize
         return item
+
+    def digests(self) -> list[str]:
+        """The SHA-256 of every record's bytes."""
+        return [hashlib.sha256(self._records[i]).hexdigest() for i in range(len(self))]
 
     def stack(self, indices: Sequence[int], names: Sequence[str]) -> dict[str, np.ndarray]:
         """Several items as arrays with a leading batch dimension."""

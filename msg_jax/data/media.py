@@ -37,11 +37,15 @@ _DEFAULT_AUDIO_CODEC = {".webm": "libopus", ".avi": "pcm_s16le"}  # AVI cannot d
 
 @dataclasses.dataclass(frozen=True)
 class FrameGrid:
-    """`count` frames at `hz`, cropped to `px` x `px`: one stream that an encoder wants from a video."""
+    """`count` frames at `hz`, `px` x `px`: one stream that an encoder wants from a video.
+
+    Pictures are cropped, or with `squash` made square as a whole.
+    """
 
     hz: float
     px: int
     count: int
+    squash: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +103,7 @@ def read_video(path: str | os.PathLike, streams: Sequence[FrameGrid], start_sec:
     Returns, for each FrameGrid, uint8 (count, px, px, 3) RGB: frame i is the picture on screen at `start_sec + i / hz`,
     that is, the last one whose timestamp is not later. After the video's end its last picture stays. Pictures are
     turned upright by the display matrix, resized (antialiased bicubic) so that the shorter side has `px` pixels, and
-    cropped at the centre.
+    cropped at the centre; for a grid that squashes, both sides are resized to `px` pixels.
 
     A damaged file is used as far as it goes: if decoding breaks, or the pictures end well before the declared duration,
     then windows before that point are returned as usual and windows that need more raise UserError. So do a file that
@@ -406,10 +410,11 @@ class _GridSampler:
         px = self._grid.px
         width, height = _shown_size(frame, self._video)
         scale = px / min(width, height)
+        shape = (px, px) if self._grid.squash else (max(px, round(width * scale)), max(px, round(height * scale)))
         resized = self._reformatter.reformat(
             frame,
-            width=max(px, round(width * scale)),
-            height=max(px, round(height * scale)),
+            width=shape[0],
+            height=shape[1],
             format="rgb24",
             interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT,
         ).to_ndarray()

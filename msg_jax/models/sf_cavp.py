@@ -2,7 +2,8 @@
 
 Two SlowFast networks of one architecture, one for video and one for log-mel, and three heads on each:
 
-- **semantic** (B, D): slow features, mean over time, linear. *What* is heard and seen.
+- **semantic** (B, D): slow features, mean over time (of each of `semantic_parts` equal parts of the clip), linear. *What* is
+  heard and seen; with more than one part also in which order sources come and go, which a plain mean cannot tell.
 - **dynamic** (B, T, D): fast features resampled to one common rate, linear per step. *When* it happens. Never pooled
   over time before it is compared: pooling throws away the timing the fast stream exists for.
 - **local** (B, W, D): short windows of fast features alone. *Which event when*; the slow stream is kept out because
@@ -63,6 +64,7 @@ class SFCAVPConfig:
     audio: SlowFastConfig = AUDIO_TINY
     embed_dim: int = 128
     dynamic_hz: float = 25.0
+    semantic_parts: int = 1
     window_sec: float = 0.32
     window_stride_sec: float = 0.16
 
@@ -76,8 +78,8 @@ class SFCAVPConfig:
 
 
 def tiny(clip: ClipSpec = TINY) -> SFCAVPConfig:
-    """1.4 M parameters, for the procedural scenes on a CPU."""
-    return SFCAVPConfig(clip)
+    """3 M parameters, for the procedural scenes on a CPU."""
+    return SFCAVPConfig(clip, semantic_parts=8)
 
 
 def r50(clip: ClipSpec, dtype: str = "bfloat16") -> SFCAVPConfig:
@@ -143,6 +145,24 @@ def random_crop(batch: AVBatch, key: Array, clip: ClipSpec, crop_sec: float) -> 
     return AVBatch(video=cut(batch.video, starts, frames), mel=cut(batch.mel, mel_starts, mel_frames))
 
 
+def random_view(batch: AVBatch, key: Array) -> AVBatch:
+    """What leaves the pairing untouched: mirrored pictures, light and colour cast, level and noise of the sound.
+
+    Each clip draws its own: a mirror image half of the time, a gain of 0.8 to 1.25 per colour channel, up to 1 (natural
+    log) quieter above the unchanged floor, noise of deviation up to 0.2 on the log-mel.
+    """
+    flip_key, light_key, level_key, noise_key, scale_key = jax.random.split(key, 5)
+    clips = batch.video.shape[0]
+    flip = jax.random.bernoulli(flip_key, 0.5, (clips, 1, 1, 1, 1))
+    video = jnp.where(flip, batch.video[:, :, :, ::-1], batch.video)
+    gain = jnp.exp(jax.random.uniform(light_key, (clips, 1, 1, 1, 3), minval=-0.22, maxval=0.22))
+    video = jnp.clip((video + 1) * gain - 1, -1, 1)
+    floor = batch.mel.min(axis=(1, 2), keepdims=True)
+    mel = jnp.maximum(batch.mel - jax.random.uniform(level_key, (clips, 1, 1)), floor)
+    mel = mel + jax.random.uniform(scale_key, (clips, 1, 1), maxval=0.2) * jax.random.normal(noise_key, mel.shape)
+    return AVBatch(video=video, mel=mel)
+
+
 class _Encoder(nn.Module):
     """SlowFast and the three heads of one modality, whose input runs at `input_hz`."""
 
@@ -170,8 +190,9 @@ class _Encoder(nn.Module):
         windows = jnp.stack([fast[:, start : start + c.window_steps] for start in starts], axis=1)
         windows = windows.reshape(*windows.shape[:2], -1)
         hidden = nn.relu(Dense(2 * c.embed_dim, axes=("conv_in", "embed"), dtype=dtype, name="window_hidden")(windows))
+        parts = jnp.concatenate([part.mean(axis=1) for part in jnp.array_split(slow, c.semantic_parts, axis=1)], axis=-1)
         return Embeddings(
-            semantic=head(slow.mean(axis=1), "semantic"), dynamic=head(fast, "dynamic"), local=head(hidden, "window")
+            semantic=head(parts, "semantic"), dynamic=head(fast, "dynamic"), local=head(hidden, "window")
         )
 
 

@@ -7,6 +7,7 @@ convolutions are, and an upsampling convolution yields all samples of a step as 
 
 import dataclasses
 import functools
+import math
 
 from flax import linen as nn
 import jax
@@ -18,7 +19,9 @@ from msg_jax.types import Array
 
 KERNELS = (3, 7, 11)  # one residual block of each at every rate, averaged
 DILATIONS = (1, 3, 5)
+_END_KERNEL = 7  # of the first and the last convolution
 _FILTER_TAPS = 12
+_SNAKE_REACH = 5  # samples on either side that `anti_aliased_snake` sees
 # sin^2(pi r) / r^2 for |r| <= 1/2, in powers of r^2: least squares at Chebyshev nodes, error below 1e-10.
 _SIN2_DEGREE = 7
 
@@ -34,6 +37,16 @@ class VocoderConfig:
     upsample_rates: tuple[int, ...]
     v2: bool
     width: int = 1536
+
+    @property
+    def context_frames(self) -> int:
+        """Mel frames on either side that a sample depends on, added up from the last layer to the first."""
+        widest = max(KERNELS) // 2
+        block = sum(2 * _SNAKE_REACH + widest * dilation + widest for dilation in DILATIONS)
+        reach = _SNAKE_REACH + _END_KERNEL // 2
+        for rate in reversed(self.upsample_rates):
+            reach = math.ceil((reach + block + rate // 2) / rate)  # an upsampled sample is half a step from its steps
+        return reach + _END_KERNEL // 2
 
 
 PRESETS = {
@@ -171,11 +184,11 @@ class BigVGAN(nn.Module):
     @nn.compact
     def __call__(self, log_mel: Array) -> Array:
         c = self.config
-        x = TimeConv(c.width, 7, dtype=self.dtype, name="conv_in")(log_mel)
+        x = TimeConv(c.width, _END_KERNEL, dtype=self.dtype, name="conv_in")(log_mel)
         for i, rate in enumerate(c.upsample_rates):
             x = Upsample(c.width // 2 ** (i + 1), rate, self.dtype, name=f"up{i}")(x)
             blocks = [ResidualBlock(kernel, self.dtype, name=f"block{i}_{kernel}") for kernel in KERNELS]
             x = sum(block(x) for block in blocks) / len(blocks)
         x = SnakeBeta(name="act_out")(x)
-        x = TimeConv(1, 7, use_bias=not c.v2, dtype=self.dtype, name="conv_out")(x)[..., 0].astype(jnp.float32)
+        x = TimeConv(1, _END_KERNEL, use_bias=not c.v2, dtype=self.dtype, name="conv_out")(x)[..., 0].astype(jnp.float32)
         return jnp.clip(x, -1.0, 1.0) if c.v2 else jnp.tanh(x)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from msg_jax.errors import UserError
 from msg_jax.infra import logging
-from msg_jax.stages import avp_rpo, base, codec, encoders, evaluate, extract, judge, prepare, sf_cavp
+from msg_jax.stages import avp_rpo, base, candidates, codec, encoders, evaluate, extract, judge, prepare, sf_cavp
 from msg_jax.stages.common import Run, Stage, ensure, read_record
 
 
@@ -23,13 +23,11 @@ def plan(config: ConfigDict) -> dict[str, Stage]:
         Stage("extract", extract.make, ("codec", "encoders"), ("extract",)),
         Stage("base", base.make, ("extract",), ("base",), seeded=True),
     ]
-    stages += [
-        Stage(
-            name, avp_rpo.arm(name), ("base", "sf_cavp", *(("judge",) if arm.ranking == "oracle" else ())),
-            ("preference", f"arms.{name}"), seeded=True,
-        )
-        for name, arm in config.arms.items()
-    ]
+    judge_needs = ("base", "sf_cavp", "judge")
+    stages.append(Stage("candidates", candidates.make, judge_needs, ("preference",), seeded=True))
+    for name, arm in config.arms.items():
+        needs = ("base",) if arm.ranking == "none" else (*judge_needs, "candidates")
+        stages.append(Stage(name, avp_rpo.arm(name), needs, ("preference", f"arms.{name}"), seeded=True))
     evaluate_needs = ("judge", "sf_cavp", "base", *config.arms)
     stages.append(Stage("evaluate", evaluate.make, evaluate_needs, ("evaluate", "arms")))
     return {stage.name: stage for stage in stages}

@@ -1,8 +1,9 @@
 """AVP-RPO: rounds of sampling, ranking and preference tuning. Every arm of the study, controls included, is this stage.
 
 Round k, in `round_k/`: `candidates/` are N samples of the current model for each of `videos` training clips with their
-scores; `scores.jsonl` and `pairs.jsonl` say which became winner and loser, and why; `training/` tunes the current model on
-the pairs with itself at the start of the round as reference; `validation.json` compares rewards on held-out clips.
+scores (round 0 takes the ones that the `candidates` stage made for all arms); `scores.jsonl` and `pairs.jsonl` say which became
+winner and loser, and why; `training/` tunes the current model on the pairs with itself at the start of the round as reference;
+`validation.json` compares rewards on held-out clips.
 """
 
 from collections.abc import Callable
@@ -17,20 +18,18 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from msg_jax import networks, train
-from msg_jax.data.features import FeatureSource, FeatureWriter
+from msg_jax.data.features import FeatureSource
 from msg_jax.errors import UserError
-from msg_jax.evaluation import events
 from msg_jax.infra import checkpoint, logging, preemption
 from msg_jax.losses import flow
 from msg_jax.losses.preference import PairErrors, preference_loss
 from msg_jax.preference import pairs as pairing
 from msg_jax.stages.base import FlowTask, conditions_of, flow_loss
+from msg_jax.stages.candidates import SCORES, CandidatePool, changes_candidates, section_of
 from msg_jax.stages.common import Run
 from msg_jax.stages.generator import Generator
 from msg_jax.stages.listening import Listener
 from msg_jax.types import Params, PreferenceBatch
-
-TERMS = ("semantic", "dynamic", "window", "reward")
 
 
 @dataclasses.dataclass
@@ -109,6 +108,7 @@ class PairSource:
     rows: np.ndarray  # (P,) its row among the candidates
     pairs: pairing.Pairs
     winner: str
+    reconstructed: np.ndarray | None  # (P, T, C) where the winner is `real_reconstructed`
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -119,7 +119,7 @@ class PairSource:
         winner = {
             "best_of_n": lambda: candidates["latents"][self.pairs.best[row]],
             "real": lambda: item["latents"],
-            "real_reconstructed": lambda: candidates["reconstructed"],
+            "real_reconstructed": lambda: self.reconstructed[i],
         }[self.winner]()
         return item | {"winner": winner, "loser": candidates["latents"][self.pairs.worst[row]]}
 
@@ -130,8 +130,7 @@ class Arm:
     def __init__(self, run: Run, name: str, folder: pathlib.Path, seed: int):
         self.run, self.name, self.folder, self.seed = run, name, folder, seed
         self.arm = run.config.arms[name]
-        changes = {key: value for key, value in self.arm.items() if key not in ("ranking", "winner")}
-        self.section = ConfigDict(run.config.preference.to_dict() | changes)
+        self.section = section_of(run.config, name)
         if self.arm.ranking not in (*pairing.RANKINGS, "none") or self.arm.winner not in pairing.WINNERS:
             raise UserError(
                 f"config.arms.{name} has ranking={self.arm.ranking!r}, winner={self.arm.winner!r}: choose a ranking from "
@@ -150,21 +149,20 @@ class Arm:
         state = train.fit(task, seed=self.seed, **self.run.fit_options(section, self.folder / "training"))
         return {"params": state.params, "buffers": base["buffers"]}
 
-    def rounds(self) -> Params:
+    def tune(self) -> Params:
+        """Rounds of candidates, pairs and preference training; the last round's model."""
         variables = self.run.load("base", self.seed)
-        source = self.run.source("train")
-        self.source = source
-        self.listener = Listener(self.run, source.class_names)
-        if self.arm.ranking == "oracle" and not self.listener.can_judge:
+        self.pool = CandidatePool(self.run, self.section, self.seed)
+        if self.arm.ranking == "oracle" and not self.pool.listener.can_judge:
             raise UserError(f"config.arms.{self.name}.ranking=oracle needs event truth, which {self.run.config.data.source} "
                             "does not have: remove that arm.")
-        self.generator = Generator(self.run, self.features)
-        self.validation = self._validation_clips()
+        self.validation = Validation(self.run, self.section, self.seed, self.pool.listener)
         for number in range(self.section.rounds):
             folder = self.folder / f"round_{number}"
             if not (folder / "params").exists():
                 tuned = self._round(number, folder, variables)
-                self._validate(folder, tuned)
+                figures = self.validation.figures(tuned)
+                logging.write_atomically(folder / "validation.json", json.dumps(figures, indent=1) + "\n")
                 checkpoint.export(folder / "params", tuned)
                 preemption.exit_if_requested(f"{self.name} round {number}")
             variables = checkpoint.load(folder / "params")
@@ -178,12 +176,16 @@ class Arm:
 
     def _round(self, number: int, folder: pathlib.Path, variables: Params) -> Params:
         section = self.section
-        chosen = np.random.default_rng((self.seed, number)).permutation(len(self.features))[: section.videos]
-        candidates = self._candidates(number, folder / "candidates", variables, chosen)
-        scores = np.stack([candidates[row]["scores"] for row in range(len(candidates))])  # (V, N, terms)
+        shared = self.run.folder("candidates", self.seed)  # the base model's, the same for every arm
+        if number > 0 or changes_candidates(self.arm):
+            shared = folder / "candidates"
+            self.pool.fill(shared, number, variables)
+        candidates = FeatureSource(shared)
+        chosen = self.pool.clips(number)
+        scores = np.stack([candidates[row]["scores"] for row in range(len(candidates))])  # (V, N, SCORES)
         ranking = {
-            "reward": scores[..., TERMS.index("reward")],
-            "oracle": scores[..., -1],
+            "reward": scores[..., SCORES.index("reward")],
+            "oracle": scores[..., SCORES.index("event_f1")],
             "random": np.random.default_rng((self.seed, number, 1)).random(scores.shape[:2]),
         }[self.arm.ranking]
         pairs = pairing.rank_candidates(ranking, section.keep_share)
@@ -192,77 +194,55 @@ class Arm:
         if not len(rows):
             raise UserError(f"{folder}: all candidates of every video have the same score, so there is no pair to learn from; "
                             "raise config.preference.candidates.")
+        reconstructed = None
+        if self.arm.winner == "real_reconstructed":
+            reconstructed = self.pool.listener.heard_again(self.features.stack(chosen[rows], ("latents",))["latents"])
+        source = PairSource(self.features, candidates, chosen[rows], rows, pairs, self.arm.winner, reconstructed)
         task = PreferenceTask(
-            self.run, PairSource(self.features, candidates, chosen[rows], rows, pairs, self.arm.winner), section,
-            self.seed, variables, self.features.dims, name=f"{self.name} {number}",
+            self.run, source, section, self.seed, variables, self.features.dims, name=f"{self.name} {number}"
         )
         state = train.fit(task, seed=self.seed, **self.run.fit_options(section, folder / "training"))
         return {"params": state.params, "buffers": variables["buffers"]}
 
-    def _candidates(self, number: int, folder: pathlib.Path, variables: Params, chosen: np.ndarray) -> FeatureSource:
-        """N candidates of each chosen clip: latents (N, T, C), scores (N, terms + truth), and the winner's reconstruction."""
-        section, batch = self.section, self.run.config.evaluate.batch_size
-        writer = FeatureWriter(folder, len(chosen), batch)
-        progress = logging.Progress(f"{self.name} {number}", len(chosen), "video")
-        for shard, rows in writer.missing:
-            indices = chosen[rows.start : rows.stop]
-            (latents,) = self.generator.latents(
-                variables, indices, seed=self.seed, purpose=f"candidates/{number}", candidates=section.candidates,
-                guidance_scale=section.candidate_guidance, steps=section.candidate_steps, batch_size=batch,
-            )
-            records = [self.source[int(i)] for i in indices]
-            mels = self.listener.decode(latents.reshape(-1, *latents.shape[2:]))
-            mels = mels.reshape(*latents.shape[:2], *mels.shape[1:])
-            terms = self.listener.score(self.listener.embed_video(np.stack([r["video"] for r in records])), mels)
-            truth = np.full(latents.shape[:2], np.nan)
-            if self.arm.ranking == "oracle":
-                truth = self.listener.event_f1(events.true_events(np.stack([r["events"] for r in records])), mels)
-            scores = np.stack([*(terms[name] for name in TERMS), truth], axis=-1).astype(np.float32)
-            items = [{"latents": latents[i], "scores": scores[i]} for i in range(len(records))]
-            if self.arm.winner == "real_reconstructed":
-                real = self.listener.heard_again(self.features.stack(indices, ("latents",))["latents"])
-                items = [item | {"reconstructed": real[i]} for i, item in enumerate(items)]
-            writer.write(shard, [r["id"] for r in records], items)
-            progress.update(rows.stop)
-            preemption.exit_if_requested(f"{self.name} round {number}, candidates {rows.stop}")
-        writer.finish()
-        return FeatureSource(folder)
-
     def _write_pairs(self, folder: pathlib.Path, ids: list[str], scores: np.ndarray, pairs: pairing.Pairs) -> None:
         logging.write_jsonl(folder / "scores.jsonl", (
-            {"id": name, "candidate": n} | {term: round(float(value), 5) for term, value in zip(TERMS, scores[row, n])}
+            {"id": name, "candidate": n} | {term: _rounded(value) for term, value in zip(SCORES, scores[row, n])}
             for row, name in enumerate(ids) for n in range(scores.shape[1])
         ))
         logging.write_jsonl(folder / "pairs.jsonl", (
             {
                 "id": name, "winner": int(pairs.best[row]) if self.arm.winner == "best_of_n" else self.arm.winner,
-                "loser": int(pairs.worst[row]), "gap": round(float(pairs.gap[row]), 5), "kept": bool(pairs.kept[row]),
+                "loser": int(pairs.worst[row]), "gap": _rounded(pairs.gap[row]), "kept": bool(pairs.kept[row]),
             }
             for row, name in enumerate(ids)
         ))
 
-    def _validation_clips(self) -> dict[str, Any]:
-        """Held-out clips, their video embeddings, and what the reward says of their real audio heard through the codec."""
-        source = self.run.source("validation")
-        features = FeatureSource(self.run.folder("extract") / "validation")
-        indices = list(range(min(len(source), self.run.config.evaluate.batch_size)))
-        video = self.listener.embed_video(np.stack([source[i]["video"] for i in indices]))
-        mels = self.listener.decode(features.stack(indices, ("latents",))["latents"])
-        real = self.listener.score(video, mels[:, None])
-        return {"features": features, "indices": indices, "video": video, "real": real}
 
-    def _validate(self, folder: pathlib.Path, variables: Params) -> None:
-        clips, section = self.validation, self.section
-        generator = Generator(self.run, clips["features"])
-        latents = np.concatenate(list(generator.latents(
-            variables, clips["indices"], seed=self.seed, purpose="validation", guidance_scale=section.candidate_guidance,
-            steps=section.candidate_steps, batch_size=self.run.config.evaluate.batch_size,
-        )))
-        mels = self.listener.decode(latents[:, 0])
-        scores = self.listener.score(clips["video"], mels[:, None])
-        figures = {name: float(value.mean()) for name, value in scores.items()}
-        figures |= {f"{name}_reconstructed": float(value.mean()) for name, value in clips["real"].items()}
-        logging.write_atomically(folder / "validation.json", json.dumps(figures, indent=1) + "\n")
+def _rounded(value: float) -> float | None:
+    return round(float(value), 5) if np.isfinite(value) else None
+
+
+class Validation:
+    """What the reward says of a model's sound for held-out clips, beside their real sound heard through the codec."""
+
+    def __init__(self, run: Run, section: ConfigDict, seed: int, listener: Listener):
+        self.run, self.section, self.seed, self.listener = run, section, seed, listener
+        source = run.source("validation")
+        self.features = FeatureSource(run.folder("extract") / "validation")
+        self.indices = list(range(min(len(source), run.config.evaluate.batch_size)))
+        self.video = listener.embed_video(np.stack([source[i]["video"] for i in self.indices]))
+
+    def figures(self, variables: Params) -> dict[str, float]:
+        (latents,) = Generator(self.run, self.features).latents(
+            variables, self.indices, seed=self.seed, purpose="validation", guidance_scale=self.section.candidate_guidance,
+            steps=self.section.candidate_steps, batch_size=self.run.config.evaluate.batch_size,
+        )
+        real = self.features.stack(self.indices, ("latents",))["latents"]
+        figures = {}
+        for suffix, heard in (("", latents[:, 0]), ("_reconstructed", real)):
+            scores = self.listener.score(self.video, self.listener.decode(heard)[:, None])
+            figures |= {f"{name}{suffix}": float(value.mean()) for name, value in scores.items()}
+        return figures
 
 
 def arm(name: str) -> Callable[[Run, pathlib.Path, int | None], str]:
@@ -270,7 +250,6 @@ def arm(name: str) -> Callable[[Run, pathlib.Path, int | None], str]:
 
     def make(run: Run, folder: pathlib.Path, seed: int) -> str:
         this = Arm(run, name, folder, seed)
-        tuned = this.continue_flow() if this.arm.ranking == "none" else this.rounds()
-        return checkpoint.export(folder / "params", tuned)
+        return checkpoint.export(folder / "params", this.continue_flow() if this.arm.ranking == "none" else this.tune())
 
     return make

@@ -7,9 +7,9 @@ import numpy as np
 
 from msg_jax import networks
 from msg_jax.data.features import FeatureSource, FeatureWriter
-from msg_jax.infra import checkpoint, logging, preemption
+from msg_jax.infra import logging, preemption
 from msg_jax.models.condition_encoder import embed_text
-from msg_jax.stages.common import Run
+from msg_jax.stages.common import Run, text_digest
 from msg_jax.stages.prepare import SPLITS
 
 
@@ -25,7 +25,7 @@ def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
         latents = codec.apply({"params": params["codec"]}, batch["mel"], method="encode")
         return {"latents": latents, "clip": clip_features, "sync": sync_features}
 
-    digests = {}
+    digests = []
     for split in SPLITS:
         source = run.source(split)
         writer = FeatureWriter(folder / split, len(source), config.extract.shard_clips)
@@ -46,6 +46,5 @@ def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
             writer.write(shard, ids, items)
             preemption.exit_if_requested(f"extract {split} shard {shard}")
         writer.finish()
-        features = FeatureSource(folder / split)
-        digests[split] = [checkpoint.digest(features[i]) for i in range(len(features))]
-    return checkpoint.digest({split: np.frombuffer("".join(rows).encode(), np.uint8) for split, rows in digests.items()})
+        digests += FeatureSource(folder / split).digests()
+    return text_digest(*digests)

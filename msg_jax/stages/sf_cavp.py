@@ -12,7 +12,7 @@ from msg_jax import networks, train
 from msg_jax.infra import checkpoint
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.losses.contrastive import sf_cavp_loss
-from msg_jax.models.sf_cavp import random_crop
+from msg_jax.models.sf_cavp import random_crop, random_view
 from msg_jax.stages.common import Run
 from msg_jax.types import AVBatch
 
@@ -36,7 +36,9 @@ class SFCAVPTask(train.Task):
     def step(self, state, batch, rng, frozen):
         section = self.run.config.sf_cavp
         clips = AVBatch(networks.to_unit(batch["video"]), batch["mel"])
-        clips = random_crop(clips, rng, self.run.clip, section.crop_share * self.run.clip.duration_sec)
+        crop_key, view_key = jax.random.split(rng)
+        clips = random_crop(clips, crop_key, self.run.clip, section.crop_share * self.run.clip.duration_sec)
+        clips = random_view(clips, view_key)
         axes = mesh_lib.BATCH[0]
 
         # The negatives are the global batch: inside shard_map every device gathers the others' embeddings.

@@ -1,17 +1,17 @@
 """Conversion tables name whatever does not fit; checkpoints are read as tensors and as nothing else."""
 
 import collections
-import io
 import os
-import pickle
 import zipfile
 
+import chex
 from golden_files import load, weights
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.flax
+from torch_files import Rebuild, Storage, tensor, write_torch
 
 from msg_jax.convert import from_torch
 from msg_jax.convert.mmdit import preset_of
@@ -62,6 +62,12 @@ def test_mmdit_disagreements_are_named():
         assert part in str(error.value)
 
 
+def test_mmdit_tensors_that_can_be_computed_have_no_place():
+    tensors, computed = weights(load("mmdit_v1")[0]), ("t_embed.freqs", "latent_rot", "clip_rot")
+    expected = from_torch("mmdit", tensors, MMDIT)[1]
+    chex.assert_trees_all_equal(from_torch("mmdit", tensors | dict.fromkeys(computed, np.ones(3)), MMDIT)[1], expected)
+
+
 def test_mmdit_preset_is_known_from_the_tensors():
     def outline(channels, hidden, joint, fused, v2):
         names = [f"joint_blocks.{i}.x" for i in range(joint)] + [f"fused_blocks.{i}.x" for i in range(fused)]
@@ -81,61 +87,6 @@ def test_unknown_kind_and_preset():
         from_torch("gan", {})
     with pytest.raises(UserError, match="'huge' is no preset"):
         from_torch("mmdit", {}, "huge")
-
-
-# A PyTorch file is a zip archive of one pickle and one raw file per storage. The stand-ins below pickle under PyTorch's
-# own names, so that such files can be written by hand.
-
-
-class Global:
-    def __init__(self, module, name):
-        self.module, self.name = module, name
-
-
-class Rebuild:
-    """Pickles as a call of torch._utils._rebuild_tensor_v2."""
-
-    def __init__(self, *arguments, function=("torch._utils", "_rebuild_tensor_v2")):
-        self.arguments, self.function = arguments, function
-
-
-class Storage:
-    def __init__(self, type_name, key):
-        self.type_name, self.key = type_name, key
-
-
-class TorchPickler(pickle._Pickler):
-    """The pure-Python pickler, which can be told to write globals that do not exist here."""
-
-    def persistent_id(self, value):
-        if isinstance(value, Storage):
-            return ("storage", Global("torch", value.type_name), value.key, "cpu", 0)
-        return None
-
-    def save(self, value, save_persistent_id=True):
-        if isinstance(value, Global):
-            self.write(pickle.GLOBAL + f"{value.module}\n{value.name}\n".encode())
-        elif isinstance(value, Rebuild):
-            self.save(Global(*value.function))
-            self.save(value.arguments)
-            self.write(pickle.REDUCE)
-        else:
-            super().save(value, save_persistent_id)
-
-
-def write_torch(path, content, storages, byteorder=b"little"):
-    stream = io.BytesIO()
-    TorchPickler(stream, protocol=2).dump(content)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", stream.getvalue())
-        archive.writestr("archive/byteorder", byteorder)
-        for key, array in storages.items():
-            archive.writestr(f"archive/data/{key}", array.tobytes())
-    return path
-
-
-def tensor(storage, offset, size, stride):
-    return Rebuild(storage, offset, size, stride, False, collections.OrderedDict())
 
 
 def test_reads_torch_files(tmp_path):

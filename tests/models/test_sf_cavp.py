@@ -10,7 +10,7 @@ import pytest
 
 from msg_jax.clip import MMAUDIO_16K, MMAUDIO_44K, TINY
 from msg_jax.models import sf_cavp
-from msg_jax.models.sf_cavp import SFCAVP, Embeddings, RewardWeights, random_crop, score
+from msg_jax.models.sf_cavp import SFCAVP, Embeddings, RewardWeights, random_crop, random_view, score
 from msg_jax.models.slowfast import AUDIO_TINY, VIDEO_TINY
 from msg_jax.types import AVBatch
 
@@ -81,7 +81,7 @@ def test_r50_brings_both_modalities_to_the_same_number_of_steps(clip):
 def test_tiny_is_small():
     batch = jax.eval_shape(lambda: random_batch(TINY))
     params = jax.eval_shape(lambda b: SFCAVP(sf_cavp.tiny()).init(jax.random.key(0), b), batch)
-    assert sum(math.prod(p.shape) for p in jax.tree.leaves(params)) == pytest.approx(1.4e6, rel=0.05)
+    assert sum(math.prod(p.shape) for p in jax.tree.leaves(params)) == pytest.approx(3.0e6, rel=0.05)
 
 
 def test_resampling_keeps_instants():
@@ -127,3 +127,32 @@ def test_random_crop_cuts_both_modalities_at_the_same_instant(clip):
     np.testing.assert_allclose(cropped.video[:, -1, 0, 0, 0] - starts, 39 / clip.video_hz, atol=1e-6)
     np.testing.assert_allclose(jnp.diff(cropped.mel[..., 0], axis=1), 1 / clip.mel.frames_hz, atol=1e-5)
     assert len(np.unique(starts)) > 20 and float(starts.max() - starts.min()) > 0.9 * (clip.duration_sec - 1.6)
+
+
+def test_random_view_changes_no_time_and_no_pairing():
+    """Each clip is mirrored or not, lit by one gain per colour, and its sound lowered towards a floor that stays."""
+    batch = random_batch(TINY, size=16)
+    view = random_view(batch, jax.random.key(3))
+    mirrored = 0
+    for before, after in zip(np.asarray(batch.video), np.asarray(view.video)):
+        straight, flipped = (np.corrcoef(frames.ravel(), after.ravel())[0, 1] for frames in (before, before[:, :, ::-1]))
+        assert max(straight, flipped) > 0.9 and min(straight, flipped) < 0.1
+        mirrored += flipped > straight
+    assert 3 <= mirrored <= 13
+    lowered = (np.asarray(batch.mel) - np.asarray(view.mel)).mean(axis=(1, 2))
+    assert lowered.min() > -0.05 and lowered.max() < 1.0 and lowered.std() > 0.1
+
+
+def test_semantic_parts_hear_the_order_that_a_plain_mean_cannot():
+    """Two halves of a clip swapped: one mean cannot tell, two parts can."""
+    clip = dataclasses.replace(TINY, duration_sec=6.4)
+    halves = random_batch(TINY, size=2)
+    ab = jnp.concatenate([halves.mel[:1], halves.mel[1:]], axis=1)
+    ba = jnp.concatenate([halves.mel[1:], halves.mel[:1]], axis=1)
+    cosines = []
+    for parts in (1, 2):
+        model = SFCAVP(dataclasses.replace(SMALL, clip=clip, semantic_parts=parts))
+        params = jax.jit(model.init)(jax.random.key(1), random_batch(clip))
+        embed = jax.jit(lambda p, x, model=model: model.apply(p, x, method="encode_audio").semantic)
+        cosines.append(float((embed(params, ab) * embed(params, ba)).sum()))
+    assert cosines[0] > 0.99 > cosines[1] + 0.005

@@ -1,0 +1,223 @@
+"""python benchmarks/inference.py [--variant=small_16k] [--networks=clip,mmdit,...] [--json=FILE]
+
+What each network of a released variant costs for one clip of eight seconds, and `generate` as a whole (25 steps,
+guidance 4.5), with random weights: the time does not depend on them. Every row is measured in a process of its own, so
+that its peak memory is its own. Columns:
+
+    wall      seconds for a clip: the best of a few calls, times the calls that a clip takes; compilation apart
+    GFLOP     of the unoptimised program, as XLA counts them (no network here hides work in a loop)
+    GFLOP/s   and its share of what a large matrix product reaches on this device in the same process
+    weights   of the network, in GB
+    working   memory that the compiled program takes beside weights and inputs, in GB
+    peak      resident memory of the whole process, in GB (on an accelerator: of the host alone)
+"""
+
+import argparse
+from collections.abc import Callable
+import functools
+import json
+import math
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from msg_jax import generate, networks, sampling, system
+from msg_jax.convert import bundle
+from msg_jax.convert.weights import shapes_of
+from msg_jax.data import media
+from msg_jax.models.clip_encoder import CLIP
+from msg_jax.models.mmdit import MMDiT, example_inputs
+from msg_jax.models.synchformer import Synchformer
+from msg_jax.models.vae import VAE
+from msg_jax.models.vocoder import BigVGAN
+from msg_jax.types import Array, Params
+
+STEPS, GUIDANCE = 25, 4.5
+
+
+class RandomBundle(bundle.Bundle):
+    """The networks of a variant with random weights instead of files."""
+
+    vocabulary = None
+
+    def __init__(self, variant: bundle.Variant):
+        self.variant = variant
+        self._shapes = {kind: bundle.shapes(kind, network.config) for kind, network in variant.networks.items()}
+
+    def load(self, kind: str, *prefixes: str) -> Params:
+        rng = np.random.default_rng(0)
+        return traverse_util.unflatten_dict({
+            name: jnp.asarray(rng.uniform(-0.03, 0.03, leaf.shape).astype(np.float32))
+            for name, leaf in self._shapes[kind].items() if name.startswith(prefixes or "")
+        }, sep="/")
+
+    def sha256(self, kind: str) -> str:
+        return "random"
+
+    def converted_bytes(self) -> int:
+        return sum(4 * leaf.size for shapes in self._shapes.values() for leaf in shapes.values())
+
+
+class Case(NamedTuple):
+    """One call of a network on inputs of these shapes, and how many such calls a clip takes."""
+
+    kind: str
+    prefixes: tuple[str, ...]
+    call: Callable[..., Array]
+    inputs: tuple[Array, ...]
+    calls: int
+
+
+def cases(variant: bundle.Variant) -> dict[str, Callable[[], Case]]:
+    """Networks by name, as `generate` calls them for a clip of one window."""
+    clip, dtype = variant.clip, networks.compute_dtype()
+    config = {kind: network.config for kind, network in variant.networks.items()}
+
+    def pictures(count, px):
+        return np.zeros((count, px, px, 3), np.float32)
+
+    def clip_image():
+        apply = functools.partial(CLIP(config["clip"], dtype).apply, method="encode_image")
+        calls = math.ceil(clip.clip_video_frames / system.PICTURES_AT_ONCE)
+        return Case("clip", ("params/image/",), apply, (pictures(system.PICTURES_AT_ONCE, clip.clip_video_px),), calls)
+
+    def clip_text():
+        apply = functools.partial(CLIP(config["clip"], dtype).apply, method="encode_text")
+        return Case("clip", ("params/text/",), apply, (np.zeros((1, clip.text_tokens), np.int32),), 1)
+
+    def synchformer():
+        segments = pictures(system.SEGMENTS_AT_ONCE * clip.sync_segment_frames, clip.video_px)
+        segments = segments.reshape(system.SEGMENTS_AT_ONCE, 1, clip.sync_segment_frames, *segments.shape[1:])
+        calls = math.ceil(clip.sync_segments / system.SEGMENTS_AT_ONCE)
+        return Case("synchformer", (), Synchformer(config["synchformer"], dtype).apply, (segments,), calls)
+
+    def mmdit():
+        model = MMDiT(config["mmdit"], dtype)
+        x, t, conditions = example_inputs(config["mmdit"])
+        preprocess = functools.partial(model.apply, conditions=conditions, method="preprocess")
+        shapes = jax.eval_shape(preprocess, shapes_of(model, x, t, conditions))
+        processed = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+        def guided_step(variables, x, t, cond, null):
+            velocity = functools.partial(model.apply, variables, method="velocity")
+            return sampling.guided(velocity, cond, null, GUIDANCE)(x, t)
+
+        return Case("mmdit", (), guided_step, (x, t, processed, processed), STEPS)
+
+    def vae():
+        apply = functools.partial(VAE(config["vae"]).apply, method="decode")
+        latents = np.zeros((1, clip.latent_tokens, clip.latent_channels), np.float32)
+        return Case("vae", ("params/decoder/", "buffers/"), apply, (latents,), 1)
+
+    def bigvgan():
+        frames = clip.mel_frames + 2 * config["bigvgan"].context_frames
+        log_mel = np.zeros((1, frames, clip.mel.bands), np.float32)
+        return Case("bigvgan", (), BigVGAN(config["bigvgan"]).apply, (log_mel,), 1)
+
+    return {"clip_image": clip_image, "clip_text": clip_text, "synchformer": synchformer, "mmdit": mmdit, "vae": vae,
+            "bigvgan": bigvgan}
+
+
+def best_of(call: Callable[[], Array], repeats: int) -> float:
+    seconds = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
+
+
+def matmul_rate(size: int = 2048) -> float:
+    """FLOP/s of a square matrix product in the type that networks compute in."""
+    a = jnp.ones((size, size), networks.compute_dtype())
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    return 2 * size**3 / best_of(lambda: product(a, a), 5)
+
+
+def measure_network(case: Case, variables: Params, repeats: int) -> dict[str, float]:
+    program = jax.jit(case.call).lower(variables, *case.inputs)
+    begun = time.perf_counter()
+    compiled = program.compile()
+    compile_sec = time.perf_counter() - begun
+    jax.block_until_ready(compiled(variables, *case.inputs))
+    wall = case.calls * best_of(lambda: compiled(variables, *case.inputs), repeats)
+    flops = case.calls * program.cost_analysis()["flops"]
+    return {
+        "compile_sec": compile_sec, "wall_sec": wall, "gflop": flops / 1e9, "gflop_per_sec": flops / wall / 1e9,
+        "share_of_matmul": flops / wall / matmul_rate(),
+        "weights_gb": sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) / 1e9,
+        "working_gb": compiled.memory_analysis().temp_size_in_bytes / 1e9,
+    }
+
+
+def measure_generate(variant: bundle.Variant, repeats: int) -> dict[str, float]:
+    """A video of one clip from its file to its waveform. The first time compiles and, like the others, loads weights."""
+    made = system.from_bundle(RandomBundle(variant))
+    pictures = np.random.default_rng(0).integers(0, 256, (variant.clip.video_frames, 240, 320, 3), np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "clip.mp4"
+        silence = np.zeros(variant.clip.audio_samples, np.float32)
+        path.write_bytes(media.encode_video(pictures, variant.clip.video_hz, silence, variant.clip.audio_hz))
+        video, settings = generate.Video(path, path.name), generate.Settings(STEPS, GUIDANCE)
+        first, *rest = (best_of(lambda: next(generate.sounds_for(made, video, settings)), 1) for _ in range(1 + repeats))
+    return {"compile_sec": first - min(rest), "wall_sec": min(rest)}
+
+
+def measure(name: str, variant: bundle.Variant, repeats: int) -> dict[str, float]:
+    """One row, measured here and now; its peak memory is that of this process so far."""
+    if name == "generate":
+        row = measure_generate(variant, repeats)
+    else:
+        case = cases(variant)[name]()
+        row = measure_network(case, RandomBundle(variant).load(case.kind, *case.prefixes), repeats)
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    return {"network": name, **row, "peak_gb": kilobytes * 1024 / 1e9}
+
+
+COLUMNS = {
+    "network": "network", "wall_sec": "wall s", "compile_sec": "compile s", "gflop": "GFLOP", "gflop_per_sec": "GFLOP/s",
+    "share_of_matmul": "share", "weights_gb": "weights", "working_gb": "working", "peak_gb": "peak GB",
+}
+
+
+def show(row: dict) -> str:
+    return " ".join(
+        f"{row[name]:<12}" if name == "network" else f"{row[name]:>9.3g}" if name in row else f"{'':>9}" for name in COLUMNS
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    flags = argparse.ArgumentParser(usage=__doc__.partition("\n")[0], allow_abbrev=False)
+    flags.add_argument("--variant", default="small_16k", choices=bundle.VARIANTS)
+    flags.add_argument("--networks", default="clip_image,clip_text,synchformer,mmdit,vae,bigvgan,generate")
+    flags.add_argument("--repeats", type=int, default=3)
+    flags.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
+    flags.add_argument("--here", help=argparse.SUPPRESS)  # how a row's own process is told its network
+    args = flags.parse_args(argv)
+    if args.here:
+        print(json.dumps(measure(args.here, bundle.VARIANTS[args.variant], args.repeats)))
+        return
+    print(" ".join(f"{title:<12}" if title == "network" else f"{title:>9}" for title in COLUMNS.values()))
+    rows = []
+    for name in args.networks.split(","):
+        command = [sys.executable, __file__, f"--variant={args.variant}", f"--repeats={args.repeats}", f"--here={name}"]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        rows.append(json.loads(output.splitlines()[-1]))
+        print(show(rows[-1]), flush=True)
+    if args.json:
+        record = {"variant": args.variant, "device": jax.devices()[0].device_kind, "rows": rows}
+        args.json.write_text(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Folders of released files: which of them a variant of MMAudio needs, and their networks, converted once and kept.
+
+What is converted is written to `converted/` in that folder, one .safetensors file per network, and read from there as
+long as neither the released file nor the conversion table has changed.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import hashlib
+import importlib
+import inspect
+import os
+import pathlib
+from typing import Any
+
+from flax import traverse_util
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from msg_jax.clip import MMAUDIO_16K, MMAUDIO_44K, ClipSpec
+from msg_jax.convert import CONVERTERS, from_torch, weights
+from msg_jax.errors import UserError
+from msg_jax.models import clip_encoder, mmdit, synchformer, vae, vocoder
+from msg_jax.types import Params
+
+CONVERTED = "converted"
+DOCUMENT = "docs/WEIGHTS.md"
+_COMPLETE = 0.9  # a file smaller than this share of its published size was not downloaded to its end
+
+
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """One published file and its size, as published or as its parameters need (within a few percent)."""
+
+    name: str
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network of a variant: its file, and the configuration that `convert.from_torch` checks the file against."""
+
+    file: Released
+    config: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One released system: lengths and rates, and its networks by their kind (`convert.CONVERTERS`)."""
+
+    clip: ClipSpec
+    networks: Mapping[str, Network]
+
+
+VOCABULARY = Released("bpe_simple_vocab_16e6.txt.gz", 1_356_917)  # optional: prompts need it
+
+_ENCODERS = {
+    "clip": Network(Released("open_clip_pytorch_model.bin", 3_950_000_000), clip_encoder.PRESETS["vit_h_14"]),
+    "synchformer": Network(Released("synchformer_state_dict.pth", 951_000_000), synchformer.PRESETS["released"]),
+}
+_CODEC_16K = {
+    "vae": Network(Released("v1-16.pth", 687_000_000), vae.PRESETS["16k"]),
+    "bigvgan": Network(Released("best_netG.pt", 450_000_000), vocoder.PRESETS["16k"]),
+}
+_CODEC_44K = {
+    "vae": Network(Released("v1-44.pth", 1_222_000_000), vae.PRESETS["44k"]),
+    "bigvgan": Network(Released("bigvgan_generator.pt", 489_000_000), vocoder.PRESETS["44k"]),
+}
+
+
+def _variant(name: str, megabytes: int, clip: ClipSpec, codec: dict[str, Network]) -> Variant:
+    generator = Network(Released(f"mmaudio_{name}.pth", megabytes * 10**6), mmdit.PRESETS[name])
+    return Variant(clip, {"mmdit": generator, **_ENCODERS, **codec})
+
+
+VARIANTS = {
+    "small_16k": _variant("small_16k", 630, MMAUDIO_16K, _CODEC_16K),
+    "small_44k": _variant("small_44k", 630, MMAUDIO_44K, _CODEC_44K),
+    "medium_44k": _variant("medium_44k", 2_490, MMAUDIO_44K, _CODEC_44K),
+    "large_44k": _variant("large_44k", 4_120, MMAUDIO_44K, _CODEC_44K),
+    "large_44k_v2": _variant("large_44k_v2", 4_120, MMAUDIO_44K, _CODEC_44K),
+}
+
+
+STAGES = {
+    "encoders": {"clip": ("params/image/",), "synchformer": ()},
+    "text": {"clip": ("params/text/",)},
+    "generator": {"mmdit": ()},
+    "codec": {"vae": ("params/decoder/", "buffers/"), "bigvgan": ()},
+}
+"""What is in memory at the same time when sound is made: the kinds of network, and the beginnings of paths if not all."""
+
+
+@functools.cache
+def shapes(kind: str, config: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path -> shape of every variable of a network; nothing is computed."""
+    px = getattr(config, "image_px", None)
+    module, inputs = {
+        "clip": lambda: (clip_encoder.CLIP(config), (np.zeros((1, px, px, 3)), np.zeros((1, config.context_tokens), int))),
+        "synchformer": lambda: (
+            synchformer.Synchformer(config), (np.zeros((1, 1, config.segment_frames, px, px, 3)),)
+        ),
+        "mmdit": lambda: (mmdit.MMDiT(config), mmdit.example_inputs(config)),
+        "vae": lambda: (vae.VAE(config), (np.zeros((1, 2, config.bands)),)),
+        "bigvgan": lambda: (vocoder.BigVGAN(config), (np.zeros((1, 1, config.bands)),)),
+    }[kind]()
+    return traverse_util.flatten_dict(weights.shapes_of(module, *inputs), sep="/")
+
+
+def find(folder: pathlib.Path, file: Released) -> pathlib.Path | None:
+    """Where a released file lies: in the folder, or in a folder directly inside it, as in a checkout of MMAudio."""
+    return next((path for pattern in ("", "*/") for path in sorted(folder.glob(pattern + file.name))), None)
+
+
+def choose(path: pathlib.Path, variant: str | None = None) -> tuple[pathlib.Path, str]:
+    """Folder and variant for a folder of released files, or for one MM-DiT file whose folder holds the rest.
+
+    Without a name the variant is that of the file, or the only one whose MM-DiT is in the folder. Raises UserError if
+    there is none or more than one, and for an unknown name.
+    """
+    names = {each.networks["mmdit"].file.name: name for name, each in VARIANTS.items()}
+    if variant is not None and variant not in VARIANTS:
+        raise UserError(f"--variant={variant} is no released network: choose one of {', '.join(VARIANTS)}")
+    if path.is_file():
+        named = names.get(path.name)
+        if named is None:
+            raise UserError(f"{path} does not have the name of a released MM-DiT: give one of {', '.join(names)}")
+        if variant not in (None, named):
+            raise UserError(f"{path} is not the variant {variant}: leave out --variant, or give the folder")
+        return path.parent, named
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist: give a folder of the files that {DOCUMENT} lists, or an MM-DiT file")
+    found = [name for name, each in VARIANTS.items() if find(path, each.networks["mmdit"].file)]
+    if variant is None and len(found) != 1:
+        held = f"holds {len(found)} variants ({', '.join(found)})" if found else f"holds none of {', '.join(names)}"
+        raise UserError(f"{path} {held}: choose with --variant, and see {DOCUMENT} for where the files are published")
+    return path, variant or found[0]
+
+
+class Bundle:
+    """The files of one variant in one folder, and their converted networks."""
+
+    def __init__(self, folder: pathlib.Path, variant: Variant):
+        """Raises UserError that lists every file that is missing or was not downloaded to its end."""
+        self.folder, self.variant = folder, variant
+        self.paths = {kind: find(folder, network.file) for kind, network in variant.networks.items()}
+        problems = [
+            f"{network.file.name} ({show_size(network.file.bytes)})" if path is None
+            else f"{network.file.name} ({show_size(path.stat().st_size)} of {show_size(network.file.bytes)} are there)"
+            for (kind, network), path in zip(variant.networks.items(), self.paths.values())
+            if path is None or path.stat().st_size < _COMPLETE * network.file.bytes
+        ]
+        if problems:
+            raise UserError(
+                f"{folder} lacks {len(problems)} of the files that this variant needs, {', '.join(problems)}: "
+                f"{DOCUMENT} says where each is published"
+            )
+
+    @property
+    def vocabulary(self) -> pathlib.Path | None:
+        """The text tokeniser's file, if it is there."""
+        return find(self.folder, VOCABULARY)
+
+    def is_converted(self, kind: str) -> bool:
+        """Whether `converted/` holds this network, of this file, by this version of the conversion table."""
+        return self._metadata(kind).get("made_from") == self._made_from(kind)
+
+    def convert(self, kind: str) -> None:
+        """Reads the released file and writes the network to `converted/`; needs about twice the file's size in memory.
+
+        Raises UserError if a tensor does not fit, or if the folder cannot be written to.
+        """
+        path, network = self.paths[kind], self.variant.networks[kind]
+        _, variables = from_torch(kind, weights.read_checkpoint(path), network.config, source=str(path))
+        target = self._converted(kind)
+        beside = target.with_name(f".{target.name}.{os.getpid()}")
+        metadata = {"made_from": self._made_from(kind), "sha256": _sha256(path)}
+        try:
+            target.parent.mkdir(exist_ok=True)
+            safetensors.numpy.save_file(traverse_util.flatten_dict(variables, sep="/"), beside, metadata)
+            beside.replace(target)
+        except (OSError, safetensors.SafetensorError) as error:
+            if beside.exists():
+                beside.unlink()
+            raise UserError(
+                f"{target} cannot be written ({error}): copy or link the released files into a folder of your own with "
+                f"{show_size(path.stat().st_size)} free"
+            ) from error
+
+    def load(self, kind: str, *prefixes: str) -> Params:
+        """Variables of a converted network: {"params": {...}, ...}, or only those whose path begins with a prefix."""
+        with safetensors.safe_open(self._converted(kind), "flax") as file:
+            names = [name for name in file.offset_keys() if name.startswith(prefixes or "")]
+            return traverse_util.unflatten_dict({name: file.get_tensor(name) for name in names}, sep="/")
+
+    def stage(self, name: str) -> dict[str, Params]:
+        """Variables of the networks of one of `STAGES`, by kind."""
+        return {kind: self.load(kind, *prefixes) for kind, prefixes in STAGES[name].items()}
+
+    def sha256(self, kind: str) -> str:
+        """Checksum of the released file that was converted."""
+        return self._metadata(kind)["sha256"]
+
+    def converted_bytes(self) -> int:
+        """What all converted networks weigh, in memory as on disk."""
+        return sum(self._converted(kind).stat().st_size for kind in self.paths)
+
+    def _converted(self, kind: str) -> pathlib.Path:
+        return self.folder / CONVERTED / f"{self.paths[kind].stem}.safetensors"
+
+    def _metadata(self, kind: str) -> dict[str, str]:
+        try:
+            with safetensors.safe_open(self._converted(kind), "np") as file:
+                return file.metadata() or {}
+        except (OSError, safetensors.SafetensorError):
+            return {}
+
+    def _made_from(self, kind: str) -> str:
+        """What the result depends on: the released file, the configuration, and the code of the conversion."""
+        stat, converter = self.paths[kind].stat(), importlib.import_module(CONVERTERS[kind])
+        code = inspect.getsource(converter) + inspect.getsource(weights)
+        parts = (stat.st_size, stat.st_mtime_ns, self.variant.networks[kind].config, code)
+        return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def show_size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

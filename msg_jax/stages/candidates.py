@@ -1,0 +1,82 @@
+"""Candidates of a model for training clips, with what the reward says of each: the pool that pairs are made from.
+
+As a stage it fills the base model's pool once, for the first round of every preference arm.
+"""
+
+import functools
+import pathlib
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from msg_jax.data.features import FeatureSource, FeatureWriter
+from msg_jax.evaluation import events
+from msg_jax.infra import logging, preemption
+from msg_jax.stages.common import Run, text_digest
+from msg_jax.stages.generator import Generator
+from msg_jax.stages.listening import Listener
+from msg_jax.types import Params
+
+# The last is the truth, by the judge: the oracle arm ranks by it, all others only log it. NaN where there is no event truth.
+SCORES = ("semantic", "dynamic", "window", "reward", "event_f1")
+_DECIDE_CANDIDATES = ("videos", "candidates", "candidate_guidance", "candidate_steps")
+
+
+def section_of(config: ConfigDict, arm: str) -> ConfigDict:
+    """The `preference` section with the arm's own changes."""
+    changes = {key: value for key, value in config.arms[arm].items() if key not in ("ranking", "winner")}
+    return ConfigDict(config.preference.to_dict() | changes)
+
+
+def changes_candidates(arm: ConfigDict) -> bool:
+    """Whether the arm samples otherwise than the `preference` section says, and so cannot share its candidates."""
+    return any(name in arm for name in _DECIDE_CANDIDATES)
+
+
+class CandidatePool:
+    """Samples and scores; `clips(number)` are the training clips of round `number`, another choice each round."""
+
+    def __init__(self, run: Run, section: ConfigDict, seed: int):
+        self.run, self.section, self.seed = run, section, seed
+        self.features = FeatureSource(run.folder("extract") / "train")
+        self.source = run.source("train")
+        self.listener = Listener(run, self.source.class_names)
+
+    @functools.cached_property
+    def _generator(self) -> Generator:
+        return Generator(self.run, self.features)
+
+    def clips(self, number: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, number)).permutation(len(self.features))[: self.section.videos]
+
+    def fill(self, folder: pathlib.Path, number: int, variables: Params) -> None:
+        """Writes N candidates of each clip, resuming where a kill left it: `latents` (N, T, C), `scores` (N, SCORES)."""
+        section, batch, chosen = self.section, self.run.config.evaluate.batch_size, self.clips(number)
+        writer = FeatureWriter(folder, len(chosen), batch)
+        progress = logging.Progress(f"candidates {number}", len(chosen), "video")
+        for shard, rows in writer.missing:
+            indices = chosen[rows.start : rows.stop]
+            (latents,) = self._generator.latents(
+                variables, indices, seed=self.seed, purpose=f"candidates/{number}", candidates=section.candidates,
+                guidance_scale=section.candidate_guidance, steps=section.candidate_steps, batch_size=batch,
+            )
+            records = [self.source[int(i)] for i in indices]
+            mels = self.listener.decode(latents.reshape(-1, *latents.shape[2:]))
+            mels = mels.reshape(*latents.shape[:2], *mels.shape[1:])
+            scores = self.listener.score(self.listener.embed_video(np.stack([r["video"] for r in records])), mels)
+            scores["event_f1"] = np.full(latents.shape[:2], np.nan)
+            if self.listener.can_judge:
+                truth = events.true_events(np.stack([r["events"] for r in records]))
+                scores["event_f1"] = self.listener.event_f1(truth, mels)
+            table = np.stack([scores[name] for name in SCORES], axis=-1).astype(np.float32)
+            items = [{"latents": latents[i], "scores": table[i]} for i in range(len(records))]
+            writer.write(shard, [r["id"] for r in records], items)
+            progress.update(rows.stop)
+            preemption.exit_if_requested(f"candidates {rows.stop}")
+        writer.finish()
+
+
+def make(run: Run, folder: pathlib.Path, seed: int) -> str:
+    pool = CandidatePool(run, run.config.preference, seed)
+    pool.fill(folder, 0, run.load("base", seed))
+    return text_digest(*FeatureSource(folder).digests())

@@ -1,0 +1,151 @@
+"""Folders of released files: what is looked for, what is kept, and what is said when something is wrong."""
+
+import os
+import re
+
+from conftest import ROOT
+import jax
+import numpy as np
+import pytest
+from released_files import toy_tensors, write_released
+from torch_files import write_state
+
+from msg_jax.convert import bundle, from_torch
+from msg_jax.convert.bundle import VARIANTS, VOCABULARY, Bundle, choose, find
+from msg_jax.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setitem(VARIANTS, "toy", write_released(tmp_path))
+    return tmp_path
+
+
+def test_published_names_and_sizes_are_those_of_the_document():
+    rows = re.findall(r"^\| `(\S+)` \|.*\| ([\d.]+) (MB|GB) \|", (ROOT / bundle.DOCUMENT).read_text(), re.MULTILINE)
+    published = {name: float(size) * {"MB": 1e6, "GB": 1e9}[unit] for name, size, unit in rows}
+    files = {network.file for variant in VARIANTS.values() for network in variant.networks.values()} | {VOCABULARY}
+    assert published.keys() == {file.name for file in files}
+    for file in files:
+        # publishers count in powers of ten or of two; a file is never smaller than its own floats
+        assert 0.93 < published[file.name] / file.bytes < 1.05, file.name
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_networks_of_a_variant_fit_together(name):
+    clip, networks = VARIANTS[name].clip, {kind: each.config for kind, each in VARIANTS[name].networks.items()}
+    generator = networks["mmdit"]
+    assert networks["vae"].bands == networks["bigvgan"].bands == clip.mel.bands
+    assert np.prod(networks["bigvgan"].upsample_rates) == clip.mel.hop_samples
+    assert networks["vae"].latent_channels == generator.latent_channels == clip.latent_channels
+    assert (generator.latent_tokens, generator.sync_tokens) == (clip.latent_tokens, clip.sync_tokens)
+    assert (generator.clip_dim, generator.text_dim) == (networks["clip"].features, networks["clip"].text_width)
+    assert generator.text_tokens == networks["clip"].context_tokens
+    assert generator.sync_dim == networks["synchformer"].width
+    assert networks["synchformer"].segment_frames == clip.sync_segment_frames
+    assert (networks["synchformer"].image_px, networks["clip"].image_px) == (clip.video_px, clip.clip_video_px)
+    assert "44k" in name or clip.audio_hz == 16_000
+
+
+def test_missing_files_are_one_sentence(tmp_path):
+    (tmp_path / "mmaudio_small_16k.pth").touch()
+    with pytest.raises(UserError) as error:
+        Bundle(tmp_path, VARIANTS["small_16k"])
+    for part in (
+        "lacks 5 of the files", "mmaudio_small_16k.pth (0 MB of 630 MB are there)",
+        "open_clip_pytorch_model.bin (4.0 GB)", "synchformer_state_dict.pth (951 MB)", "v1-16.pth (687 MB)",
+        "best_netG.pt (450 MB)", "docs/WEIGHTS.md",
+    ):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_variant_is_that_of_the_files(tmp_path):
+    for absent in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=r"holds none of mmaudio_small_16k\.pth|does not exist"):
+            choose(absent)
+    (tmp_path / "weights").mkdir()
+    file = tmp_path / "weights" / "mmaudio_small_44k.pth"
+    file.touch()
+    assert choose(file) == (tmp_path / "weights", "small_44k")
+    assert choose(tmp_path) == (tmp_path, "small_44k")
+    assert choose(tmp_path, "large_44k_v2") == (tmp_path, "large_44k_v2")
+    (tmp_path / "mmaudio_medium_44k.pth").touch()
+    with pytest.raises(UserError, match=r"holds 2 variants \(small_44k, medium_44k\): choose with --variant"):
+        choose(tmp_path)
+    with pytest.raises(UserError, match="--variant=tiny is no released network"):
+        choose(tmp_path, "tiny")
+    with pytest.raises(UserError, match="is not the variant medium_44k"):
+        choose(file, "medium_44k")
+    other = file.with_name("mine.pth")
+    other.touch()
+    with pytest.raises(UserError, match=r"mine\.pth does not have the name"):
+        choose(other)
+
+
+def test_files_may_lie_in_folders_of_the_folder(folder):
+    for name in ("weights", "ext_weights"):
+        (folder / name).mkdir()
+    (folder / "mmaudio_toy_16k.pth").rename(folder / "weights" / "mmaudio_toy_16k.pth")
+    (folder / "v1-16.pth").rename(folder / "ext_weights" / "v1-16.pth")
+    released = Bundle(folder, VARIANTS["toy"])
+    assert released.paths["mmdit"].parent.name == "weights" and released.paths["vae"].parent.name == "ext_weights"
+    assert find(folder, VOCABULARY) == folder / VOCABULARY.name
+
+
+def test_what_is_kept_is_what_was_converted(folder):
+    tensors, variant = toy_tensors()
+    released = Bundle(folder, variant)
+    for kind, network in variant.networks.items():
+        assert not released.is_converted(kind)
+        released.convert(kind)
+        assert released.is_converted(kind)
+        expected = from_torch(kind, tensors[network.file.name], network.config)[1]
+        jax.tree.map(np.testing.assert_array_equal, released.load(kind), expected)
+    part = released.load("vae", "params/decoder/", "buffers/")
+    assert part["params"].keys() == {"decoder"} and part["buffers"].keys() == {"mel_mean", "mel_std"}
+    assert sorted(path.name for path in (folder / "converted").iterdir()) == [
+        "best_netG.safetensors", "mmaudio_toy_16k.safetensors", "open_clip_pytorch_model.safetensors",
+        "synchformer_state_dict.safetensors", "v1-16.safetensors",
+    ]
+
+
+def test_another_file_is_converted_again(folder, monkeypatch):
+    tensors, variant = toy_tensors()
+    Bundle(folder, variant).convert("vae")
+    released = Bundle(folder, variant)
+    assert released.is_converted("vae")
+    before = released.sha256("vae")
+    tensors["v1-16.pth"]["data_mean"] = tensors["v1-16.pth"]["data_mean"] + 1
+    write_state(folder / "v1-16.pth", tensors["v1-16.pth"])
+    os.utime(folder / "v1-16.pth", (1, 1))
+    assert not released.is_converted("vae")
+    released.convert("vae")
+    assert released.sha256("vae") != before
+    monkeypatch.setattr(bundle.inspect, "getsource", lambda module: "another table")
+    assert not released.is_converted("vae")
+    (folder / "converted" / "v1-16.safetensors").write_bytes(b"half")
+    assert not released.is_converted("vae")
+
+
+def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_kept(folder):
+    tensors, variant = toy_tensors()
+    state = tensors["mmaudio_toy_16k.pth"]
+    state["latent_avg"] = state.pop("latent_mean")
+    del state["final_layer.conv.bias"]
+    state["t_embed.mlp.0.weight"] = state["t_embed.mlp.0.weight"].T
+    write_state(folder / "mmaudio_toy_16k.pth", state)
+    with pytest.raises(UserError) as error:
+        Bundle(folder, variant).convert("mmdit")
+    for part in (
+        str(folder / "mmaudio_toy_16k.pth"), "latent_avg is unknown", "latent_mean is missing",
+        "final_layer.conv.bias is missing", "t_embed.mlp.0.weight gives (16, 256) where (256, 16) is expected",
+    ):
+        assert part in str(error.value)
+    assert not (folder / "converted").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_said(folder):
+    (folder / "converted").touch()
+    with pytest.raises(UserError, match=r"cannot be written .*a folder of your own"):
+        Bundle(folder, VARIANTS["toy"]).convert("vae")

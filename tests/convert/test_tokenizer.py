@@ -1,0 +1,90 @@
+"""Hand-made merges; the numbers are counted by hand.
+
+Bytes: "a" is 97, so entry 97 - 33 = 64 of the visible ones; the same at the end of a word is 256 later.
+"""
+
+import gzip
+
+import pytest
+from released_files import MERGES, VOCABULARY_SIZE, write_vocabulary
+
+from msg_jax.convert.tokenizer import Tokenizer, byte_symbols, split_words
+from msg_jax.errors import UserError
+
+START, END = VOCABULARY_SIZE - 2, VOCABULARY_SIZE - 1
+
+
+def letter(c, ends=False):
+    return ord(c) - ord("!") + 256 * ends
+
+
+def merge(pair):
+    return 512 + MERGES.index(pair)
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    tokenizer = Tokenizer(write_vocabulary(tmp_path), VOCABULARY_SIZE, context_tokens=8)
+
+    def tokens(text):
+        numbers = tokenizer(text).tolist()
+        assert len(numbers) == 8 and numbers[0] == START and END in numbers
+        end = numbers.index(END)
+        assert not any(numbers[end + 1 :])
+        return numbers[1:end]
+
+    return tokens
+
+
+def test_bytes_have_visible_characters():
+    symbols = byte_symbols()
+    assert len(set(symbols)) == 256 and symbols[ord("a")] == "a" and symbols[0xE9] == "é"
+    assert symbols[0] == chr(256) and symbols[ord(" ")] == chr(256 + 32) and symbols[0x7F] == chr(256 + 33)
+
+
+def test_words_are_merged_in_the_order_of_the_list(tokens):
+    assert tokens("dog") == [merge("do g</w>")]
+    assert tokens("cat") == [merge("ca t</w>")]
+    assert tokens("do") == [letter("d"), letter("o", ends=True)]  # "d o" is listed, "d o</w>" is not
+    assert tokens("dodo") == [merge("d o"), letter("d"), letter("o", ends=True)]
+    assert tokens("dog cat") == [merge("do g</w>"), merge("ca t</w>")]
+    assert tokens("dogs") == [merge("d o"), letter("g"), letter("s", ends=True)]
+    assert tokens("") == []
+
+
+def test_text_is_cleaned_first(tokens):
+    assert tokens("  DOG \n\tCat ") == tokens("dog cat")
+    assert tokens("&amp;amp;") == [letter("&", ends=True)]
+
+
+def test_other_bytes(tokens):
+    # é is C3 A9 in UTF-8; their characters are Ã and ©, entries 94 + (0xC3 - 0xA1 - 1) and 94 + (0xA9 - 0xA1)
+    assert tokens("é") == [94 + 0xC3 - 0xA1 - 1, 94 + 0xA9 - 0xA1 + 256]
+    # after the 188 visible ones come the others, counted from byte 0: the 33 up to the space, 7F, and then 80, ...
+    assert tokens("\x00") == [188 + 256]
+    # 😀 is F0 9F 98 80
+    assert tokens("😀") == [94 + 0xF0 - 0xA1 - 1, 188 + 34 + 0x1F, 188 + 34 + 0x18, 188 + 34 + 256]
+
+
+def test_long_texts_are_cut_and_still_end(tokens):
+    assert tokens("cat " * 30) == [merge("ca t</w>")] * 6
+
+
+@pytest.mark.parametrize("text, words", [
+    ("it's a dog's 3rd day, isn't it?!", ["it", "'s", "a", "dog", "'s", "3", "rd", "day", ",", "isn", "'t", "it", "?!"]),
+    ("rock'n'roll", ["rock", "'", "n", "'", "roll"]),
+    ("we'll -'s 12 a_b", ["we", "'ll", "-'", "s", "1", "2", "a", "_", "b"]),
+    ("naïve 日本 ½", ["naïve", "日本", "½"]),
+])
+def test_words(text, words):
+    assert split_words(text) == words
+
+
+def test_a_file_that_is_something_else_is_refused(tmp_path):
+    path = write_vocabulary(tmp_path, MERGES[:3])
+    with pytest.raises(UserError, match="does not list 6 merges"):
+        Tokenizer(path, VOCABULARY_SIZE)
+    for content in (b"plain text", gzip.compress(b"x" * 1000)[:20]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"bpe_simple_vocab_16e6\.txt\.gz cannot be read"):
+            Tokenizer(path, VOCABULARY_SIZE)

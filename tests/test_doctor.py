@@ -1,0 +1,61 @@
+from released_files import toy_tensors, write_vocabulary
+from torch_files import write_state
+
+from msg_jax import doctor
+from msg_jax.convert import bundle
+from msg_jax.convert.bundle import VARIANTS, Released
+from msg_jax.infra import memory
+
+
+def test_versions_say_what_is_missing(monkeypatch):
+    monkeypatch.setattr(doctor, "PACKAGES", ("jax", "no-such-package"))
+    found = dict(doctor.versions())
+    assert found["jax"][0].isdigit() and found["no-such-package"] == "MISSING"
+
+
+def test_the_state_of_a_file_is_told_by_its_size(tmp_path):
+    file = Released("x.pth", 1_000_000)
+    path = tmp_path / "x.pth"
+    assert doctor.state_of(None, file) == "missing"
+    for size, state in ((960_000, "found"), (500_000, "cut short: 0 MB"), (3_000_000, "another file: 3 MB")):
+        path.write_bytes(bytes(size))
+        assert doctor.state_of(path, file) == state
+
+
+def test_memory_of_the_released_stages():
+    """Parameters as published (docs/WEIGHTS.md), of which the text projections and the VAE's encoder are not loaded."""
+    needed = doctor.stage_bytes(VARIANTS["small_16k"])
+    weights = {stage: (needed[stage] - doctor.WORKING_BYTES[stage]) / 4 for stage in bundle.STAGES}
+    synchformer, image, text = 122_440_704 - 590_592, 632.68e6, 354.03e6
+    assert weights["generator"] == 157_283_644
+    assert abs(weights["encoders"] - (image + synchformer)) < 1e5
+    assert abs(weights["text"] - (text - 1_048_577)) < 1e5
+    assert 112_199_473 < weights["codec"] < 112_199_473 + 171_657_218
+    assert needed["converting"] == 2 * 3_950_000_000
+
+
+def test_the_report_counts_files_and_memory(tmp_path, capsys, monkeypatch):
+    tensors, variant = toy_tensors()
+    for network in variant.networks.values():
+        write_state(tmp_path / network.file.name, tensors[network.file.name])
+        size = (tmp_path / network.file.name).stat().st_size
+        object.__setattr__(network.file, "bytes", size)
+    write_vocabulary(tmp_path)
+    monkeypatch.setattr(bundle, "VARIANTS", {"toy": variant})
+
+    def told():
+        assert doctor.main([f"--weights={tmp_path}"]) == 0
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(memory, "available_bytes", lambda: 10**10)
+    report = told()
+    assert "10.0 GB free" in report and report.count("  found\n") == 5
+    assert report.splitlines()[-1].split()[-2:] == ["enough", "ready"]
+
+    (tmp_path / "v1-16.pth").unlink()
+    (tmp_path / "best_netG.pt").write_bytes(b"half")
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1_300_000_000)
+    report = told()
+    # the largest stage is the codec with 1.1 GB of work and a toy's 1 MB of weights; the process takes 0.7 GB
+    assert "501 MB too little" in report and "2 files missing" in report
+    assert "cut short: 0 MB" in report

@@ -1,0 +1,199 @@
+"""Released weights, at toy widths, from a folder of files to a sound."""
+
+import dataclasses
+import json
+import weakref
+
+import numpy as np
+import pytest
+from released_files import CLIP, VOCABULARY, write_released
+import soundfile
+
+from msg_jax import generate as generate_lib
+from msg_jax import system as system_lib
+from msg_jax.convert.bundle import VARIANTS, Bundle
+from msg_jax.convert.tokenizer import Tokenizer
+from msg_jax.data import media
+from msg_jax.errors import UserError
+from msg_jax.generate import Settings, Video, generate, sounds_for
+from msg_jax.infra import runtime
+from msg_jax.models.clip_encoder import CLIP as CLIPModel
+from msg_jax.models.synchformer import Synchformer
+from msg_jax.system import InTurn, load_weights
+
+SETTINGS = Settings(steps=2, guidance_scale=4.5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("released")
+        patch.setitem(VARIANTS, "toy_16k", write_released(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def released(folder):
+    return load_weights(folder)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """1.6 s of noise, wider than high: three windows."""
+    path = tmp_path_factory.mktemp("video") / "noise.mp4"
+    pictures = np.random.default_rng(0).integers(0, 256, (40, 36, 64, 3), np.uint8)
+    path.write_bytes(media.encode_video(pictures, 25.0, np.zeros(16_000), 16_000))
+    return path
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """The networks that are read from disk, in order; none of them may stay."""
+    seen, load = [], Bundle.load
+
+    def spy(self, kind, *prefixes):
+        seen.append((kind, *prefixes))
+        return load(self, kind, *prefixes)
+
+    monkeypatch.setattr(Bundle, "load", spy)
+    monkeypatch.setattr(system_lib.memory, "available_bytes", lambda: 0)
+    return seen
+
+
+def test_networks_are_loaded_in_turn_and_freed(loads, folder, video):
+    """Each once for a video, whatever its windows and variants; never two stages at a time."""
+    system = load_weights(folder)
+    assert loads == []
+    sounds = list(sounds_for(system, Video(video, "noise.mp4"), dataclasses.replace(SETTINGS, variants=2, prompt="dog")))
+    assert loads == [
+        ("clip", "params/image/"), ("synchformer",), ("clip", "params/text/"), ("mmdit",),
+        ("vae", "params/decoder/", "buffers/"), ("bigvgan",),
+    ]
+    assert [sound.shape for sound in sounds] == [(25_600,)] * 2
+    assert np.abs(sounds[0] - sounds[1]).max() > 1e-4
+
+
+def test_the_last_one_is_freed_before_the_next_is_loaded():
+    class Tree(dict):
+        """A dictionary that can be watched."""
+
+    watched, alive = [], []
+
+    def load():
+        alive.append(1 + sum(tree() is not None for tree in watched))
+        tree = Tree()
+        watched.append(weakref.ref(tree))
+        return tree
+
+    for stay, expected in ((False, [1, 1, 1, 1]), (True, [1, 2, 3])):
+        alive.clear(), watched.clear()
+        trees = InTurn(dict.fromkeys("abc", load), stay)
+        for name in "aabbca":
+            trees[name]
+        assert alive == expected
+
+
+def test_weights_that_fit_stay(folder, loads, video, monkeypatch):
+    monkeypatch.setattr(system_lib.memory, "available_bytes", lambda: 10**12)
+    system = load_weights(folder)
+    for _ in range(2):
+        next(sounds_for(system, Video(video, "noise.mp4"), SETTINGS))
+    assert len(loads) == 5 and len(set(loads)) == 5
+
+
+def test_conditions_are_those_of_the_published_recipe(released, folder):
+    """CLIP features of every picture, Synchformer features of 16 frames every 8, text features of every token."""
+    rng = np.random.default_rng(0)
+    video, clip_video = (
+        rng.integers(0, 256, (count, px, px, 3), np.uint8) for count, px in ((24, CLIP.video_px), (8, 28))
+    )
+    conditions = released.encode([(video, clip_video)], "dog cat")
+    variant = VARIANTS["toy_16k"]
+    files = Bundle(folder, variant)
+    clip_model = CLIPModel(variant.networks["clip"].config)
+    pictures = clip_model.apply(files.load("clip"), clip_video / 127.5 - 1, method="encode_image")
+    np.testing.assert_allclose(conditions.clip[0], pictures, atol=1e-5)
+    segments = np.stack([video[0:16], video[8:24]])[None] / 127.5 - 1
+    sync = Synchformer(variant.networks["synchformer"].config).apply(files.load("synchformer"), segments)
+    np.testing.assert_allclose(conditions.sync[0], sync.reshape(16, -1), atol=1e-4)
+    tokens = Tokenizer(files.vocabulary, clip_model.config.vocabulary)("dog cat")
+    text = clip_model.apply(files.load("clip"), tokens[None], method="encode_text")
+    np.testing.assert_allclose(conditions.text, text, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(conditions.text, axis=-1), 1, atol=1e-5)
+
+    nothing_said = released.encode([(video, clip_video)])
+    np.testing.assert_array_equal(nothing_said.text[0], files.load("mmdit")["buffers"]["empty_text"])
+    np.testing.assert_array_equal(nothing_said.clip, conditions.clip)
+
+
+def test_latents_are_given_to_the_codec_unnormalised(released, folder):
+    files = Bundle(folder, VARIANTS["toy_16k"])
+    buffers = files.load("mmdit")["buffers"]
+    conditions = released.encode([(np.zeros((24, 32, 32, 3), np.uint8), np.zeros((8, 28, 28, 3), np.uint8))])
+    noise = released.noise(0, "x", 30)
+    latents = released.sample(conditions, noise, steps=1, guidance_scale=1.0)
+    velocity = released.generator.apply(files.load("mmdit"), noise, np.zeros(1), conditions)
+    expected = (noise + velocity)[0] * buffers["latent_std"] + buffers["latent_mean"]
+    np.testing.assert_allclose(latents, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_clip_pictures_are_whole_and_sync_pictures_are_cropped(released, tmp_path, monkeypatch):
+    """The left quarter of a wide picture is white: only the semantic encoder sees it."""
+    pictures = np.zeros((30, 64, 128, 3), np.uint8)
+    pictures[:, :, :32] = 255
+    path = tmp_path / "wide.mp4"
+    path.write_bytes(media.encode_video(pictures, 25.0, np.zeros(16_000), 16_000))
+    seen, encode = [], system_lib.System.encode
+
+    def spy(self, windows, prompt):
+        seen.extend(windows)
+        return encode(self, seen, prompt)
+
+    monkeypatch.setattr(system_lib.System, "encode", spy)
+    next(sounds_for(released, Video(path, "wide.mp4"), SETTINGS))
+    video, clip_video = seen[0]
+    assert video.shape == (24, 32, 32, 3) and clip_video.shape == (8, 28, 28, 3)
+    assert clip_video[:, :, :6].mean() > 240 and clip_video[:, :, 9:].mean() < 10
+    assert video.mean() < 10
+
+
+@pytest.fixture
+def command(monkeypatch):
+    monkeypatch.setattr(runtime, "use_compile_cache", lambda: None)
+    monkeypatch.setattr(generate_lib.logging, "plain_terminal", lambda: None)
+    return generate_lib.main
+
+
+def test_the_command_makes_a_sound(command, folder, video, tmp_path):
+    """From the folder and from the MM-DiT's file; without flags it is 25 steps at a guidance of 4.5."""
+    flags = [str(video), "--verbosity=-1"]
+    assert command([*flags, f"--weights={folder}", f"--out={tmp_path / 'a'}"]) == 0
+    (row,) = [json.loads(line) for line in (tmp_path / "a" / "generated.jsonl").read_text().splitlines()]
+    assert (row["steps"], row["guidance"]) == (25, 4.5) and len(row["checkpoint"]) == 64
+    sound, hz = soundfile.read(tmp_path / "a" / "noise.wav")
+    assert hz == 16_000 and len(sound) == 25_600 and np.abs(sound).max() > 1e-3
+    file = folder / "mmaudio_toy_16k.pth"
+    assert command([*flags, f"--weights={file}", "--variant=toy_16k", f"--out={tmp_path / 'b'}"]) == 0
+    np.testing.assert_array_equal(soundfile.read(tmp_path / "b" / "noise.wav")[0], sound)
+
+
+def test_prompts_need_the_vocabulary(released, folder, video, tmp_path):
+    settings = dataclasses.replace(SETTINGS, prompt="dog")
+    generate(released, [video], tmp_path / "with", settings)
+    (folder / VOCABULARY.name).rename(folder / "hidden")
+    try:
+        for prompts in ({"prompt": "dog"}, {"prompt": "", "negative_prompt": "cat"}):
+            with pytest.raises(UserError, match=r"lacks bpe_simple_vocab_16e6\.txt\.gz .* docs/WEIGHTS\.md"):
+                generate(load_weights(folder), [video], tmp_path / "out", dataclasses.replace(settings, **prompts))
+        made, skipped = generate(load_weights(folder), [video], tmp_path / "out", SETTINGS)
+    finally:
+        (folder / "hidden").rename(folder / VOCABULARY.name)
+    assert len(made) == 1 and skipped == []
+    said, silent = (soundfile.read(tmp_path / name / "noise.wav")[0] for name in ("with", "out"))
+    assert np.abs(said - silent).max() > 1e-4
+
+
+def test_a_waveform_in_pieces_is_the_waveform_in_one(released):
+    log_mel = np.random.default_rng(0).normal(size=(300, 80)).astype(np.float32)
+    whole = released._vocode(released.variables["codec"], log_mel[None])[0]
+    np.testing.assert_allclose(released.vocode(log_mel), whole, atol=1e-5)
