@@ -3,7 +3,7 @@ from torch_files import write_state
 
 from msg_jax import doctor
 from msg_jax.convert import bundle
-from msg_jax.convert.bundle import VARIANTS, Released
+from msg_jax.convert.bundle import VARIANTS, Network, Released, Variant
 from msg_jax.infra import memory
 
 
@@ -36,12 +36,12 @@ def test_memory_of_the_released_stages():
 
 def test_the_report_counts_files_and_memory(tmp_path, capsys, monkeypatch):
     tensors, variant = toy_tensors()
-    for network in variant.networks.values():
-        write_state(tmp_path / network.file.name, tensors[network.file.name])
-        size = (tmp_path / network.file.name).stat().st_size
-        object.__setattr__(network.file, "bytes", size)
+    networks = {}
+    for kind, network in variant.networks.items():
+        path = write_state(tmp_path / network.file.name, tensors[network.file.name])
+        networks[kind] = Network(Released(path.name, path.stat().st_size), network.config)
     write_vocabulary(tmp_path)
-    monkeypatch.setattr(bundle, "VARIANTS", {"toy": variant})
+    monkeypatch.setattr(bundle, "VARIANTS", {"toy": Variant(variant.clip, networks)})
 
     def told():
         assert doctor.main([f"--weights={tmp_path}"]) == 0

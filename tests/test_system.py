@@ -64,7 +64,8 @@ def test_networks_are_loaded_in_turn_and_freed(loads, folder, video):
     """Each once for a video, whatever its windows and variants; never two stages at a time."""
     system = load_weights(folder)
     assert loads == []
-    sounds = list(sounds_for(system, Video(video, "noise.mp4"), dataclasses.replace(SETTINGS, variants=2, prompt="dog")))
+    settings = dataclasses.replace(SETTINGS, variants=2, prompt="dog")
+    sounds = list(sounds_for(system, Video(video, "noise.mp4"), settings))
     assert loads == [
         ("clip", "params/image/"), ("synchformer",), ("clip", "params/text/"), ("mmdit",),
         ("vae", "params/decoder/", "buffers/"), ("bigvgan",),

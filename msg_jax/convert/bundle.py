@@ -91,7 +91,7 @@ STAGES = {
     "generator": {"mmdit": ()},
     "codec": {"vae": ("params/decoder/", "buffers/"), "bigvgan": ()},
 }
-"""What is in memory at the same time when sound is made: the kinds of network, and the beginnings of paths if not all."""
+"""What is in memory at the same time when sound is made: kinds of network, and the beginnings of paths if not all."""
 
 
 @functools.cache
@@ -99,7 +99,9 @@ def shapes(kind: str, config: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Path -> shape of every variable of a network; nothing is computed."""
     px = getattr(config, "image_px", None)
     module, inputs = {
-        "clip": lambda: (clip_encoder.CLIP(config), (np.zeros((1, px, px, 3)), np.zeros((1, config.context_tokens), int))),
+        "clip": lambda: (
+            clip_encoder.CLIP(config), (np.zeros((1, px, px, 3)), np.zeros((1, config.context_tokens), np.int32))
+        ),
         "synchformer": lambda: (
             synchformer.Synchformer(config), (np.zeros((1, 1, config.segment_frames, px, px, 3)),)
         ),
@@ -134,9 +136,10 @@ def choose(path: pathlib.Path, variant: str | None = None) -> tuple[pathlib.Path
     if not path.is_dir():
         raise UserError(f"{path} does not exist: give a folder of the files that {DOCUMENT} lists, or an MM-DiT file")
     found = [name for name, each in VARIANTS.items() if find(path, each.networks["mmdit"].file)]
-    if variant is None and len(found) != 1:
-        held = f"holds {len(found)} variants ({', '.join(found)})" if found else f"holds none of {', '.join(names)}"
-        raise UserError(f"{path} {held}: choose with --variant, and see {DOCUMENT} for where the files are published")
+    if variant is None and not found:
+        raise UserError(f"{path} holds none of {', '.join(names)}: {DOCUMENT} says where they are published")
+    if variant is None and len(found) > 1:
+        raise UserError(f"{path} holds {len(found)} variants ({', '.join(found)}): choose with --variant")
     return path, variant or found[0]
 
 
@@ -192,9 +195,11 @@ class Bundle:
 
     def load(self, kind: str, *prefixes: str) -> Params:
         """Variables of a converted network: {"params": {...}, ...}, or only those whose path begins with a prefix."""
-        with safetensors.safe_open(self._converted(kind), "flax") as file:
+        with safetensors.safe_open(self._converted(kind), "np") as file:
             names = [name for name in file.offset_keys() if name.startswith(prefixes or "")]
-            return traverse_util.unflatten_dict({name: file.get_tensor(name) for name in names}, sep="/")
+            # Each copied to its device before the next is read: together they would be in memory twice.
+            flat = {name: jax.device_put(file.get_tensor(name)).block_until_ready() for name in names}
+        return traverse_util.unflatten_dict(flat, sep="/")
 
     def stage(self, name: str) -> dict[str, Params]:
         """Variables of the networks of one of `STAGES`, by kind."""

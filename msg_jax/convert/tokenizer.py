@@ -1,7 +1,7 @@
 """CLIP's byte-pair encoding (Radford et al., arXiv 2103.00020) from its published file of merges.
 
-The file (`bpe_simple_vocab_16e6.txt.gz`) is a list of pairs, the most frequent first. Vocabulary: the 256 bytes, the 256
-bytes that end a word, one symbol for each merge, and the marks for a text's start and end.
+The file (`bpe_simple_vocab_16e6.txt.gz`) is a list of pairs, the most frequent first. Vocabulary: the 256 bytes, the
+256 bytes that end a word, one symbol for each merge, and the marks for a text's start and end.
 """
 
 import gzip

@@ -1,4 +1,4 @@
-"""MMAudio's audio codec: the mel VAE's means as latents, BigVGAN as vocoder. The interface is that of `models.codec`."""
+"""MMAudio's audio codec, with the interface of `models.codec`: the mel VAE's means as latents, BigVGAN as vocoder."""
 
 from flax import linen as nn
 import jax.numpy as jnp

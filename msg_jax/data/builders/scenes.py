@@ -78,7 +78,7 @@ class Scenes(tfds.core.ShardBasedBuilder):
     def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[Callable[[], Iterable]]]:
         config = self.builder_config
         total = sum(config.sizes.values())
-        progress = tqdm.tqdm(total=total, desc=f"scenes {config.name}", unit="scene", mininterval=1.0)
+        progress = tqdm.tqdm(total=total, desc=f"scenes {config.name}", unit="scene", mininterval=1.0, disable=None)
 
         def shard(split: str, indices: range) -> Iterable[tuple[int, dict]]:
             for example in self._map_scenes(functools.partial(_example, split=split, config=config), indices):
