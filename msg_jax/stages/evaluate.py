@@ -151,11 +151,12 @@ class Evaluation:
             "within_video_correlation": alignment.within_video_correlation(scores["reward"], truth)["value"],
             "headroom_share": alignment.headroom_share(scores["reward"], truth)["value"],
             "best_beats_worst": alignment.best_beats_worst(scores["reward"], truth)["value"],
-            "candidates": section.reward_candidates, "clips": len(truth), "guidance": section.reward_guidance,
         }
         for name in ("semantic", "dynamic", "window"):
             figures[f"correlation_{name}"] = alignment.within_video_correlation(scores[name], truth)["value"]
-        return {name: _finite_or_null(value) for name, value in figures.items()}
+        unusable = {name for name, value in figures.items() if not math.isfinite(value)}
+        figures |= {name: None for name in unusable}
+        return figures | {f"{name}_reason": "no video whose candidates differ in truth and in reward" for name in unusable}
 
     def examples(self) -> list[dict[str, Any]]:
         """The first clips with the real sound and that of base and tuned model, for ears and eyes."""
@@ -178,10 +179,6 @@ class Evaluation:
                     {"name": system.name, "waveform": waveform, "mel": log_mel, "detected": detected}
                 )
         return examples
-
-
-def _finite_or_null(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:

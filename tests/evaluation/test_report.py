@@ -56,9 +56,9 @@ def results():
     interval = {"value": 0.75, "low": 0.731, "high": 0.769}
     return {
         "rows": [
-            _row("real", event_f1={"value": 0.991, "low": 0.985, "high": 0.996}, fd=0.0),
-            _row("base", 1.0, event_f1=interval, fd=None, fd_reason="fewer than two clips"),
-            *(_row("avp_rpo", 1.0, seed, event_f1=value, fd=10.0) for seed, value in enumerate((0.77, 0.78, 0.79))),
+            _row("real", event_f1={"value": 0.991, "low": 0.985, "high": 0.996}, fd_judge=0.0),
+            _row("base", 1.0, event_f1=interval, fd_judge=None, fd_judge_reason="fewer than two clips"),
+            *(_row("avp_rpo", 1.0, seed, event_f1=value, fd_judge=10.0) for seed, value in enumerate((0.77, 0.78, 0.79))),
             _row("my_own_system", 2.5, event_f1=math.nan, my_metric=1.5),
         ],
         "differences": [_row("avp_rpo", 1.0, baseline="base", event_f1={"value": 0.03, "low": 0.01, "high": 0.05})],
@@ -155,7 +155,7 @@ def test_an_empty_run_still_makes_a_page(tmp_path):
 def test_terminal_table(results):
     lines = report.format_table(results).splitlines()
     assert lines[0] == "split: test"
-    assert lines[1].split() == ["System", "Guidance", "Event", "F1↑", "FD↓", "my", "metric"]
+    assert lines[1].split() == ["System", "Guidance", "Event", "F1↑", "FD", "(judge)↓", "my", "metric"]
     assert lines[2].startswith("Real sound") and "0.991 (0.985 to 0.996)" in lines[2]
     assert "0.780 (± 0.010, n = 3)" in lines[4]
     assert re.search(r"not computed \[2\]", lines[3]) and "[2] not computed: fewer than two clips" in lines

@@ -84,3 +84,15 @@ def test_a_run_of_other_settings_is_refused(smoke_run, scenes_cache, argument, s
 def test_quiet_is_quiet(smoke_run, scenes_cache):
     done = _run(f"--workdir={smoke_run}", f"--config.data.cache={scenes_cache}", "--verbosity=-1")
     assert done.returncode == 0 and done.stdout == ""
+
+
+def test_the_main_job_runs_on_real_videos_and_says_what_it_could_not_measure(shared, tmp_path):
+    done = _run(f"--workdir={tmp_path}", f"--config.data.source=folder:{shared}/media")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {row["system"] for row in results["rows"]} == SYSTEMS
+    for row in results["rows"]:
+        assert row["event_f1"] is None and "has no event truth" in row["event_f1_reason"]
+        assert row["reward"]["low"] <= row["reward"]["value"]
+    assert results["reward"]["headroom_share"] is None
+    assert (tmp_path / "report" / "index.html").stat().st_size > 10_000
