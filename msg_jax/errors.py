@@ -1,4 +1,7 @@
-"""The one exception that a command turns into a sentence and exit code 2."""
+"""What the user gave is wrong: one exception, and how a command ends on it."""
+
+import sys
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -7,3 +10,9 @@ class UserError(Exception):
     The message is one sentence that names the file, the field and the remedy. `main` and `generate` print it without a
     traceback and exit with code 2; a batch of files writes it to `skipped.jsonl` and goes on with the next file.
     """
+
+
+def fail(sentence: str) -> NoReturn:
+    """Tells what is wrong on stderr and ends the process with code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)

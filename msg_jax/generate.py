@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from msg_jax.data import media
-from msg_jax.errors import UserError
+from msg_jax.errors import UserError, fail
 from msg_jax.infra import logging
 
 if TYPE_CHECKING:
@@ -187,11 +187,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         fail(f"{message}; --help lists all flags.")
-
-
-def fail(sentence: str):
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(2)
 
 
 def _whole(least: int, most: float = float("inf")) -> Callable[[str], int]:

@@ -1,12 +1,11 @@
 """python -m msg_jax.main --config=configs/avp_rpo.py[:PRESET] [--workdir=DIR] [--config.FIELD=VALUE ...]"""
 
 import re
-import sys
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from msg_jax.errors import UserError
+from msg_jax.errors import UserError, fail
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Stage config, e.g. configs/avp_rpo.py:smoke", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept (default: runs/PRESET)")
@@ -28,11 +27,6 @@ def parse_flags(argv: list[str]) -> list[str]:
         if isinstance(error, KeyError | AttributeError) and text.isidentifier():
             fail(f"--config has no field {text}.")
         fail(re.sub(r"^(\w+)' Did you mean (.*) instead of .*", r"--config has no field \1: did you mean \2?", sentence))
-
-
-def fail(sentence: str) -> None:
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(2)
 
 
 def main(argv: list[str]) -> None:
