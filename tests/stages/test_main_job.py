@@ -9,8 +9,8 @@ import pytest
 from tests.conftest import ROOT, command, environment
 
 STAGES = (
-    "prepare", "codec", "judge", "sf_cavp", "encoders", "extract", "base", "avp_rpo", "random_pairs", "continue_cfm",
-    "evaluate",
+    "prepare", "codec", "judge", "sf_cavp", "encoders", "extract", "base", "candidates", "avp_rpo", "random_pairs",
+    "continue_cfm", "evaluate",
 )
 SYSTEMS = {"real", "reconstructed", "random_clip", "unconditional", "base", "avp_rpo", "random_pairs", "continue_cfm"}
 
