@@ -3,7 +3,7 @@
 Presets:
   smoke       a minute or two on two CPU cores: every stage runs, nothing is learnt. For tests.
   tiny        the demo: procedural scenes, about twenty minutes on two CPU cores.
-  tiny_study  `tiny` with three seeds and every arm: the measured comparison, about an hour on two CPU cores.
+  tiny_study  `tiny` with three seeds and every arm: the measured comparison, an hour or more on two CPU cores.
 """
 
 import dataclasses
