@@ -29,7 +29,8 @@ def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
     product = linalg.eigvalsh(root @ second @ root)
     trace_of_root = np.sqrt(np.maximum(product, 0)).sum()
     gap = features.mean(axis=0) - reference.mean(axis=0)
-    return float(gap @ gap + np.trace(first) + np.trace(second) - 2 * trace_of_root)
+    # rounding can leave a hair less than nothing between equal distributions
+    return max(float(gap @ gap + np.trace(first) + np.trace(second) - 2 * trace_of_root), 0.0)
 
 
 def kl_softmax(logits: np.ndarray, reference: np.ndarray) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from msg_jax import networks
 from msg_jax.data import mel
 from msg_jax.data.features import FeatureSource
 from msg_jax.evaluation import alignment, bootstrap, distribution, events, report
@@ -45,8 +46,8 @@ class System:
 class Evaluation:
     """The held-out clips of a split and what the frozen networks say of their real audio."""
 
-    def __init__(self, run: Run, folder: pathlib.Path):
-        self.run, self.folder, self.section = run, folder, run.config.evaluate
+    def __init__(self, run: Run):
+        self.run, self.section = run, run.config.evaluate
         split = self.section.split
         self.source = run.source(split)
         self.features = FeatureSource(run.folder("extract") / split)
@@ -54,11 +55,10 @@ class Evaluation:
         self.listener = Listener(run, self.source.class_names)
         self.generator = Generator(run, self.features)
         self.no_truth = None if self.listener.can_judge else f"{run.config.data.source} has no event truth"
-        records = [self.source[i] for i in self.indices]
-        self.records = records
-        self.truth = events.true_events(np.stack([record["events"] for record in records]))
-        self.video = self.listener.embed_video(np.stack([record["video"] for record in records]))
-        self.real_mels = mel.log_mel(np.stack([record["waveform"] for record in records]), run.clip.mel)
+        self.records = [self.source[i] for i in self.indices]
+        self.truth = events.true_events(np.stack([record["events"] for record in self.records]))
+        self.video = self.listener.embed_video(np.stack([record["video"] for record in self.records]))
+        self.real_mels = mel.log_mel(np.stack([record["waveform"] for record in self.records]), run.clip.mel)
         self.real_latents = self.features.stack(self.indices, ("latents",))["latents"]
         self._variables = functools.lru_cache(maxsize=2)(run.load)
 
@@ -112,7 +112,7 @@ class Evaluation:
     def sf_cavp(self) -> dict[str, Any]:
         """How well the reward model itself was learnt, on real held-out clips."""
         audio = self.listener.embed_audio(self.real_mels)
-        step = round(OFFSET_SEC * 25)
+        step = round(OFFSET_SEC * networks.reward_model(self.run.config, self.run.clip).config.dynamic_hz)
         lags = [step * (i - OFFSETS // 2) for i in range(OFFSETS)]
         cosines = np.asarray(lagged_cosines(self.video.dynamic, audio.dynamic, lags))
         figures = {"offset_accuracy_9": alignment.offset_accuracy(cosines, OFFSETS // 2)}
@@ -182,7 +182,7 @@ class Evaluation:
 
 
 def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
-    evaluation = Evaluation(run, folder)
+    evaluation = Evaluation(run)
     systems = evaluation.systems()
     progress = logging.Progress("evaluate", len(systems), "row")
     rows = []
