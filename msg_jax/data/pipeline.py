@@ -1,14 +1,12 @@
 """From a source string to batches: Grain shuffles, reads ahead and resumes; this file only says in which order."""
 
-from collections.abc import Callable, Iterator, Mapping
-import math
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 
 from msg_jax.clip import ClipSpec
-from msg_jax.data.mel import log_mel
 from msg_jax.data.scenes import ScenesSource
 from msg_jax.errors import UserError
 
@@ -64,16 +62,6 @@ def make_source(
 
         return TfdsSource(place, clip, split, data_dir)
     raise UserError(f"data.source is {source!r}; write scenes, folder:PATH or tfds:NAME_OR_FOLDER")
-
-
-def to_av(record: Element, clip: ClipSpec) -> Element:
-    """A record -> the fields of an AVBatch: `video` float32 in [-1, 1] and `mel` (mel_frames, bands) float32."""
-    return {"video": to_float(record["video"]), "mel": log_mel(record["waveform"], clip.mel)}
-
-
-def to_float(frames: np.ndarray) -> np.ndarray:
-    """uint8 frames -> float32 in [-1, 1]."""
-    return frames.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
 class _ProcessRows:
@@ -136,27 +124,6 @@ def batches(
     return rows.batch(batch_size // process_count, drop_remainder=True, batch_fn=_stack).to_iter_dataset(
         _read_options(read_threads)
     )
-
-
-def epoch(
-    source: Source,
-    batch_size: int,
-    transform: Callable[[Element], Element] | None = None,
-    *,
-    read_threads: int = 2,
-) -> Iterator[Element]:
-    """Every clip once and in order; the last batch is filled up with the last clip.
-
-    Each batch has `valid` (batch_size,) bool, false on what was filled up.
-    """
-
-    def load(index: int) -> Element:
-        record = source[min(index, len(source) - 1)]
-        return {**(record if transform is None else transform(record)), "valid": index < len(source)}
-
-    padded = math.ceil(len(source) / batch_size) * batch_size
-    indices = grain.MapDataset.range(padded).map(lambda index: load(int(index)))
-    return iter(indices.batch(batch_size, batch_fn=_stack).to_iter_dataset(_read_options(read_threads)))
 
 
 def _read_options(threads: int) -> grain.ReadOptions:

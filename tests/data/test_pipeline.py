@@ -1,4 +1,3 @@
-import functools
 import itertools
 import pathlib
 import sys
@@ -7,8 +6,7 @@ import numpy as np
 import pytest
 
 from msg_jax.clip import TINY
-from msg_jax.data.mel import log_mel
-from msg_jax.data.pipeline import batches, epoch, make_source, to_av
+from msg_jax.data.pipeline import batches, make_source
 from msg_jax.data.scenes import ScenesSource
 from msg_jax.data.tfds_source import TfdsSource
 from msg_jax.errors import UserError
@@ -87,22 +85,6 @@ def test_refuses_batches_that_cannot_be():
         batches(Numbers(), batch_size=4, seed=0, process_count=3)
     with pytest.raises(UserError, match="11 clips, less than one batch of 12"):
         batches(Numbers(), batch_size=12, seed=0, repeat=False)
-
-
-def test_epoch_visits_every_clip_in_order_and_marks_the_filling():
-    seen = list(epoch(Numbers(), 4))
-    assert np.concatenate([batch["value"] for batch in seen]).tolist() == [*range(11), 10]
-    assert np.concatenate([batch["valid"] for batch in seen]).tolist() == [True] * 11 + [False]
-    assert seen[2]["id"] == ["clip-8", "clip-9", "clip-10", "clip-10"]
-
-
-def test_to_av():
-    record = ScenesSource(TINY, "train", 1)[0]
-    (batch,) = epoch(ScenesSource(TINY, "train", 1), 2, functools.partial(to_av, clip=TINY))
-    assert set(batch) == {"video", "mel", "valid"}
-    assert batch["video"].dtype == np.float32
-    np.testing.assert_allclose((batch["video"][1] + 1) * 127.5, record["video"], atol=1e-4)
-    np.testing.assert_array_equal(batch["mel"][0], log_mel(record["waveform"], TINY.mel))
 
 
 def test_make_source(tmp_path):
