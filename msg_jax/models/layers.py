@@ -3,6 +3,8 @@
 The names say what a dimension is; `infra/mesh.py` says on which mesh axis it lies. Names in use: `embed` (model width),
 `mlp` (feed-forward width), `heads` (attention heads times head width), `modulation` (adaLN outputs, never split over
 `tensor`), `conv_in`, `conv_out`, None (replicated).
+
+A layer for which the collection `lora` holds an adapter adds it to its output (models/lora.py).
 """
 
 from collections.abc import Sequence
@@ -18,6 +20,16 @@ def logical(initializer, *axes: str | None):
     return nn.with_logical_partitioning(initializer, axes)
 
 
+def _adapted(module: nn.Module, layer: nn.Dense | nn.Conv, x: Array) -> Array:
+    """layer(x), plus (x A) B where `module` has an adapter: A is the kernel of such a layer with `rank` outputs."""
+    y = layer(x)
+    if not module.has_variable("lora", "a"):
+        return y
+    a, b = (module.get_variable("lora", name) for name in "ab")
+    down = layer.clone(features=a.shape[-1], use_bias=False, parent=None, name=None)
+    return y + down.apply({"params": {"kernel": a}}, x) @ b.astype(y.dtype)
+
+
 class Dense(nn.Module):
     """`nn.Dense` with logical axis names (input, output) on its kernel."""
 
@@ -29,11 +41,11 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return nn.Dense(
+        return _adapted(self, nn.Dense(
             self.features, use_bias=self.use_bias, dtype=self.dtype, name="dense",
             kernel_init=logical(self.kernel_init, *self.axes),
             bias_init=logical(nn.initializers.zeros_init(), self.axes[1]),
-        )(x)
+        ), x)
 
 
 class Conv(nn.Module):
@@ -51,9 +63,9 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         spatial = (None,) * len(self.kernel_size)
-        return nn.Conv(
+        return _adapted(self, nn.Conv(
             self.features, tuple(self.kernel_size), strides=self.strides, padding=self.padding, use_bias=self.use_bias,
             dtype=self.dtype, name="conv",
             kernel_init=logical(self.kernel_init, *spatial, *self.axes),
             bias_init=logical(nn.initializers.zeros_init(), self.axes[1]),
-        )(x)
+        ), x)

@@ -81,18 +81,19 @@ def example_inputs(config: MMDiTConfig, batch: int = 1) -> tuple[Array, Array, C
     return jnp.zeros((batch, config.latent_tokens, config.latent_channels)), jnp.zeros(batch), conditions
 
 
-def drop_conditions(
-    key: Array, conditions: Conditions, null: Conditions, rate: float, text_rate: float | None = None
-) -> Conditions:
-    """Replaces video and text, each item and each of the two on its own, by `null`.
+def draw_drops(key: Array, batch: int, rate: float, text_rate: float | None = None) -> Array:
+    """Which items lose their video and which their text, each on its own: bool (B, 2).
 
-    Video goes with probability `rate`, text with `text_rate` (default: the same). Clip and sync features are two views
-    of one video and go together, so that the all-null input that guidance needs is met in training
-    `rate * text_rate` of the time (as in MMAudio's released trainer).
+    Video goes with probability `rate`, text with `text_rate` (default: the same), so that the all-null input that guidance
+    needs is met in training `rate * text_rate` of the time (as in MMAudio's released trainer).
     """
-    batch = conditions.clip.shape[0]
-    rates = jnp.array([rate, rate if text_rate is None else text_rate])[:, None, None, None]
-    drop_video, drop_text = jax.random.bernoulli(key, rates, (2, batch, 1, 1))
+    rates = jnp.array([rate, rate if text_rate is None else text_rate])[:, None]
+    return jax.random.bernoulli(key, rates, (2, batch)).T
+
+
+def drop_conditions(drops: Array, conditions: Conditions, null: Conditions) -> Conditions:
+    """Replaces by `null` what `drops` (B, 2) of `draw_drops` says. Clip and sync are two views of one video and go together."""
+    drop_video, drop_text = drops[:, 0, None, None], drops[:, 1, None, None]
     return Conditions(
         clip=jnp.where(drop_video, null.clip, conditions.clip),
         sync=jnp.where(drop_video, null.sync, conditions.sync),

@@ -6,73 +6,134 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from msg_jax import networks, train
 from msg_jax.data.features import FeatureSource
-from msg_jax.infra import checkpoint
+from msg_jax.errors import UserError
+from msg_jax.infra import checkpoint, logging, mesh
 from msg_jax.losses import flow
-from msg_jax.models.mmdit import drop_conditions, example_inputs
+from msg_jax.models import lora
+from msg_jax.models.mmdit import draw_drops, drop_conditions, example_inputs
 from msg_jax.stages.common import Run
-from msg_jax.types import Array, Conditions, Params
+from msg_jax.types import Array, Conditions, Params, TrainState
 
 
 def conditions_of(batch: dict[str, Array]) -> Conditions:
     return Conditions(clip=batch["clip"], sync=batch["sync"], text=batch["text"])
 
 
+class GeneratorTask(train.Task):
+    """What the tasks that train the MM-DiT share: they train all of it, or adapters of it where `section.lora_rank` > 0.
+
+    With adapters, gradients, optimiser state and EMA are those of the adapters alone; the network is frozen beside them.
+    """
+
+    run: Run
+    section: ConfigDict  # steps, batch_size, optimizer, the two dropout rates and the three fields of LoRA
+    base: Params  # the network that training starts from; where there is none, its buffers alone
+
+    def build(self, dims: dict[str, int]) -> None:
+        self.model = networks.generator(self.run.config, self.run.clip, dims, self.run.dtype)
+        self.optimizer = train.make_optimizer(self.section.optimizer, self.section.steps)
+        self.accumulate, self.ema_decay = self.section.accumulate, self.section.get("ema_decay", 0.0)
+
+    @property
+    def pretrained(self) -> Params | None:
+        """The parameters of `base`, if they are trained and it has any."""
+        return None if self.section.lora_rank else self.base.get("params")
+
+    def start(self, rng: Array) -> Params:
+        """What the optimiser starts with, boxed: adapters of `base`, or parameters, whose place `pretrained` ones take."""
+        section, inputs = self.section, example_inputs(self.model.config)
+        if not section.lora_rank:
+            return self.model.init(rng, *inputs)["params"]
+        boxes = jax.eval_shape(self.model.init, rng, *inputs)["params"]
+        return lora.init(rng, boxes, section.lora_rank, section.lora_targets)
+
+    def variables(self, trained: Params, base: Params) -> Params:
+        """The network's variables: `trained` parameters with the buffers of `base`, or `base` with trained adapters."""
+        if self.section.lora_rank:
+            return lora.attach(base, trained, self.section.lora_scale)
+        return {"params": trained, "buffers": base["buffers"]}
+
+    def result(self, state: TrainState) -> Params:
+        """The trained network (its EMA where there is one) as plain variables, with adapters merged into the weights."""
+        trained = state.params if state.ema_params is None else state.ema_params
+        if self.section.lora_rank:  # they lie on the mesh of all processes, the network on that of this one
+            trained = mesh.to_host(trained)
+        return lora.merge(self.variables(self.run.local(trained), self.base))
+
+
 @dataclasses.dataclass
-class FlowTask(train.Task):
+class FlowTask(GeneratorTask):
     """Conditional flow matching; also the control arm that merely continues it, with `initial` variables to start from."""
 
     run: Run
     source: FeatureSource
-    section: Any  # steps, batch_size, optimizer, ema_decay and the two dropout rates
+    section: ConfigDict  # also ema_decay
     seed: int
     initial: Params | None = None
     name: str = "base"
 
     def __post_init__(self):
-        self.model = networks.generator(self.run.config, self.run.clip, self.source.dims, self.run.dtype)
-        self.optimizer = train.make_optimizer(self.section.optimizer, self.section.steps)
-        buffers = self.model.init(jax.random.key(0), *example_inputs(self.model.config))["buffers"]
-        self.frozen = {"buffers": self.initial["buffers"] if self.initial else buffers}
+        self.build(self.source.dims)
+        self.base = self.initial or {"buffers": self._buffers()}
+        if self.section.lora_rank and not self.initial:
+            raise UserError(f"config.base.lora_rank={self.section.lora_rank} adapts a network, and config.base.initial names "
+                            "none: set initial to released, or lora_rank to 0.")
+        self.frozen = self.base if self.section.lora_rank else {"buffers": self.base["buffers"]}
+
+    def _buffers(self) -> Params:
+        """What is never trained; of the released MM-DiT's file, what it says of released encoders and a released codec."""
+        config = self.run.config
+        buffers = jax.jit(lambda key: self.model.init(key, *example_inputs(self.model.config))["buffers"])(jax.random.key(0))
+        for field, names in (("codec.kind", ("latent_mean", "latent_std")), ("encoders.kind", ("empty_text",))):
+            if networks.is_released(config, field):
+                theirs = self.run.load_released("mmdit", "buffers/")["buffers"]
+                buffers |= {name: theirs[name] for name in names}
+        return buffers
 
     def init(self, rng):
-        params = self.model.init(rng, *example_inputs(self.model.config))["params"]
-        if self.initial:
-            params = train.boxed_like(params, self.initial["params"])
-        return train.create_state(params, self.optimizer, ema=self.section.ema_decay > 0)
+        return train.create_state(self.start(rng), self.optimizer, ema=self.section.ema_decay > 0)
 
-    def step(self, state, batch, rng, frozen):
-        def loss_fn(params):
-            return flow_loss(
-                self.model, {"params": params, "buffers": frozen["buffers"]}, batch["latents"], conditions_of(batch), rng,
-                self.section.condition_dropout, self.section.text_dropout,
-            )
+    def draw(self, batch, rng, frozen):
+        return batch | {"flow": flow_draws(rng, batch["latents"], self.section)}
 
-        loss, gradients = jax.value_and_grad(loss_fn)(state.params)
-        return train.apply_gradients(state, gradients, self.optimizer, self.section.ema_decay), {"loss": loss}
+    def loss(self, trained, rows, frozen):
+        variables = self.variables(trained, frozen)
+        return flow_loss(self.model, variables, rows["latents"], conditions_of(rows), rows["flow"]), {}
 
     def batches(self):
         return self.run.batches(self.source, self.section.batch_size, seed=self.seed)
 
 
+def flow_draws(rng: Array, latents: Array, section: ConfigDict) -> dict[str, Array]:
+    """The random numbers of `flow_loss` for latents (B, T, C): noise, times (B,), dropped conditions (B, 2)."""
+    noise_key, time_key, drop_key = jax.random.split(rng, 3)
+    return {
+        "noise": jax.random.normal(noise_key, latents.shape), "t": flow.sample_t(time_key, len(latents)),
+        "drops": draw_drops(drop_key, len(latents), section.condition_dropout, section.text_dropout),
+    }
+
+
 def flow_loss(
-    model: Any, variables: Params, latents: Array, conditions: Conditions, rng: Array, dropout: float, text_dropout: float
+    model: Any, variables: Params, latents: Array, conditions: Conditions, draws: dict[str, Array]
 ) -> Array:
     """Mean flow error () of codec latents (B, T, C), with conditions dropped at random so that guidance has its null."""
-    noise_key, time_key, drop_key = jax.random.split(rng, 3)
-    batch = latents.shape[0]
-    null = model.apply(variables, batch, method="null_conditions")
-    conditions = drop_conditions(drop_key, conditions, null, dropout, text_dropout)
+    null = model.apply(variables, len(latents), method="null_conditions")
+    conditions = drop_conditions(draws["drops"], conditions, null)
     return jnp.mean(flow.flow_error(
         lambda x_t, t: model.apply(variables, x_t, t, conditions),
-        model.apply(variables, latents, method="normalize"),
-        jax.random.normal(noise_key, latents.shape), flow.sample_t(time_key, batch),
+        model.apply(variables, latents, method="normalize"), draws["noise"], draws["t"],
     ))
 
 
 def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
-    task = FlowTask(run, FeatureSource(run.folder("extract") / "train"), run.config.base, seed)
+    initial = run.load_released("mmdit") if networks.is_released(run.config, "base.initial") else None
+    if initial and not run.config.base.steps:
+        logging.info("%-13s is the released network as it is", "base")
+        return checkpoint.export(folder / "params", initial)
+    task = FlowTask(run, FeatureSource(run.folder("extract") / "train"), run.config.base, seed, initial)
     state = train.fit(task, seed=seed, **run.fit_options(run.config.base, folder))
-    return checkpoint.export(folder / "params", {"params": state.ema_params, "buffers": task.frozen["buffers"]})
+    return checkpoint.export(folder / "params", task.result(state))

@@ -7,18 +7,20 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from msg_jax import networks, train
+from msg_jax import sampling, train
 from msg_jax.losses import flow
 from msg_jax.losses.preference import PairErrors, preference_loss
-from msg_jax.models.mmdit import example_inputs
-from msg_jax.stages.base import conditions_of, flow_loss
+from msg_jax.stages.base import GeneratorTask, conditions_of, flow_draws, flow_loss
 from msg_jax.stages.common import Run
-from msg_jax.types import Params, PreferenceBatch
+from msg_jax.types import Array, Params, PreferenceBatch
 
 
 @dataclasses.dataclass
-class PreferenceTask(train.Task):
-    """The DPO loss over policy and frozen reference, and the two flow-matching anchors, each with its weight."""
+class PreferenceTask(GeneratorTask):
+    """The DPO loss over policy and frozen reference, and the two flow-matching anchors, each with its weight.
+
+    With adapters the reference is the same tree without them: there is no second copy of the network.
+    """
 
     run: Run
     source: Any
@@ -29,52 +31,58 @@ class PreferenceTask(train.Task):
     name: str
 
     def __post_init__(self):
-        self.model = networks.generator(self.run.config, self.run.clip, self.dims, self.run.dtype)
-        self.optimizer = train.make_optimizer(self.section.optimizer, self.section.steps)
+        self.build(self.dims)
+        self.base = self.reference
         self.frozen = {"reference": self.reference}
 
     def init(self, rng):
-        params = self.model.init(rng, *example_inputs(self.model.config))["params"]
-        return train.create_state(train.boxed_like(params, self.reference["params"]), self.optimizer, ema=False)
+        return train.create_state(self.start(rng), self.optimizer, ema=False)
 
-    def step(self, state, batch, rng, frozen):
-        section, buffers = self.section, frozen["reference"]["buffers"]
-        batch = PreferenceBatch(
+    def draw(self, batch, rng, frozen):
+        noise_key, time_key, real_key = jax.random.split(rng, 3)
+        noise = jax.random.normal(noise_key, batch["winner"].shape)
+        t = flow.sample_t(time_key, len(batch["winner"]))
+        return batch | {"noise": noise, "t": t, "flow": flow_draws(real_key, batch["latents"], self.section)}
+
+    def loss(self, trained: Params, batch: dict, frozen: Params) -> tuple[Array, dict[str, Array]]:
+        """The loss () and its parts for the pairs of a batch; `trained` are parameters or adapters."""
+        section, policy = self.section, self.variables(trained, frozen["reference"])
+        pairs = PreferenceBatch(
             winner=batch["winner"], loser=batch["loser"], real=batch["latents"], conditions=conditions_of(batch)
         )
-        noise_key, time_key, real_key = jax.random.split(rng, 3)
-        # The same noise and the same t for both sides: only what is compared may differ.
-        noise = jax.random.normal(noise_key, batch.winner.shape)
-        t = flow.sample_t(time_key, len(batch.winner))
-        sides = jnp.concatenate([batch.winner, batch.loser])
+        noise, t = batch["noise"], batch["t"]  # the same for both sides: only what is compared may differ
+        sides = [self.errors(each, pairs, noise, t, section.dpo_guidance) for each in (policy, frozen["reference"])]
+        errors = PairErrors(*sides[0], *sides[1])
+        dpo, metrics = preference_loss(errors, section.beta)
+        winner = self.errors(policy, pairs, noise, t)[0].mean()  # the same numbers, computed once, at guidance 1
+        real = flow_loss(self.model, policy, pairs.real, pairs.conditions, batch["flow"])
+        loss = section.dpo_weight * dpo + section.winner_weight * winner + section.real_weight * real
+        return loss, {"dpo": dpo, "error_real": real} | metrics | self.more_metrics(errors, batch)
 
-        def side_errors(variables):
-            processed = self.model.apply(variables, batch.conditions, method="preprocess")
-            processed = jax.tree.map(lambda x: jnp.concatenate([x, x]), processed)
-            errors = flow.flow_error(
-                lambda x_t, t: self.model.apply(variables, x_t, t, processed, method="velocity"),
-                self.model.apply(variables, sides, method="normalize"),
-                jnp.concatenate([noise, noise]), jnp.concatenate([t, t]),
-            )
-            return jnp.split(errors, 2)
+    def errors(
+        self, variables: Params, pairs: PreferenceBatch, noise: Array, t: Array, guidance_scale: float = 1.0
+    ) -> list[Array]:
+        """Flow errors [(B,), (B,)] of winners and losers under the velocity that sampling at this guidance scale follows."""
+        sides = jnp.concatenate([pairs.winner, pairs.loser])
 
-        reference_errors = side_errors(frozen["reference"])
+        def processed(conditions):
+            conditions = self.model.apply(variables, conditions, method="preprocess")
+            return jax.tree.map(lambda x: jnp.concatenate([x, x]), conditions)
 
-        def loss_fn(params):
-            variables = {"params": params, "buffers": buffers}
-            errors = PairErrors(*side_errors(variables), *reference_errors)
-            dpo, metrics = preference_loss(errors, section.beta)
-            real = flow_loss(
-                self.model, variables, batch.real, batch.conditions, real_key, section.condition_dropout,
-                section.text_dropout,
-            )
-            loss = (
-                section.dpo_weight * dpo + section.winner_weight * errors.policy_winner.mean() + section.real_weight * real
-            )
-            return loss, {"dpo": dpo, "error_real": real} | metrics
+        velocity = sampling.guided(
+            lambda x_t, t, conditions: self.model.apply(variables, x_t, t, conditions, method="velocity"),
+            processed(pairs.conditions), processed(self.model.apply(variables, len(t), method="null_conditions")),
+            guidance_scale,
+        )
+        errors = flow.flow_error(
+            velocity, self.model.apply(variables, sides, method="normalize"), jnp.concatenate([noise, noise]),
+            jnp.concatenate([t, t]),
+        )
+        return jnp.split(errors, 2)
 
-        (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        return train.apply_gradients(state, gradients, self.optimizer), {"loss": loss} | metrics
+    def more_metrics(self, errors: PairErrors, batch: dict) -> dict[str, Array]:
+        """What a kind of pairs also wants to know of them."""
+        return {}
 
     def batches(self):
         return self.run.batches(self.source, self.section.batch_size, seed=self.seed)

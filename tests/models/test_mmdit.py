@@ -20,6 +20,7 @@ from msg_jax.models.mmdit import (
     MMDiT,
     MMDiTConfig,
     apply_rope,
+    draw_drops,
     drop_conditions,
     example_inputs,
     nearest_exact,
@@ -159,7 +160,7 @@ def test_odd_shapes_of_the_tiny_preset_train_every_parameter(tiny):
     def loss(params, model):
         v = {**variables, "params": params}
         null = model.apply(v, 3, method="null_conditions")
-        dropped = drop_conditions(jax.random.key(2), conditions, null, 0.5)
+        dropped = drop_conditions(draw_drops(jax.random.key(2), len(conditions.clip), 0.5), conditions, null)
         return jnp.square(model.apply(v, x_t, t, dropped)).mean()
 
     plain = jax.jit(jax.grad(loss), static_argnums=1)(params, model)
@@ -200,13 +201,13 @@ def test_condition_dropout_is_per_item_and_keeps_a_video_whole():
     batch = 4000
     ones = Conditions(*(jnp.ones((batch, 2, 1)) for _ in range(3)))
     zeros = jax.tree.map(jnp.zeros_like, ones)
-    dropped = drop_conditions(jax.random.key(0), ones, zeros, 0.1)
+    dropped = drop_conditions(draw_drops(jax.random.key(0), len(ones.clip), 0.1), ones, zeros)
     np.testing.assert_array_equal(dropped.clip, dropped.sync)
     np.testing.assert_array_equal(dropped.text[:, 0], dropped.text[:, 1])
     video, text = 1 - dropped.clip[:, 0, 0], 1 - dropped.text[:, 0, 0]
     assert float(video.mean()) == pytest.approx(0.1, abs=0.015) and float(text.mean()) == pytest.approx(0.1, abs=0.015)
     assert float((video * text).mean()) == pytest.approx(0.01, abs=0.006)
-    always = drop_conditions(jax.random.key(0), ones, zeros, 0.0, text_rate=1.0)
+    always = drop_conditions(draw_drops(jax.random.key(0), len(ones.clip), 0.0, text_rate=1.0), ones, zeros)
     assert always.clip.all() and always.sync.all() and not always.text.any()
 
 

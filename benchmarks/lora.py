@@ -1,0 +1,132 @@
+"""python benchmarks/lora.py [--variant=large_44k_v2] [--rank=16] [--batch=1] [--json=FILE]
+
+What a preference step of a released MM-DiT takes, with random weights and rematerialised blocks: training all parameters
+beside a frozen copy as the reference (`full`), and training adapters of one frozen network (`lora`). `lora` is run, once to
+warm up and once for the time; `full` is only compiled. Each is measured in a process of its own. Columns:
+
+    trained    parameters that the optimiser changes
+    network    parameters of the network, buffers included
+    optimiser  its state, in GB; all that follows is in GB too, as the compiled step says
+    arguments  network, reference, optimiser state and batch
+    output     what the step gives back; it takes the place of the arguments that it replaces
+    working    memory beside those: activations, gradients, scratch
+    peak       arguments and working together, and output that replaces nothing
+    resident   most memory of the process, compiling included (on an accelerator: of the host alone)
+    compile, step    seconds
+"""
+
+import argparse
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.inference import RandomBundle
+from configs import common
+from msg_jax import networks
+from msg_jax.convert import bundle
+from msg_jax.convert.weights import shapes_of
+from msg_jax.models.mmdit import example_inputs
+from msg_jax.stages.common import Run
+from msg_jax.stages.preference import PreferenceTask
+from msg_jax.types import TrainState
+
+
+def task_for(variant: str, rank: int, folder: str) -> PreferenceTask:
+    """The preference task of the preset's arms at this rank (0: all parameters), its network as shapes."""
+    config = common.get_config((), variant)
+    config.base.remat, config.preference.lora_rank = True, rank
+    run, network = Run.create(config, folder), networks.released(config)["mmdit"]
+    dims = {"clip": network.clip_dim, "sync": network.sync_dim, "text": network.text_dim}
+    shapes = shapes_of(networks.generator(config, run.clip, dims, run.dtype), *example_inputs(network))
+    return PreferenceTask(run, None, config.preference, 0, shapes, dims, "benchmark")
+
+
+def batch_for(task: PreferenceTask, batch: int) -> dict[str, np.ndarray]:
+    x, _, conditions = example_inputs(task.model.config, batch)
+    draw = np.random.default_rng(0).normal
+    shapes = dict.fromkeys(("winner", "loser", "latents"), x) | {name: getattr(conditions, name) for name in task.dims}
+    return {name: draw(size=leaf.shape).astype(np.float32) for name, leaf in shapes.items()}
+
+
+def sizes(task: PreferenceTask, state: TrainState) -> dict[str, float]:
+    return {
+        "trained": networks.count(state.params), "network": networks.count(task.reference),
+        "optimiser_gb": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.opt_state)) / 1e9,
+    }
+
+
+def measure(variant: str, rank: int, batch: int) -> dict[str, float]:
+    """One row, measured here and now; the resident memory is that of this process so far."""
+    with tempfile.TemporaryDirectory() as folder:
+        task = task_for(variant, rank, folder)
+    key, pairs = jax.random.key(0), batch_for(task, batch)
+    state = nn.unbox(jax.eval_shape(task.init, key))
+    begun = time.perf_counter()
+    step = jax.jit(task.step, donate_argnums=0).lower(state, pairs, key, task.frozen).compile()
+    memory = step.memory_analysis()
+    arguments, output = memory.argument_size_in_bytes, memory.output_size_in_bytes
+    row = {"rank": rank, "batch": batch, **sizes(task, state), "compile_sec": time.perf_counter() - begun} | {
+        "arguments_gb": arguments / 1e9, "output_gb": output / 1e9, "working_gb": memory.temp_size_in_bytes / 1e9,
+        "peak_gb": (arguments + output - memory.alias_size_in_bytes + memory.temp_size_in_bytes) / 1e9,
+    }
+    if rank:
+        reference = RandomBundle(bundle.VARIANTS[variant]).load("mmdit")
+        reference["buffers"]["latent_std"] = jnp.ones_like(reference["buffers"]["latent_std"])
+        state = jax.jit(lambda key: nn.unbox(task.init(key)))(key)
+        for _ in range(2):  # the first may also be the first to touch its memory
+            begun = time.perf_counter()
+            state, metrics = step(state, pairs, key, {"reference": reference})
+            row["loss"] = float(metrics["loss"])
+            row["step_sec"] = time.perf_counter() - begun
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    return row | {"resident_gb": kilobytes * 1024 / 1e9}
+
+
+COLUMNS = {  # of a row: title, width, format
+    "trained": ("trained", 13, ",d"), "network": ("network", 13, ",d"), "optimiser_gb": ("optimiser", 9, ".3f"),
+    "arguments_gb": ("arguments", 9, ".2f"), "output_gb": ("output", 7, ".2f"), "working_gb": ("working", 7, ".2f"),
+    "peak_gb": ("peak", 7, ".2f"), "resident_gb": ("resident", 8, ".2f"), "compile_sec": ("compile", 7, ".0f"),
+    "step_sec": ("step", 7, ".1f"),
+}
+
+
+def show(row: dict) -> str:
+    name = f"lora {row['rank']}" if row["rank"] else "full"
+    cells = [f"{row[key]:>{width}{form}}" if key in row else " " * width for key, (_, width, form) in COLUMNS.items()]
+    return " ".join([f"{name:<8}", *cells]).rstrip()
+
+
+def main(argv: list[str] | None = None) -> None:
+    flags = argparse.ArgumentParser(usage=__doc__.partition("\n")[0], allow_abbrev=False)
+    flags.add_argument("--variant", default="large_44k_v2", choices=sorted(common.PRESETS.keys() & bundle.VARIANTS.keys()))
+    flags.add_argument("--rank", type=int, default=16)
+    flags.add_argument("--batch", type=int, default=1, help="pairs in a step")
+    flags.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
+    flags.add_argument("--here", type=int, help=argparse.SUPPRESS)  # how a row's own process is told its rank
+    args = flags.parse_args(argv)
+    if args.here is not None:
+        print(json.dumps(measure(args.variant, args.here, args.batch)))
+        return
+    print(" ".join([" " * 8, *(f"{title:>{width}}" for title, width, _ in COLUMNS.values())]))
+    rows = []
+    for rank in (args.rank, 0):
+        command = [sys.executable, __file__, f"--variant={args.variant}", f"--batch={args.batch}", f"--here={rank}"]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        rows.append(json.loads(output.splitlines()[-1]))
+        print(show(rows[-1]), flush=True)
+    if args.json:
+        record = {"variant": args.variant, "device": jax.devices()[0].device_kind, "rows": rows}
+        args.json.write_text(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Low-rank adapters against closed forms, and on the MM-DiT, whose layers have them."""
+
+import dataclasses
+
+from flax import linen as nn
+from flax import traverse_util
+from golden_files import relative_error
+import jax
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+
+from configs.common import lora as lora_fields
+from msg_jax import networks
+from msg_jax.errors import UserError
+from msg_jax.models import lora
+from msg_jax.models.layers import Conv, Dense
+from msg_jax.models.mmdit import MMDiT, MMDiTConfig, example_inputs
+
+TARGETS = lora_fields()["lora_targets"]
+CONFIG = MMDiTConfig(
+    latent_channels=5, latent_tokens=10, clip_tokens=4, sync_tokens=8, text_tokens=3, clip_dim=6, sync_dim=6, text_dim=6,
+    hidden=16, heads=2, joint_depth=2, fused_depth=1,
+)
+
+
+def randomized(tree, seed=0):
+    """Noise in the shape of every leaf: nothing is hidden behind a zero, and nothing has to be initialised."""
+    draw = np.random.default_rng(seed).normal
+    return jax.tree.map(lambda leaf: 0.2 * draw(size=leaf.shape).astype(np.float32), nn.unbox(tree))
+
+
+@pytest.fixture(scope="module", params=[CONFIG, dataclasses.replace(CONFIG, v2=True, joint_depth=1)], ids=["v1", "v2"])
+def network(request):
+    model = MMDiT(request.param)
+    variables = randomized(jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model.config, 2)))
+    adapters = nn.unbox(lora.init(jax.random.key(1), variables["params"], 2, TARGETS))
+    return jax.jit(model.apply), randomized(example_inputs(model.config, 2), seed=2), variables, adapters
+
+
+@pytest.mark.parametrize(("layer", "x"), [
+    (Dense(6, axes=("embed", "mlp")), (2, 5, 4)), (Conv(6, (3,), axes=("embed", "mlp")), (2, 5, 4)),
+    (Conv(6, (3, 2), strides=(2, 1), padding=((0, 1), (1, 0)), axes=("embed", "mlp")), (2, 5, 4, 4)),
+], ids=["dense", "conv", "strided"])
+def test_an_adapted_layer_is_one_with_w_plus_scale_a_b(layer, x):
+    x, net = np.random.default_rng(0).normal(size=x).astype(np.float32), nn.Sequential([layer])
+    boxed = jax.eval_shape(net.init, jax.random.key(0), x)
+    adapters = lora.init(jax.random.key(1), boxed["params"], 3, "layers_0")
+    name, window = ("dense", 0) if isinstance(layer, Dense) else ("conv", len(layer.kernel_size))
+    specs = nn.get_partition_spec(adapters)["layers_0"]
+    assert specs == {"a": P(*(None,) * window, "embed", None), "b": P(None, "mlp")}
+    variables, adapters = randomized(boxed, seed=1), randomized(adapters)
+    a, b, kernel = adapters["layers_0"]["a"], adapters["layers_0"]["b"], variables["params"]["layers_0"][name]["kernel"]
+    assert a.shape == (*kernel.shape[:-1], 3) and b.shape == (3, 6)
+    by_hand = {"params": {"layers_0": {name: variables["params"]["layers_0"][name] | {
+        "kernel": kernel + 0.5 * np.einsum("...ir,ro->...io", a, b)
+    }}}}
+    attached = lora.attach(variables, adapters, 0.5)
+    expected = net.apply(by_hand, x)
+    assert relative_error(net.apply(variables, x), expected) > 0.01
+    assert relative_error(net.apply(attached, x), expected) < 1e-6
+    merged = lora.merge(attached)
+    assert merged.keys() == {"params"} and jax.tree.structure(merged) == jax.tree.structure(by_hand)
+    assert relative_error(merged["params"]["layers_0"][name]["kernel"], by_hand["params"]["layers_0"][name]["kernel"]) < 1e-6
+
+
+def test_the_start_is_the_network_itself_and_merged_weights_compute_what_adapters_do(network):
+    apply, inputs, variables, adapters = network
+    plain = apply(variables, *inputs)
+    np.testing.assert_array_equal(apply(lora.attach(variables, adapters, 4.0), *inputs), plain)  # to the last bit
+    attached = lora.attach(variables, randomized(adapters), 2.0)
+    adapted = apply(attached, *inputs)
+    assert relative_error(plain, adapted) > 0.01
+    merged = lora.merge(attached)
+    assert jax.tree.structure(merged) == jax.tree.structure(variables)
+    assert relative_error(apply(merged, *inputs), adapted) < 1e-5
+
+
+@pytest.mark.parametrize("network", [CONFIG], indirect=True, ids=["v1"])
+def test_targets_of_the_mmdit(network):
+    """Two joint blocks with three streams, of which the last has output and feed-forward for the latent alone; one fused."""
+    *_, variables, adapters = network
+    layers = {"/".join(path[:-1]) for path in traverse_util.flatten_dict(adapters)}
+    whole = ("qkv", "out", "mlp/w1", "mlp/w2", "mlp/w3")
+    assert layers == (
+        {f"joint_0/{stream}/{layer}" for stream in ("latent", "clip", "text") for layer in whole}
+        | {f"{block}/latent/{layer}" for block in ("joint_1", "fused_0") for layer in whole}
+        | {"joint_1/clip/qkv", "joint_1/text/qkv"}
+    )
+    # rank x (inputs x window + outputs), for hidden 16 and its feed-forward width 256
+    latent = 2 * ((16 + 48) + (3 * 16 + 16) + 2 * (3 * 16 + 256) + (3 * 256 + 16))
+    text = 2 * ((16 + 48) + (16 + 16) + 2 * (16 + 256) + (256 + 16))
+    assert networks.count(adapters) == 4 * latent + text + 2 * 2 * (16 + 48)
+    assert {leaf.dtype for leaf in jax.tree.leaves(adapters)} == {np.dtype("float32")}
+    only_text = lora.init(jax.random.key(1), variables["params"], 2, "^joint.*text/qkv")
+    assert only_text.keys() == {"joint_0", "joint_1"}
+    chosen, all_of_them = (nn.unbox(tree)["joint_0"]["text"]["qkv"]["a"] for tree in (only_text, adapters))
+    np.testing.assert_array_equal(chosen, all_of_them)  # what else is adapted does not change a layer's start
+    assert float(all_of_them.std()) == pytest.approx((2 / 16) ** 0.5, rel=0.3)
+
+
+def test_float32_adapters_compute_in_the_type_of_the_layer():
+    x = np.ones((1, 4), np.float32)
+    layer = Dense(6, dtype=jax.numpy.bfloat16)
+    variables = nn.unbox(layer.init(jax.random.key(0), x))
+    adapter = {"a": np.ones((4, 2), np.float32), "b": np.ones((2, 6), np.float32)}
+    program = jax.make_jaxpr(layer.apply)(lora.attach(variables, adapter, 1.0), x)
+    products = [eqn for eqn in program.jaxpr.eqns if eqn.primitive.name == "dot_general"]
+    assert len(products) == 3 and all(var.aval.dtype == jax.numpy.bfloat16 for eqn in products for var in eqn.invars)
+
+
+@pytest.mark.parametrize("network", [CONFIG], indirect=True, ids=["v1"])
+@pytest.mark.parametrize(("rank", "targets", "sentence"), [
+    (2, "qvk", "lora_targets='qvk' is found in the name of no layer; one is called audio_input/mlp/w1"),
+    (2, "(qkv", r"lora_targets='\(qkv' is not a regular expression"), (-1, "qkv", "lora_rank=-1: .* or 0 to train all"),
+])
+def test_what_cannot_be_adapted_is_said(network, rank, targets, sentence):
+    with pytest.raises(UserError, match=sentence):
+        lora.init(jax.random.key(0), network[2]["params"], rank, targets)

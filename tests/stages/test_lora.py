@@ -1,0 +1,177 @@
+"""Training adapters instead of the network: gradients by the chain rule, what stays untouched, and a whole arm."""
+
+import dataclasses
+import re
+
+from flax import linen as nn
+from flax import traverse_util
+from golden_files import relative_error
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from configs import common
+from msg_jax import networks, system, train
+from msg_jax.errors import UserError
+from msg_jax.infra import checkpoint, logging, mesh, preemption
+from msg_jax.infra.record import read_record
+from msg_jax.models import lora
+from msg_jax.models.mmdit import example_inputs
+from msg_jax.stages import plan
+from msg_jax.stages.base import FlowTask
+from msg_jax.stages.common import Run, ensure
+from msg_jax.stages.preference import PreferenceTask
+
+SCALE = 0.5
+
+
+def random_like(tree, seed=0):
+    draw = np.random.default_rng(seed).normal
+    return jax.tree.map(lambda leaf: 0.1 * draw(size=leaf.shape).astype(np.float32), nn.unbox(tree))
+
+
+def flat(tree):
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def only_targets_differ(before, after):
+    """The kernels of attention and feed-forward in the blocks, all of them and nothing else, to the last bit."""
+    before, after = flat(before), flat(after)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    targets = re.compile(r"params/(joint|fused).*(qkv|out|w\d)/(dense|conv)/kernel")
+    return changed == {name for name in before if targets.fullmatch(name)}
+
+
+class Pairs:
+    """Sixteen random pairs; also what a FeatureSource is to a FlowTask."""
+
+    split, dims = "train", {"clip": 12, "sync": 10, "text": 6}
+
+    def __init__(self, model):
+        x, _, conditions = example_inputs(model.config, 16)
+        latents = random_like({"winner": x, "loser": x, "latents": x}, seed=3)
+        self.arrays = latents | random_like({name: getattr(conditions, name) for name in self.dims}, seed=4)
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, i):
+        return {name: array[i] for name, array in self.arrays.items()}
+
+
+@dataclasses.dataclass
+class Toy:
+    """A random network in a run without stages."""
+
+    run: Run
+    variables: dict
+    pairs: Pairs
+
+    def section(self, **changes):
+        return ConfigDict(self.run.config.preference.to_dict() | changes)
+
+    def task(self, rank):
+        return PreferenceTask(
+            self.run, self.pairs, self.section(lora_rank=rank), 0, self.variables, self.pairs.dims, "tuned"
+        )
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    config = common.get_config((), "smoke")
+    config.mesh = (2, 2, 2)
+    config.base.update(hidden=16, fused_depth=0)
+    config.preference.update(lora_scale=SCALE, steps=3)
+    config.preference.optimizer.update(warmup_steps=0, learning_rate=1e-3)
+    run = Run.create(config, tmp_path_factory.mktemp("toy"))
+    model = networks.generator(config, run.clip, Pairs.dims, run.dtype)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model.config))
+    return Toy(run, random_like(shapes), Pairs(model))
+
+
+def test_gradients_are_those_of_the_merged_weights_by_the_chain_rule(toy):
+    """dL/dA = scale dL/dW B^T and dL/dB = scale A^T dL/dW, summed over a convolution's window."""
+    adapted, full = toy.task(2), toy.task(0)
+    adapted.model = adapted.model.clone(remat=True)
+    adapters = random_like(jax.eval_shape(adapted.start, jax.random.key(0)), seed=1)
+    batch = {name: array[:4] for name, array in toy.pairs.arrays.items()}
+    rows = adapted.draw(batch, jax.random.key(2), None)
+
+    def gradients(task, trained):
+        fast = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile
+        gradient_fn = jax.jit(jax.grad(task.loss, has_aux=True), compiler_options=fast)
+        return tuple(map(flat, gradient_fn(trained, rows, {"reference": toy.variables})))
+
+    ours, metrics = gradients(adapted, adapters)
+    merged = lora.merge(lora.attach(toy.variables, adapters, SCALE))
+    of_weights, expected_metrics = gradients(full, merged["params"])
+    assert float(metrics["margin"]) == pytest.approx(float(expected_metrics["margin"]), rel=1e-3) != 0
+    flat_adapters = flat(adapters)
+    assert ours.keys() == flat_adapters.keys()
+    of_kernels = {name.rsplit("/", 2)[0]: gradient for name, gradient in of_weights.items() if name.endswith("/kernel")}
+    for layer in {name[:-2] for name in ours}:
+        a, b, of_w = flat_adapters[f"{layer}/a"], flat_adapters[f"{layer}/b"], of_kernels[layer]
+        of_b = SCALE * np.tensordot(a, of_w, axes=(range(a.ndim - 1), range(a.ndim - 1)))
+        assert relative_error(ours[f"{layer}/a"], SCALE * of_w @ b.T) < 1e-3, layer
+        assert relative_error(ours[f"{layer}/b"], of_b) < 1e-3, layer
+
+
+def test_the_optimiser_knows_adapters_alone(toy):
+    task = toy.task(2)
+    state = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+    count = networks.count(state.params)
+    assert task.pretrained is None and state.ema_params is None and count < 0.3 * networks.count(toy.variables["params"])
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim) == 2 * count
+    assert task.frozen["reference"] is toy.variables
+
+
+def test_only_targets_change_and_alike_on_every_mesh(toy, tmp_path):
+    states = []
+    for shape in ((2, 2, 2), (1, 1, 1)):
+        here = mesh.make_mesh(shape, jax.devices()[: int(np.prod(shape))])
+        section = toy.section(lora_rank=2, ema_decay=0.5)
+        task = FlowTask(dataclasses.replace(toy.run, mesh=here), toy.pairs, section, 0, initial=toy.variables)
+        states.append(train.fit(task, seed=0, **task.run.fit_options(section, tmp_path / str(shape))))
+        assert only_targets_differ(toy.variables, task.result(states[-1]))
+    assert states[0].params["joint_0"]["latent"]["qkv"]["b"].sharding.spec == jax.sharding.PartitionSpec(None, "tensor")
+    for eight, one in zip(*(jax.tree.leaves((state.params, state.ema_params)) for state in states)):
+        assert relative_error(np.asarray(eight), np.asarray(one)) < 1e-3
+
+
+def test_the_average_of_adapters_is_merged_where_one_is_kept(toy):
+    section = toy.section(lora_rank=2, ema_decay=0.9)
+    task = FlowTask(toy.run, toy.pairs, section, 0, initial=toy.variables)
+    state = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+    assert jax.tree.map(lambda leaf: leaf.shape, state.ema_params) == jax.tree.map(lambda leaf: leaf.shape, state.params)
+    average = random_like(state.params)
+    merged = task.result(state.replace(ema_params=average))
+    a, b = (average["joint_0"]["latent"]["qkv"][name] for name in "ab")
+    kernels = [tree["params"]["joint_0"]["latent"]["qkv"]["dense"]["kernel"] for tree in (merged, toy.variables)]
+    np.testing.assert_allclose(kernels[0], kernels[1] + SCALE * a @ b, rtol=1e-5)
+    with pytest.raises(UserError, match=r"lora_rank=2 adapts a network, and config\.base\.initial names none"):
+        FlowTask(toy.run, toy.pairs, section, 0)
+
+
+def test_an_arm_with_adapters_is_cut_short_resumes_and_leaves_a_plain_network(smoke_run, tmp_path, monkeypatch):
+    for made in smoke_run.iterdir():
+        if made.name != "avp_rpo":
+            (tmp_path / made.name).symlink_to(made)
+    config = common.get_config(("avp_rpo",), "smoke")
+    config.data.cache = read_record(smoke_run / "base")["config"]["data"]["cache"]
+    config.preference.update(lora_rank=2, rounds=1)
+    run = dataclasses.replace(Run.create(config, tmp_path), mesh=mesh.make_mesh((1, 1, 1), jax.devices()[:1]))
+    stage = plan(config)["avp_rpo"]
+    upstream = {name: read_record(run.folder(name))["digest"] for name in stage.needs}
+    calls = iter(range(1, 100))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(preemption, "requested", lambda: next(calls) >= 2)
+        ensure(run, stage, 0, upstream)
+    training = tmp_path / "avp_rpo/round_0/training"
+    assert checkpoint.Checkpoints(training / "checkpoints").latest_step == 2
+    digest = ensure(run, stage, 0, upstream)
+    assert [row["step"] for row in logging.read_metrics(training / "metrics.jsonl")] == [2, 4]
+    base, tuned = (checkpoint.load(tmp_path / stage / "params") for stage in ("base", "avp_rpo"))
+    assert jax.tree.structure(base) == jax.tree.structure(tuned) and only_targets_differ(base, tuned)
+    loaded = system.load_checkpoint(tmp_path / "avp_rpo")
+    assert loaded.digest == digest == checkpoint.digest(loaded.variables["generator"]) == checkpoint.digest(tuned)
