@@ -13,6 +13,7 @@ All embeddings have unit norm, so inner products are cosines. The paper names th
 widths, rates, weights and the window head are ours.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import math
 
@@ -38,6 +39,7 @@ class Embeddings(struct.PyTreeNode):
     semantic: Array  # (B, D)
     dynamic: Array  # (B, T, D), T steps at `dynamic_hz`
     local: Array  # (B, W, D)
+    events: Array | None = None  # (B, T, kinds), of unit norm over the clip (models/sound_events.py)
 
 
 class SFCAVPOutput(struct.PyTreeNode):
@@ -48,11 +50,12 @@ class SFCAVPOutput(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class RewardWeights:
-    """Weights of the cosines in the reward; the window term is the one that ranks candidates best."""
+    """Weights of the cosines in the reward; windows and events are what ranks candidates of one video."""
 
     semantic: float = 0.5
     dynamic: float = 0.5
     window: float = 1.0
+    events: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +78,13 @@ class SFCAVPConfig:
     @property
     def window_stride(self) -> int:
         return round(self.window_stride_sec * self.dynamic_hz)
+
+
+    def shortest_sec(self, lags: Sequence[int] = ()) -> float:
+        """The shortest clip whose windows, semantic parts and lagged copies all have a step."""
+        rates = ((self.video, self.clip.video_hz), (self.audio, self.clip.mel.frames_hz))
+        parts = (self.semantic_parts * network.alpha * network.fast_stride / hz for network, hz in rates)
+        return max(self.window_sec, (1 + max(map(abs, lags), default=0)) / self.dynamic_hz, *parts)
 
 
 def tiny(clip: ClipSpec = TINY) -> SFCAVPConfig:
@@ -105,12 +115,16 @@ class SFCAVP(nn.Module):
         return self.video_encoder(video)
 
     def video_features(self, video: Array) -> tuple[Array, Array]:
-        """The SlowFast features before the heads, (B, Ts, D) slow and (B, Tf, D) fast, for use as conditions."""
+        """The SlowFast features before the heads, (B, Ts, D) slow and (B, T, D) fast at `dynamic_hz`."""
         return self.video_encoder.features(video)
 
     def encode_audio(self, mel: Array) -> Embeddings:
         """(B, T, M) log-mel at `clip.mel.frames_hz`, any T of at least one window."""
         return self.audio_encoder(_centred(mel, self.config.clip.mel)[..., None, None])
+
+    def audio_features(self, mel: Array) -> tuple[Array, Array]:
+        """As `video_features`, of (B, T, M) log-mel."""
+        return self.audio_encoder.features(_centred(mel, self.config.clip.mel)[..., None, None])
 
     def __call__(self, batch: AVBatch) -> SFCAVPOutput:
         scales = {name: jnp.exp(jnp.minimum(log_scale, _MAX_LOG_SCALE)) for name, log_scale in self.log_scales.items()}
@@ -118,12 +132,14 @@ class SFCAVP(nn.Module):
 
 
 def score(video: Embeddings, audio: Embeddings, weights: RewardWeights) -> dict[str, Array]:
-    """Cosines of paired clips, each (B,) in [-1, 1] under the names in TERMS, and their weighted sum `reward`."""
+    """Cosines of paired clips, each (B,) in [-1, 1], by name, and their weighted sum `reward`; `events` if both have any."""
     pairs = {
         "semantic": jnp.sum(video.semantic * audio.semantic, axis=-1),
         "dynamic": jnp.sum(video.dynamic * audio.dynamic, axis=-1).mean(axis=1),
         "window": jnp.sum(video.local * audio.local, axis=-1).mean(axis=1),
     }
+    if video.events is not None and audio.events is not None:
+        pairs["events"] = jnp.sum(video.events * audio.events, axis=(1, 2))
     return pairs | {"reward": sum(getattr(weights, name) * cosine for name, cosine in pairs.items())}
 
 
@@ -174,19 +190,20 @@ class _Encoder(nn.Module):
         self.slowfast = SlowFast(self.network)
 
     def features(self, x: Array) -> tuple[Array, Array]:
-        return self.slowfast(x)
+        c = self.config
+        slow, fast = self.slowfast(x)
+        steps = round(x.shape[1] / self.input_hz * c.dynamic_hz)
+        return slow, _resample(fast, c.dynamic_hz / (self.input_hz / self.network.fast_stride), steps)
 
     @nn.compact
     def __call__(self, x: Array) -> Embeddings:
         c, dtype = self.config, jnp.dtype(self.network.dtype)
-        slow, fast = self.slowfast(x)
-        steps = round(x.shape[1] / self.input_hz * c.dynamic_hz)
-        fast = _resample(fast, c.dynamic_hz / (self.input_hz / self.network.fast_stride), steps)
+        slow, fast = self.features(x)
 
         def head(features: Array, name: str) -> Array:
             return _unit(Dense(c.embed_dim, axes=("embed", None), dtype=dtype, name=name)(features))
 
-        starts = range(0, steps - c.window_steps + 1, c.window_stride)
+        starts = range(0, fast.shape[1] - c.window_steps + 1, c.window_stride)
         windows = jnp.stack([fast[:, start : start + c.window_steps] for start in starts], axis=1)
         windows = windows.reshape(*windows.shape[:2], -1)
         hidden = nn.relu(Dense(2 * c.embed_dim, axes=("conv_in", "embed"), dtype=dtype, name="window_hidden")(windows))
