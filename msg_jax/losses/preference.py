@@ -17,8 +17,15 @@ class PairErrors(NamedTuple):
     reference_loser: Array
 
 
+def margins(errors: PairErrors, beta: float) -> Array:
+    """-(beta / 2) [(l_theta(w) - l_ref(w)) - (l_theta(l) - l_ref(l))] of each pair, (B,): above 0 if told apart."""
+    winner_change = errors.policy_winner - errors.reference_winner
+    loser_change = errors.policy_loser - errors.reference_loser
+    return -(beta / 2) * (winner_change - loser_change)
+
+
 def preference_loss(errors: PairErrors, beta: float) -> tuple[Array, dict[str, Array]]:
-    """-log sigmoid(-(beta / 2) [(l_theta(w) - l_ref(w)) - (l_theta(l) - l_ref(l))]), averaged over the batch.
+    """-log sigmoid of the `margins`, averaged over the batch.
 
     `beta` acts on *mean*-squared errors. At theta = ref the loss is ln 2.
 
@@ -31,9 +38,7 @@ def preference_loss(errors: PairErrors, beta: float) -> tuple[Array, dict[str, A
     Returns the loss () and the figures that tell whether it does what it should: implicit accuracy, margin, and the four
     errors apart (both sides tend to rise; the winner anchor curbs it).
     """
-    winner_change = errors.policy_winner - errors.reference_winner
-    loser_change = errors.policy_loser - errors.reference_loser
-    inside = -(beta / 2) * (winner_change - loser_change)
+    inside = margins(errors, beta)
     metrics = {
         "implicit_accuracy": jnp.mean((inside > 0).astype(jnp.float32)),
         "margin": jnp.mean(inside),

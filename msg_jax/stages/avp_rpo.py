@@ -19,6 +19,7 @@ from msg_jax.data.features import FeatureSource
 from msg_jax.errors import UserError
 from msg_jax.infra import checkpoint, logging, preemption
 from msg_jax.preference import pairs as pairing
+from msg_jax.stages import sync_dpo
 from msg_jax.stages.base import FlowTask
 from msg_jax.stages.candidates import SCORES, CandidatePool, changes_candidates, section_of
 from msg_jax.stages.common import Run
@@ -26,6 +27,8 @@ from msg_jax.stages.generator import Generator
 from msg_jax.stages.listening import Listener
 from msg_jax.stages.preference import PreferenceTask
 from msg_jax.types import Params
+
+RANKINGS = (*pairing.RANKINGS, "rules", "none")
 
 
 @dataclasses.dataclass
@@ -61,27 +64,29 @@ class Arm:
         self.run, self.name, self.folder, self.seed = run, name, folder, seed
         self.arm = run.config.arms[name]
         self.section = section_of(run.config, name)
-        if self.arm.ranking not in (*pairing.RANKINGS, "none") or self.arm.winner not in pairing.WINNERS:
-            raise UserError(
-                f"config.arms.{name} has ranking={self.arm.ranking!r}, winner={self.arm.winner!r}: choose a ranking from "
-                f"{', '.join((*pairing.RANKINGS, 'none'))} and a winner from {', '.join(pairing.WINNERS)}."
-            )
         self.features = FeatureSource(run.folder("extract") / "train")
 
-    def continue_flow(self) -> Params:
+    def tuned(self) -> Params:
+        """The arm's model."""
+        start = self.run.load(self.arm.start, self.seed)
+        if self.arm.ranking == "none":
+            return self.continue_flow(start)
+        if self.arm.ranking == "rules":
+            return sync_dpo.tune(self.run, self.name, self.section, self.seed, self.folder, start)
+        return self.tune(start)
+
+    def continue_flow(self, start: Params) -> Params:
         """The control without pairs: as many forward and backward passes spent on flow matching of real audio."""
         # A preference step passes 3 B items forward and backward and 2 B forward: 11 B forward-equivalents of 12 B here.
         section = ConfigDict(self.section.to_dict() | {
             "steps": self.section.rounds * self.section.steps, "batch_size": 4 * self.section.batch_size, "ema_decay": 0.0,
         })
-        base = self.run.load("base", self.seed)
-        task = FlowTask(self.run, self.features, section, self.seed, initial=base, name=self.name)
+        task = FlowTask(self.run, self.features, section, self.seed, initial=start, name=self.name)
         state = train.fit(task, seed=self.seed, **self.run.fit_options(section, self.folder / "training"))
-        return {"params": state.params, "buffers": base["buffers"]}
+        return task.result(state)
 
-    def tune(self) -> Params:
+    def tune(self, variables: Params) -> Params:
         """Rounds of candidates, pairs and preference training; the last round's model."""
-        variables = self.run.load("base", self.seed)
         self.pool = CandidatePool(self.run, self.section, self.seed)
         if self.arm.ranking == "oracle" and not self.pool.listener.can_judge:
             raise UserError(f"config.arms.{self.name}.ranking=oracle needs event truth, which {self.run.config.data.source} "
@@ -95,7 +100,7 @@ class Arm:
                 logging.write_atomically(folder / "validation.json", json.dumps(figures, indent=1) + "\n")
                 checkpoint.export(folder / "params", tuned)
                 preemption.exit_if_requested(f"{self.name} round {number}")
-            variables = checkpoint.load(folder / "params")
+            variables = self.run.local(checkpoint.load(folder / "params"))
             figures = json.loads((folder / "validation.json").read_text())
             logging.info("%-13s round %d: reward %.3f on validation clips; real audio through the codec %.3f", self.name,
                          number, figures["reward"], figures["reward_reconstructed"])
@@ -132,7 +137,7 @@ class Arm:
             self.run, source, section, self.seed, variables, self.features.dims, name=f"{self.name} {number}"
         )
         state = train.fit(task, seed=self.seed, **self.run.fit_options(section, folder / "training"))
-        return {"params": state.params, "buffers": variables["buffers"]}
+        return task.result(state)
 
     def _write_pairs(self, folder: pathlib.Path, ids: list[str], scores: np.ndarray, pairs: pairing.Pairs) -> None:
         logging.write_jsonl(folder / "scores.jsonl", (
@@ -157,8 +162,8 @@ class Validation:
 
     def __init__(self, run: Run, section: ConfigDict, seed: int, listener: Listener):
         self.run, self.section, self.seed, self.listener = run, section, seed, listener
-        source = run.source("validation")
         self.features = FeatureSource(run.folder("extract") / "validation")
+        source = run.source("validation", self.features.kept)
         self.indices = list(range(min(len(source), run.config.evaluate.batch_size)))
         self.video = listener.embed_video(np.stack([source[i]["video"] for i in self.indices]))
 
@@ -179,7 +184,27 @@ def arm(name: str) -> Callable[[Run, pathlib.Path, int | None], str]:
     """The stage function of the arm `config.arms[name]`."""
 
     def make(run: Run, folder: pathlib.Path, seed: int) -> str:
-        this = Arm(run, name, folder, seed)
-        return checkpoint.export(folder / "params", this.continue_flow() if this.arm.ranking == "none" else this.tune())
+        return checkpoint.export(folder / "params", Arm(run, name, folder, seed).tuned())
 
     return make
+
+
+def check_arms(config: ConfigDict) -> None:
+    """Raises UserError where an arm is none that there is, or starts from a system that there is not."""
+    for name, arm in config.arms.items():
+        if arm.ranking not in RANKINGS or arm.winner not in pairing.WINNERS:
+            raise UserError(
+                f"config.arms.{name} has ranking={arm.ranking!r}, winner={arm.winner!r}: choose a ranking from "
+                f"{', '.join(RANKINGS)} and a winner from {', '.join(pairing.WINNERS)}."
+            )
+        if arm.ranking == "rules":
+            sync_dpo.check_arm(name, arm)
+        path = [name]
+        while (start := config.arms[path[-1]].start) != "base":
+            if start not in config.arms:
+                raise UserError(f"config.arms.{path[-1]}.start={start!r} is no system: choose base or another arm "
+                                f"({', '.join(other for other in config.arms if other != path[-1])}).")
+            if start in path:
+                raise UserError(f"config.arms.{path[-1]}.start={start!r} makes a circle ({' <- '.join([*path, start])}): let "
+                                "one of them start from base.")
+            path.append(start)

@@ -6,31 +6,32 @@ As a stage it fills the base model's pool once, for the first round of every pre
 import functools
 import pathlib
 
+import jax
 from ml_collections import ConfigDict
 import numpy as np
 
 from msg_jax.data.features import FeatureSource, FeatureWriter
 from msg_jax.evaluation import events
-from msg_jax.infra import logging, preemption
+from msg_jax.infra import logging, preemption, runtime
 from msg_jax.stages.common import Run, text_digest
 from msg_jax.stages.generator import Generator
 from msg_jax.stages.listening import Listener
 from msg_jax.types import Params
 
-# The last is the truth, by the judge: the oracle arm ranks by it, all others only log it. NaN where there is no event truth.
-SCORES = ("semantic", "dynamic", "window", "reward", "event_f1")
+# The last is the truth, by the judge: the oracle arm ranks by it, all others only log it. NaN is what is not known.
+SCORES = ("semantic", "dynamic", "window", "events", "reward", "event_f1")
 _DECIDE_CANDIDATES = ("videos", "candidates", "candidate_guidance", "candidate_steps")
 
 
 def section_of(config: ConfigDict, arm: str) -> ConfigDict:
     """The `preference` section with the arm's own changes."""
-    changes = {key: value for key, value in config.arms[arm].items() if key not in ("ranking", "winner")}
+    changes = {key: value for key, value in config.arms[arm].items() if key not in ("ranking", "winner", "start")}
     return ConfigDict(config.preference.to_dict() | changes)
 
 
 def changes_candidates(arm: ConfigDict) -> bool:
-    """Whether the arm samples otherwise than the `preference` section says, and so cannot share its candidates."""
-    return any(name in arm for name in _DECIDE_CANDIDATES)
+    """Whether the arm samples another model or otherwise than the `preference` section says, and so cannot share candidates."""
+    return arm.start != "base" or any(name in arm for name in _DECIDE_CANDIDATES)
 
 
 class CandidatePool:
@@ -39,7 +40,7 @@ class CandidatePool:
     def __init__(self, run: Run, section: ConfigDict, seed: int):
         self.run, self.section, self.seed = run, section, seed
         self.features = FeatureSource(run.folder("extract") / "train")
-        self.source = run.source("train")
+        self.source = run.source("train", self.features.kept)
         self.listener = Listener(run, self.source.class_names)
 
     @functools.cached_property
@@ -52,7 +53,8 @@ class CandidatePool:
     def fill(self, folder: pathlib.Path, number: int, variables: Params) -> None:
         """Writes N candidates of each clip, resuming where a kill left it: `latents` (N, T, C), `scores` (N, SCORES)."""
         section, batch, chosen = self.section, self.run.config.evaluate.batch_size, self.clips(number)
-        writer = FeatureWriter(folder, len(chosen), batch)
+        variables = self.run.local(variables)
+        writer = FeatureWriter(folder, len(chosen), batch, jax.process_index(), jax.process_count())
         progress = logging.Progress(f"candidates {number}", len(chosen), "video")
         for shard, rows in writer.missing:
             indices = chosen[rows.start : rows.stop]
@@ -64,15 +66,16 @@ class CandidatePool:
             mels = self.listener.decode(latents.reshape(-1, *latents.shape[2:]))
             mels = mels.reshape(*latents.shape[:2], *mels.shape[1:])
             scores = self.listener.score(self.listener.embed_video(np.stack([r["video"] for r in records])), mels)
-            scores["event_f1"] = np.full(latents.shape[:2], np.nan)
             if self.listener.can_judge:
                 truth = events.true_events(np.stack([r["events"] for r in records]))
                 scores["event_f1"] = self.listener.event_f1(truth, mels)
-            table = np.stack([scores[name] for name in SCORES], axis=-1).astype(np.float32)
+            unknown = np.full(latents.shape[:2], np.nan)
+            table = np.stack([scores.get(name, unknown) for name in SCORES], axis=-1).astype(np.float32)
             items = [{"latents": latents[i], "scores": table[i]} for i in range(len(records))]
             writer.write(shard, [r["id"] for r in records], items)
             progress.update(rows.stop)
             preemption.exit_if_requested(f"candidates {rows.stop}")
+        runtime.barrier(f"candidates {folder}")
         writer.finish()
 
 
