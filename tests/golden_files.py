@@ -1,16 +1,25 @@
 """Reference tensors of small networks with the released architectures, and their configurations as ours."""
 
+import dataclasses
 import json
 import pathlib
 
 import numpy as np
 
 from msg_jax.models.clip_encoder import CLIPConfig
+from msg_jax.models.mmdit import MMDiTConfig
+from msg_jax.models.panns import PRESETS as PANNS
+from msg_jax.models.panns import PannsConfig
 from msg_jax.models.synchformer import SynchformerConfig
 from msg_jax.models.vae import VAEConfig
+from msg_jax.models.vggish import VGGishConfig
 from msg_jax.models.vocoder import VocoderConfig
 
 SMALL = pathlib.Path(__file__).parent / "golden"
+MMDIT = MMDiTConfig(  # of the file mmdit_v1
+    latent_channels=6, latent_tokens=30, clip_tokens=8, sync_tokens=24, text_tokens=5, clip_dim=10, sync_dim=8,
+    text_dim=10, hidden=16, heads=2, joint_depth=2, fused_depth=1,
+)
 
 
 def load(name, folder=SMALL):
@@ -51,6 +60,24 @@ def synchformer_config(config):
         width=config["embed_dim"], depth=config["depth"], heads=config["num_heads"], image_px=config["image"],
         patch_px=config["patch"], frames_per_step=config["patch_t"],
     )
+
+
+def panns():
+    """The arrays of the toy CNN14, its tensors and its configuration."""
+    arrays, config = load("panns")
+    return arrays, weights(arrays), PannsConfig(PANNS["16k"].mel, tuple(config["widths"]), config["classes"])
+
+
+def vggish():
+    arrays, config = load("vggish")
+    return arrays, weights(arrays), VGGishConfig(tuple(map(tuple, config["stages"])), tuple(config["dense"]))
+
+
+def full_synchformer():
+    """The visual encoder's file and that of the rest, together one checkpoint."""
+    visual, config = load("synchformer_visual")
+    arrays, more = load("synchformer_audio")
+    return arrays, weights(visual) | weights(arrays), dataclasses.replace(synchformer_config(config), **more)
 
 
 def relative_error(found, expected):

@@ -71,3 +71,27 @@ def write_state(path, tensors):
         for name, a in arrays.items()
     )
     return write_torch(path, content, arrays)
+
+
+class _LegacyPickler(TorchPickler):
+    """Storages bear their sizes, and may be views of others."""
+
+    def __init__(self, stream, sizes):
+        super().__init__(stream, protocol=2)
+        self._sizes = sizes
+
+    def persistent_id(self, value):
+        found = super().persistent_id(value)
+        return found and (*found[:4], self._sizes[value.key], None)
+
+
+def write_legacy(path, content, storages, magic=0x1950A86A20F9469CFC6C, sizes=None):
+    """The form of PyTorch before 1.6: pickles one after the other, then the storages."""
+    stream = io.BytesIO()
+    sizes = sizes or {key: array.size for key, array in storages.items()}
+    for value in (magic, 1001, {"little_endian": True}, content, list(storages)):
+        _LegacyPickler(stream, sizes).dump(value)
+    for array in storages.values():
+        stream.write(array.size.to_bytes(8, "little") + array.tobytes())
+    path.write_bytes(stream.getvalue())
+    return path

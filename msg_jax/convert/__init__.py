@@ -15,6 +15,9 @@ CONVERTERS = {
     "bigvgan": "msg_jax.convert.bigvgan",
     "clip": "msg_jax.convert.clip",
     "synchformer": "msg_jax.convert.synchformer",
+    "synchformer_full": "msg_jax.convert.synchformer_full",
+    "panns": "msg_jax.convert.panns",
+    "vggish": "msg_jax.convert.vggish",
 }
 """Kind of network -> the module whose `from_tensors(tensors, config, source)` converts it."""
 

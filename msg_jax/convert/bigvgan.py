@@ -29,7 +29,8 @@ def from_tensors(
     )
     filters = [name for name in tensors if name.endswith(".filter")]
     for name in filters:
-        if not np.allclose(np.ravel(tensors[name]), half_band_filter(), atol=2e-4):  # half precision's rounding
+        ours, theirs = half_band_filter(), np.ravel(tensors[name])
+        if theirs.shape != ours.shape or not np.allclose(theirs, ours, atol=2e-4):  # half precision's rounding
             raise UserError(f"{source} has another filter in {name} than the 12-tap Kaiser filter built in here")
     entries = [*table(config), *(Entry(None, name) for name in filters)]
     model = BigVGAN(config)
@@ -42,10 +43,9 @@ def fold_weight_norm(tensors: Tensors) -> dict[str, np.ndarray]:
     for magnitude, direction in _WEIGHT_NORM:
         for name in [name for name in tensors if name.endswith(f".{magnitude}")]:
             layer = name.removesuffix(magnitude)
-            g, v = tensors[name], tensors.get(layer + direction)
-            if v is not None and len(g) == len(v):
+            g, v = tensors[name], np.asarray(tensors.get(layer + direction, 0), np.float32)
+            if v.ndim and g.shape == (len(v), *[1] * (v.ndim - 1)):  # others are left for `fill` to name
                 del tensors[name], tensors[layer + direction]
-                v = np.asarray(v, np.float32)
                 norm = np.sqrt(np.square(v).sum(axis=tuple(range(1, v.ndim)), keepdims=True))
                 tensors[f"{layer}weight"] = np.asarray(g, np.float32) * v / norm
     return tensors

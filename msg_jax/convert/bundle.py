@@ -56,6 +56,12 @@ class Variant:
 
 
 VOCABULARY = Released("bpe_simple_vocab_16e6.txt.gz", 1_356_917)  # optional: prompts need it
+EVALUATION = {
+    "vggish": (Released("vggish-10086976.pth", 288_600_000),),
+    "panns": (Released("Cnn14_16k_mAP=0.438.pth", 324_000_000), Released("Cnn14_mAP=0.431.pth", 327_400_000)),
+    "synchformer": (Released("synchformer_state_dict.pth", 951_000_000), Released("24-01-04T16-39-21.pt", 951_000_000)),
+}
+"""What an evaluation can use: kind -> its file, by the names that it has."""
 
 _ENCODERS = {
     "clip": Network(Released("open_clip_pytorch_model.bin", 3_950_000_000), clip_encoder.PRESETS["vit_h_14"]),
@@ -208,6 +214,10 @@ class Bundle:
     def sha256(self, kind: str) -> str:
         """Checksum of the released file that was converted."""
         return self._metadata(kind)["sha256"]
+
+    def checksums(self, *kinds: str) -> dict[str, str]:
+        """SHA-256 of the released files of some networks, by file name."""
+        return {self.paths[kind].name: self.sha256(kind) for kind in kinds}
 
     def converted_bytes(self) -> int:
         """What all converted networks weigh, in memory as on disk."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from msg_jax.convert.weights import Entry, Tensors, fill, linear, shapes_of
+from msg_jax.convert.weights import Entry, Tensors, drop_axes, fill, linear, shapes_of
 from msg_jax.errors import UserError
 from msg_jax.models.mmdit import PRESETS, MMDiT, MMDiTConfig, example_inputs
 from msg_jax.types import Params
@@ -45,12 +45,12 @@ def table(config: MMDiTConfig) -> list[Entry]:
         *linear("t_embed/out", "t_embed.mlp.2"),
         *linear("final_adaln/linear", "final_layer.adaLN_modulation.1"),
         *linear("final", "final_layer.conv", layer="conv"),
-        Entry("params/sync_positions", "sync_pos_emb", lambda a: a[0, 0]),
-        Entry("params/empty_clip", "empty_clip_feat", lambda a: a[0]),
-        Entry("params/empty_sync", "empty_sync_feat", lambda a: a[0]),
+        Entry("params/sync_positions", "sync_pos_emb", drop_axes(0, 1)),
+        Entry("params/empty_clip", "empty_clip_feat", drop_axes(0)),
+        Entry("params/empty_sync", "empty_sync_feat", drop_axes(0)),
         Entry("buffers/empty_text", "empty_string_feat"),
-        Entry("buffers/latent_mean", "latent_mean", lambda a: a[0, 0]),
-        Entry("buffers/latent_std", "latent_std", lambda a: a[0, 0]),
+        Entry("buffers/latent_mean", "latent_mean", drop_axes(0, 1)),
+        Entry("buffers/latent_std", "latent_std", drop_axes(0, 1)),
         # Computed from the sizes; MMAudio's own loader drops them where a file has them.
         *(Entry(None, name) for name in ("t_embed.freqs", "latent_rot", "clip_rot")),
     ]

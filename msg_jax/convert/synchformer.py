@@ -5,7 +5,7 @@ import numpy as np
 
 from msg_jax.convert.clip import attention, norm
 from msg_jax.convert.presets import choose
-from msg_jax.convert.weights import Entry, Tensors, fill, linear, shapes_of
+from msg_jax.convert.weights import Entry, Tensors, drop_axes, fill, linear, shapes_of
 from msg_jax.models.synchformer import PRESETS, Synchformer, SynchformerConfig
 from msg_jax.types import Params
 
@@ -37,11 +37,11 @@ def table(config: SynchformerConfig) -> list[Entry]:
         Entry("params/patches/conv/bias", f"{_ROOT}.patch_embed_3d.proj.bias"),
         Entry(None, f"{_ROOT}.patch_embed.proj.weight"),
         Entry(None, f"{_ROOT}.patch_embed.proj.bias"),
-        Entry("params/class_token", f"{_ROOT}.cls_token", lambda a: a[0, 0]),
-        Entry("params/space_positions", f"{_ROOT}.pos_embed", lambda a: a[0]),
-        Entry("params/time_positions", f"{_ROOT}.temp_embed", lambda a: a[0]),
+        Entry("params/class_token", f"{_ROOT}.cls_token", drop_axes(0, 1)),
+        Entry("params/space_positions", f"{_ROOT}.pos_embed", drop_axes(0)),
+        Entry("params/time_positions", f"{_ROOT}.temp_embed", drop_axes(0)),
         *norm("norm", f"{_ROOT}.norm"),
-        Entry("params/gather_token", f"{gather}.cls_token", lambda a: a[0, 0]),
+        Entry("params/gather_token", f"{gather}.cls_token", drop_axes(0, 1)),
         *norm("gather/norm1", f"{gather}.norm1"),
         *norm("gather/norm2", f"{gather}.norm2"),
         *attention("gather", f"{gather}.self_attn"),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from msg_jax.convert.presets import choose
-from msg_jax.convert.weights import Entry, Tensors, fill, kernel, shapes_of
+from msg_jax.convert.weights import Entry, Tensors, drop_axes, fill, kernel, shapes_of
 from msg_jax.models.vae import DECODER_BLOCKS, ENCODER_BLOCKS, PRESETS, VAE, WIDTH_MULTIPLIERS, VAEConfig
 from msg_jax.types import Params
 
@@ -39,8 +39,8 @@ def table(folded: bool) -> list[Entry]:
         return [*entries, conv(f"{path}/shortcut", f"{name}.nin_shortcut")] if widens else entries
 
     entries = [
-        Entry("buffers/mel_mean", "data_mean", lambda a: a[0, :, 0]),
-        Entry("buffers/mel_std", "data_std", lambda a: a[0, :, 0]),
+        Entry("buffers/mel_mean", "data_mean", drop_axes(0, 2)),
+        Entry("buffers/mel_std", "data_std", drop_axes(0, 2)),
         conv("encoder/down_before", "encoder.down.0.downsample.conv1"),
         conv("encoder/down_after", "encoder.down.0.downsample.conv2"),
         conv("decoder/up", "decoder.up.1.upsample.conv"),
@@ -65,7 +65,8 @@ def table(folded: bool) -> list[Entry]:
 
 
 def _norms(weight: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(np.asarray(weight, np.float32).reshape(len(weight), -1), axis=1)
+    weight = np.atleast_2d(np.asarray(weight, np.float32))
+    return np.linalg.norm(weight.reshape(len(weight), -1), axis=1)
 
 
 def _fold(weight: np.ndarray) -> np.ndarray:

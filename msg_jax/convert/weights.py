@@ -3,11 +3,13 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
+import functools
 import io
 import math
 import os
 import pathlib
 import pickle
+from typing import BinaryIO
 import zipfile
 
 from flax import linen as nn
@@ -50,6 +52,11 @@ def linear(path: str, name: str, bias: bool = True, layer: str = "dense") -> lis
     return [*entries, Entry(f"params/{path}/{layer}/bias", f"{name}.bias")] if bias else entries
 
 
+def drop_axes(*axes: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A transform that leaves out these axes; ValueError (which `fill` reports) where one is longer than 1."""
+    return functools.partial(np.squeeze, axis=axes)
+
+
 def shapes_of(module: nn.Module, *inputs, **keywords) -> Params:
     """The shapes of a module's variables for these example inputs; nothing is computed."""
     return nn.unbox(jax.eval_shape(lambda key: module.init(key, *inputs, **keywords), jax.random.key(0)))
@@ -71,7 +78,13 @@ def fill(entries: Iterable[Entry], tensors: Tensors, shapes: Params, source: str
         if missing:
             problems += [f"{name} is missing" for name in missing]
             continue
-        value = entry.transform(*(np.asarray(tensors[name]) for name in entry.tensor_names))
+        arrays = [np.asarray(tensors[name]) for name in entry.tensor_names]
+        try:
+            value = entry.transform(*arrays)
+        except (IndexError, TypeError, ValueError):  # a transform may index and transpose as if the shape were right
+            shapes_found = " and ".join(f"{name} has shape {array.shape}" for name, array in zip(entry.tensor_names, arrays))
+            problems.append(f"{shapes_found}, of which {entry.path} cannot be made")
+            continue
         if entry.path not in expected:
             problems.append(f"{entry.names} has no place {entry.path}")
         elif value.shape != expected[entry.path].shape:
@@ -116,11 +129,11 @@ _STORAGE_DTYPES = {
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Builds tensors out of a PyTorch zip archive. A global that is not on this short list ends the reading."""
+    """Builds tensors out of `storage(key, dtype, size)`. A global that is not on this short list ends the reading."""
 
-    def __init__(self, archive: zipfile.ZipFile, root: str):
-        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")), encoding="utf-8")
-        self._archive, self._root, self._storages = archive, root, {}
+    def __init__(self, stream: BinaryIO, storage: Callable[[str, type, int], np.ndarray]):
+        super().__init__(stream, encoding="utf-8")
+        self._storage, self._storages = storage, {}
 
     def find_class(self, module: str, name: str):
         if (module, name) == ("collections", "OrderedDict"):
@@ -136,10 +149,11 @@ class _TensorUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
     def persistent_load(self, saved_id):
-        _, storage_type, key, _, _ = saved_id
+        _, storage_type, key, _, size, *view = saved_id
+        if any(part is not None for part in view):
+            raise pickle.UnpicklingError("it holds a view of a storage")
         if key not in self._storages:
-            data = self._archive.read(f"{self._root}/data/{key}")
-            self._storages[key] = np.frombuffer(data, dtype=_STORAGE_DTYPES[storage_type])
+            self._storages[key] = self._storage(key, _STORAGE_DTYPES[storage_type], size)
         return self._storages[key]
 
     def _rebuild_tensor(self, storage, offset, size, stride, requires_grad, hooks, metadata=None):
@@ -159,7 +173,11 @@ class _TensorUnpickler(pickle.Unpickler):
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     remedy = "save its state dict with torch.save in PyTorch 1.6 or later, or as .safetensors"
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is not a PyTorch zip archive: {remedy}")
+        try:
+            content = _read_legacy(path)
+        except Exception as error:  # a damaged pickle can raise anything
+            raise UserError(f"{path} is not a PyTorch zip archive, and not a readable older one ({error}): {remedy}") from error
+        return dict(_tensors_in(content))
     with zipfile.ZipFile(path) as archive:
         roots = [name.removesuffix("/data.pkl") for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(roots) != 1:
@@ -167,11 +185,45 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         byteorder = f"{roots[0]}/byteorder"
         if byteorder in archive.namelist() and archive.read(byteorder) != b"little":
             raise UserError(f"{path} was saved on a big-endian machine, which is not read here: {remedy}")
+
+        def storage(key, dtype, size):
+            return np.frombuffer(archive.read(f"{roots[0]}/data/{key}"), dtype)
+
         try:
-            content = _TensorUnpickler(archive, roots[0]).load()
+            content = _TensorUnpickler(io.BytesIO(archive.read(f"{roots[0]}/data.pkl")), storage).load()
         except Exception as error:  # a damaged pickle can raise anything
             raise UserError(f"{path} cannot be read as tensors alone ({error}): {remedy}") from error
     return dict(_tensors_in(content))
+
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+def _read_legacy(path: pathlib.Path):
+    """PyTorch's form before 1.6: pickles of a magic number, a version, the machine, the content and the storages' keys,
+    then each storage as its size and its bytes. Raises anything if it is not that."""
+    storages: dict[str, np.ndarray] = {}
+    room = path.stat().st_size
+
+    def storage(key, dtype, size):
+        nonlocal room
+        room -= size * np.dtype(dtype).itemsize
+        if size < 0 or room < 0:  # before memory is taken for it
+            raise pickle.UnpicklingError("its storages are larger than the file")
+        storages[key] = np.zeros(size, dtype)  # filled when its bytes come
+        return storages[key]
+
+    with path.open("rb") as file:
+        magic, _, machine, content, keys = (_TensorUnpickler(file, storage).load() for _ in range(5))
+        if magic != _LEGACY_MAGIC or not machine["little_endian"]:
+            raise pickle.UnpicklingError("it was made by something else, or on a big-endian machine")
+        for key in keys:
+            size, values = int.from_bytes(file.read(8), "little"), storages[key]
+            data = file.read(values.nbytes)
+            if size != values.size or len(data) != values.nbytes:
+                raise pickle.UnpicklingError("it is cut short")
+            values[:] = np.frombuffer(data, values.dtype)
+    return content
 
 
 def _tensors_in(content, prefix: str = ""):

@@ -48,14 +48,7 @@ def within_video_correlation(reward: np.ndarray, truth: np.ndarray, *, ranks: bo
     Pearson, or Spearman with `ranks`. Pooling videos would measure which *video* is easy instead. Returns `value`,
     `videos` (used) and `ignored` (no variation in reward or truth); NaN if none is usable.
     """
-    reward, truth = _pair(reward, truth)
-    usable = _varies(reward) & _varies(truth)
-    x, y = reward[usable], truth[usable]
-    if ranks:
-        x, y = rankdata(x, axis=1), rankdata(y, axis=1)
-    x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
-    rows = (x * y).sum(axis=1) / np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
-    return _mean(rows, usable)
+    return _figure(correlation_table(reward, truth, ranks=ranks))
 
 
 def headroom_share(reward: np.ndarray, truth: np.ndarray) -> dict[str, float | int]:
@@ -66,30 +59,92 @@ def headroom_share(reward: np.ndarray, truth: np.ndarray) -> dict[str, float | i
     `value`, the three means as `mean`, `chosen`, `oracle`, and `videos`, `ignored` (not finite); NaN if there is no
     headroom.
     """
-    reward, truth = _pair(reward, truth)
-    usable = _finite(reward) & _finite(truth)
-    x, y = reward[usable], truth[usable]
-    mean = chosen = oracle = float("nan")
-    if len(x):
-        mean, oracle = float(y.mean()), float(y.max(axis=1).mean())
-        chosen = float(_truth_at(x == x.max(axis=1, keepdims=True), y).mean())
-    value = (chosen - mean) / (oracle - mean) if oracle > mean else float("nan")
-    counts = {"videos": len(x), "ignored": int((~usable).sum())}
-    return {"value": value, "mean": mean, "chosen": chosen, "oracle": oracle, **counts}
+    table, truth = headroom_table(reward, truth), np.asarray(truth, np.float64)
+    gained, possible, videos = (float(total) for total in table.sum(axis=0))
+    mean = float(truth[table[:, 2] > 0].mean()) if videos else float("nan")
+    videos = videos or float("nan")
+    return {"mean": mean, "chosen": mean + gained / videos, "oracle": mean + possible / videos} | _figure(table)
 
 
-def best_beats_worst(reward: np.ndarray, truth: np.ndarray) -> dict[str, float | int]:
+def best_beats_worst(reward: np.ndarray, truth: np.ndarray, keep_share: float = 1.0) -> dict[str, float | int]:
     """Probability that the candidate with the highest reward is truly better than the one with the lowest: (V, N).
 
     This is what a preference pair relies on; chance is 0.5. Equal truth counts half; videos whose rewards are all equal
-    make no pair and are ignored. Returns `value`, `videos`, `ignored`.
+    make no pair and are ignored, as are all but the `keep_share` of videos with the largest difference in reward. Returns
+    `value`, `videos`, `ignored`.
     """
+    return _figure(order_table(reward, truth, keep_share))
+
+
+# What a figure is made of, video by video: rows (numerator, denominator, whether it is used), all zero where it is not. The
+# figure is `quotient` of their sum, so that videos can be resampled and the tables of several seeds added up.
+
+
+def ranking_tables(reward: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """The tables (V, 3) of how `reward` ranks candidates (V, N), by the name of the figure."""
+    return {
+        "within_video_correlation": correlation_table(reward, truth),
+        "within_video_rank_correlation": correlation_table(reward, truth, ranks=True),
+        "headroom_share": headroom_table(reward, truth),
+        "best_beats_worst": order_table(reward, truth),
+    }
+
+
+def correlation_table(reward: np.ndarray, truth: np.ndarray, *, ranks: bool = False) -> np.ndarray:
+    """The table (V, 3) of `within_video_correlation`."""
+    reward, truth = _pair(reward, truth)
+    usable = _varies(reward) & _varies(truth)
+    x, y = reward[usable], truth[usable]
+    if ranks:
+        x, y = rankdata(x, axis=1), rankdata(y, axis=1)
+    x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
+    rows = (x * y).sum(axis=1) / np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
+    return _table(usable, rows, 1.0)
+
+
+def headroom_table(reward: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The table (V, 3) of `headroom_share`: what the reward gains over a random choice, and what the oracle does."""
+    reward, truth = _pair(reward, truth)
+    usable = _finite(reward) & _finite(truth)
+    x, y = reward[usable], truth[usable]
+    mean = y.mean(axis=1)
+    return _table(usable, _truth_at(x == x.max(axis=1, keepdims=True), y) - mean, y.max(axis=1) - mean)
+
+
+def order_table(reward: np.ndarray, truth: np.ndarray, keep_share: float = 1.0) -> np.ndarray:
+    """The table (V, 3) of `best_beats_worst`."""
     reward, truth = _pair(reward, truth)
     usable = _varies(reward) & _finite(truth)
+    gap = np.where(usable, np.ptp(reward, axis=1), 0.0)
+    kept = np.argsort(-gap, kind="stable")[: max(1, round(keep_share * len(gap)))]  # as of the pairs that are trained on
+    usable &= np.isin(np.arange(len(gap)), kept)
     x, y = reward[usable], truth[usable]
     best = _truth_at(x == x.max(axis=1, keepdims=True), y)
     worst = _truth_at(x == x.min(axis=1, keepdims=True), y)
-    return _mean((best > worst) + 0.5 * (best == worst), usable)
+    return _table(usable, (best > worst) + 0.5 * (best == worst), 1.0)
+
+
+def false_order_table(untouched: np.ndarray, edited: np.ndarray) -> np.ndarray:
+    """The table (V, 3) of how often scores (V,) prefer an edited sound to the true one; ties count half, NaN is not used."""
+    usable = np.isfinite(untouched) & np.isfinite(edited)
+    return _table(usable, ((edited > untouched) + 0.5 * (edited == untouched))[usable], 1.0)
+
+
+def quotient(sums: np.ndarray) -> np.ndarray:
+    """The figure (...) of sums (..., 3) of a table's rows; NaN where the denominator is 0."""
+    above, below = np.asarray(sums, np.float64)[..., 0], np.asarray(sums, np.float64)[..., 1]
+    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+
+
+def _table(usable: np.ndarray, above: np.ndarray, below: np.ndarray | float) -> np.ndarray:
+    table = np.zeros((len(usable), 3))
+    table[usable] = np.stack(np.broadcast_arrays(above, below, 1.0), axis=1)
+    return table
+
+
+def _figure(table: np.ndarray) -> dict[str, float | int]:
+    videos = int(table[:, 2].sum())
+    return {"value": float(quotient(table.sum(axis=0))), "videos": videos, "ignored": len(table) - videos}
 
 
 def _pair(reward: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,8 +164,3 @@ def _varies(rows: np.ndarray) -> np.ndarray:
 
 def _truth_at(chosen: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return (chosen * truth).sum(axis=1) / chosen.sum(axis=1)
-
-
-def _mean(rows: np.ndarray, usable: np.ndarray) -> dict[str, float | int]:
-    value = float(rows.mean()) if len(rows) else float("nan")
-    return {"value": value, "videos": int(usable.sum()), "ignored": int((~usable).sum())}

@@ -1,12 +1,14 @@
-"""Percentile bootstrap over clips, deterministic in its seed.
+"""Percentile bootstrap over clips, deterministic in its seed, and a jackknife for what cannot be resampled.
 
-Every statistic reported here is a function of sums over clips, so a resample is a row of multinomial weights and all
-resamples are one matrix product.
+Almost every statistic reported here is a function of sums over clips, so a resample is a row of multinomial weights and
+all resamples are one matrix product.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import zlib
 
 import numpy as np
+from scipy.stats import norm
 
 from msg_jax.evaluation.events import micro_f1
 
@@ -55,3 +57,28 @@ def mean_interval(values: np.ndarray, **options) -> dict[str, float]:
     values = np.asarray(values, np.float64)
     pairs = np.stack([values, np.ones_like(values)], axis=1)
     return interval(pairs, lambda sums: sums[..., 0] / sums[..., 1], **options)
+
+
+def jackknife_groups(names: Sequence[str], groups: int = 20) -> np.ndarray:
+    """A group (N,) for each clip, by its name alone: two systems leave out the same clips together."""
+    return np.array([zlib.crc32(name.encode()) % groups for name in names])
+
+
+def jackknife(statistic: Callable[[np.ndarray], float], groups: np.ndarray) -> np.ndarray:
+    """Values (G,) of a statistic of all clips but those of one group. `statistic` gets a mask (N,) of the clips to use.
+
+    For what is no function of sums over clips, such as a Fréchet distance, whose resamples with replacement would be
+    biased upwards.
+    """
+    return np.array([statistic(groups != group) for group in np.unique(groups)])
+
+
+def jackknife_interval(value: float, replicates: np.ndarray, level: float = 0.95) -> dict[str, float]:
+    """`{"value", "low", "high"}` from the values without one group each: normal, with the delete-a-group variance.
+
+    For a paired difference pass differences of values and of replicates with the same groups.
+    """
+    groups = len(replicates)
+    error = np.sqrt((groups - 1) / groups * np.square(replicates - replicates.mean()).sum())
+    reach = float(norm.ppf((1 + level) / 2) * error)
+    return {"value": float(value), "low": float(value) - reach, "high": float(value) + reach}

@@ -15,37 +15,43 @@ FIELD_SEED = 2020
 def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
     """Fréchet distance of Gaussians fitted to `features` (N, D) and `reference` (M, D).
 
-    |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), covariances with N - 1. The trace of the root is taken from the
-    eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2), which stays real and finite when there are fewer samples than
-    dimensions. Raises ValueError with fewer than two samples.
+    |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), covariances with N - 1. With S = R^T R the trace of the root is the sum
+    of the singular values of R1 R2^T: no matrix is squared or inverted, so that it is exact with fewer samples than
+    dimensions too, where roots of S1 S2 turn complex. Raises ValueError with fewer than two samples, for widths that
+    differ, and where a value is not finite.
     """
-    features, reference = np.asarray(features, np.float64), np.asarray(reference, np.float64)
+    features, reference = _double(features), _double(reference)
     if min(len(features), len(reference)) < 2:
         raise ValueError(f"a Fréchet distance needs two samples on each side, got {len(features)} and {len(reference)}")
-    first = np.atleast_2d(np.cov(features, rowvar=False))
-    second = np.atleast_2d(np.cov(reference, rowvar=False))
-    values, vectors = linalg.eigh(first)
-    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-    product = linalg.eigvalsh(root @ second @ root)
-    trace_of_root = np.sqrt(np.maximum(product, 0)).sum()
+    if features.shape[1:] != reference.shape[1:] or features.ndim != 2:
+        raise ValueError(f"features of two shapes cannot be compared: {features.shape} and {reference.shape}")
+    first, second = _covariance_factor(features), _covariance_factor(reference)
+    trace_of_root = linalg.svd(first @ second.T, compute_uv=False, overwrite_a=True).sum()
     gap = features.mean(axis=0) - reference.mean(axis=0)
     # rounding can leave a hair less than nothing between equal distributions
-    return max(float(gap @ gap + np.trace(first) + np.trace(second) - 2 * trace_of_root), 0.0)
+    return max(float(gap @ gap + (first**2).sum() + (second**2).sum() - 2 * trace_of_root), 0.0)
 
 
-def kl_softmax(logits: np.ndarray, reference: np.ndarray) -> float:
-    """Mean over pairs of KL(softmax(reference) || softmax(logits)), both (N, K), in nats."""
+def _covariance_factor(features: np.ndarray) -> np.ndarray:
+    """R with R^T R the covariance of `features` (N, D); at most D rows."""
+    centred = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
+    rows, columns = centred.shape
+    return centred if rows <= columns else linalg.qr(centred, mode="r", overwrite_a=True, check_finite=True)[0][:columns]
+
+
+def kl_softmax(logits: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """KL(softmax(reference) || softmax(logits)) of each pair, (N,) in nats for (N, K) both. The field reports the mean."""
     log_p, log_q = log_softmax(_double(reference), axis=1), log_softmax(_double(logits), axis=1)
-    return float((np.exp(log_p) * (log_p - log_q)).sum() / len(log_p))
+    return (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
 
 
-def kl_sigmoid(logits: np.ndarray, reference: np.ndarray) -> float:
-    """Mean over pairs of sum_k p_k log(p_k / q_k) with p, q = sigmoid of `reference`, `logits` (N, K).
+def kl_sigmoid(logits: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """sum_k p_k log(p_k / q_k) of each pair, (N,), with p, q = sigmoid of `reference`, `logits` (N, K).
 
     For multi-label scores. It has the field's form, without the (1 - p) terms, and can therefore be negative.
     """
     log_p, log_q = log_expit(_double(reference)), log_expit(_double(logits))
-    return float((np.exp(log_p) * (log_p - log_q)).sum() / len(log_p))
+    return (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
 
 
 def inception_score(logits: np.ndarray, splits: int = 10) -> tuple[float, float]:

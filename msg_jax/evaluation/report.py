@@ -11,6 +11,7 @@ it says why. Rows that differ only in `seed` are shown as one: mean, standard de
 """
 
 import base64
+from collections.abc import Sequence
 import colorsys
 import io
 import json
@@ -26,6 +27,7 @@ from matplotlib import image as mpl_image
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 import numpy as np
+import soundfile
 
 from msg_jax.clip import ClipSpec
 from msg_jax.data import media
@@ -38,7 +40,10 @@ SYSTEMS = {
     "unconditional": ("No video", "the base model without any condition: chance for a generator"),
     "base": ("Base", "MM-DiT trained with conditional flow matching"),
     "avp_rpo": ("AVP-RPO", "base tuned on pairs ranked by SF-CAVP"),
-    "sync_dpo": ("SyncDPO", "base tuned against rule-made distortions of real sound"),
+    "sync_dpo": ("SyncDPO", "base tuned against rule-made distortions of real sound, coarse ones first"),
+    "sync_dpo_uniform": ("SyncDPO, no curriculum", "the same with distortions of all levels from the start"),
+    "avp_rpo_sync_dpo": ("AVP-RPO, then SyncDPO", "the AVP-RPO system tuned on with SyncDPO: twice the steps"),
+    "generated": ("Generated", "the clips that are evaluated"),
     "random_pairs": ("Random pairs", "control: the AVP-RPO loss on pairs drawn at random"),
     "continue_cfm": ("Continued training", "control: flow matching continued at equal compute"),
     "oracle": ("Oracle ranking", "control: AVP-RPO with pairs ranked by the true event F1"),
@@ -46,11 +51,14 @@ SYSTEMS = {
 METRICS = {  # name: (label, direction, digits, meaning)
     "event_f1": ("Event F1", "↑", 3, "detected events with the right class within ±80 ms of a true onset"),
     "onset_f1": ("Onset F1", "↑", 3, "the same without the class: high by chance in busy scenes"),
+    "event_f1_40ms": ("Event F1, 40 ms", "↑", 3, "event F1 within ±40 ms: timing to one frame of video"),
+    "onset_f1_40ms": ("Onset F1, 40 ms", "↑", 3, "onset F1 within ±40 ms"),
     "class_f1": ("Class F1", "↑", 3, "which classes sound in a clip, whenever they do"),
     "fd_judge": ("FD (judge)", "↓", 2, "Fréchet distance to real sound in the features of the judge"),
     "dynamic": ("Dynamic", "↑", 3, "SF-CAVP cosine of picture and sound, step by step; tuned for, so no judge"),
     "semantic": ("Semantic", "↑", 3, "SF-CAVP cosine of whole clips; tuned for, so no judge"),
     "window": ("Window", "↑", 3, "SF-CAVP cosine of short windows; tuned for, so no judge"),
+    "events": ("Events", "↑", 3, "agreement of sound events seen and heard; tuned for, so no judge"),
     "reward": ("Reward", "↑", 3, "weighted sum of the three; what AVP-RPO maximises"),
     "offset_accuracy_9": ("Offset choice", "↑", 3, "the true offset has the highest score of 9; chance .111"),
     "dynamic_r1_64": ("Dynamic R@1 of 64", "↑", 3, "a video's own sound ranks first of 64; chance .016"),
@@ -61,7 +69,39 @@ METRICS = {  # name: (label, direction, digits, meaning)
     "correlation_semantic": ("Correlation, semantic term", "↑", 3, "the same for one term of the reward alone"),
     "correlation_dynamic": ("Correlation, dynamic term", "↑", 3, "the same for one term of the reward alone"),
     "correlation_window": ("Correlation, window term", "↑", 3, "the same for one term of the reward alone"),
+    "correlation_events": ("Correlation, events term", "↑", 3, "the same for one term of the reward alone"),
     "best_beats_worst": ("Best beats worst", "↑", 3, "its top candidate is better than its bottom one; chance .5"),
+    "best_beats_worst_half": ("Best beats worst, half", "↑", 3, "the same where top and bottom differ most"),
+    "best_beats_worst_quarter": ("Best beats worst, quarter", "↑", 3, "the same where top and bottom differ most"),
+    "correlation_onset_f1": ("Correlation, onset F1", "↑", 3, "reward and onset F1 among a video's candidates"),
+    "rank_correlation_onset_f1": ("Rank correlation, onset F1", "↑", 3, "the same by ranks"),
+    "correlation_class_f1": ("Correlation, class F1", "↑", 3, "reward and class F1 among a video's candidates"),
+    "rank_correlation_class_f1": ("Rank correlation, class F1", "↑", 3, "the same by ranks"),
+}
+FAMILIES = {  # what a name begins with, before that of its backbone: the same
+    "fd": ("FD", "↓", 2, "Fréchet distance of the clips' features to those of the references"),
+    "kid": ("KID", "↓", 4, "kernel distance of the same"),
+    "kl_softmax": ("KL, softmax", "↓", 3, "of the class scores of each reference to those of its generated clip"),
+    "kl_sigmoid": ("KL, sigmoid", "↓", 3, "the same for scores of which several can be high"),
+    "is": ("IS", "↑", 2, "Inception Score: class scores that are sure, and differ between clips"),
+    "retrieval_r1_64": ("R@1 of 64", "↑", 3, "a clip's own reference is the nearest of 64; chance .016"),
+    "onset_f1_100ms": ("Onset F1, 100 ms", "↑", 3, "onsets within 100 ms of the reference's; high by chance in busy clips"),
+    "onset_f1_annotated": ("Onset F1, annotated", "↑", 3, "onsets near a true event, mean over tolerances of 50 to 800 ms"),
+    "onset_f1": ("Onset F1", "↑", 3, "onsets near one in the reference, mean over tolerances of 50 to 800 ms"),
+    "onset_ap": ("Onset AP", "↑", 3, "average precision of onsets by strength, mean over the same tolerances"),
+    "event_f1": ("Event F1", "↑", 3, "detected events with the class and onset (±80 ms) of one in the reference"),
+    "av_align_1_frame": ("AV-Align, 1 frame", "↑", 3, "onsets of sound and motion that coincide within a frame, of all"),
+    "av_align": ("AV-Align", "↑", 3, "the same, mean over windows of 50 to 800 ms"),
+    "desync": ("DeSync", "↓", 3, "mean absolute delay between sound and pictures (spectral flux: real sound), in seconds"),
+    "ib_score": ("IB-score", "↑", 3, "cosine of the sound's and the video's embeddings"),
+    "semantic": ("Semantic", "↑", 3, "cosine of whole clips"),
+    "dynamic": ("Dynamic", "↑", 3, "cosine of sound and pictures, step by step"),
+    "window": ("Window", "↑", 3, "cosine of short windows"),
+}
+BACKBONES = {
+    "logmel": "log-mel statistics", "spectral_flux": "spectral flux", "motion_energy": "motion energy", "vggish": "VGGish",
+    "panns": "PANNs", "passt": "PaSST", "synchformer": "Synchformer", "imagebind": "ImageBind", "sf_cavp": "SF-CAVP",
+    "judge": "judge",
 }
 _INK = "#010203"  # stands for the page's text colour in figures, which follows the reader's light or dark theme
 _KEYS = ("system", "baseline", "guidance", "split")
@@ -86,7 +126,7 @@ def write_report(
     tables, and the entry `config` folded.
     """
     footnotes: list[str] = []
-    page = _template().render(
+    page = _template("report.html.j2").render(
         title=title,
         headline=_group_table(results.get("rows", []), footnotes),
         differences=_group_table(results.get("differences", []), footnotes),
@@ -102,14 +142,64 @@ def write_report(
         colours=class_colours(len(class_names)),
         duration_sec=spec.duration_sec,
         tolerance_ms=round(1000 * events.TOLERANCE_SEC),
-        facts={name: value for name, value in facts.items() if not isinstance(value, dict)},
-        fact_tables={name: value for name, value in facts.items() if isinstance(value, dict) and name != "config"},
-        config=json.dumps(facts["config"], indent=2, default=str) if "config" in facts else None,
+        **_fact_lists(facts),
     )
+    return _write_page(workdir, page)
+
+
+def _fact_lists(facts: dict[str, Any]) -> dict[str, Any]:
+    """Plain values, tables and the configuration, as the page shows them."""
+    return {
+        "facts": {name: value for name, value in facts.items() if not isinstance(value, dict)},
+        "fact_tables": {name: value for name, value in facts.items() if isinstance(value, dict) and name != "config"},
+        "config": json.dumps(facts["config"], indent=2, default=str) if "config" in facts else None,
+    }
+
+
+def _write_page(workdir: str, page: str) -> epath.Path:
     path = epath.Path(workdir) / "report" / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page)
     return path
+
+
+def write_figures(
+    workdir: str,
+    columns: dict[str, dict[str, Any]],
+    spec: ClipSpec,
+    *,
+    intro: str,
+    facts: dict[str, Any],
+    differences: dict[str, dict[str, Any]] | None = None,
+    baseline: str = "",
+    examples: Sequence[dict[str, Any]] = (),
+    reference_onsets: str = "true onsets",
+    title: str = "Generated sound, measured",
+) -> epath.Path:
+    """Writes `workdir`/report/index.html for what is no run: figures down, and across them `columns` of one set of clips each.
+
+    A column is a row of `results`; `differences` are columns of the same figures minus those of `baseline`. Examples are
+    those of `write_report`, their `events` and `detected` lists of one class; without "frames" (None) they are heard only.
+    """
+    footnotes: list[str] = []
+    page = _template("figures.html.j2").render(
+        title=title, intro=intro, figures=_figure_table(columns, footnotes), baseline=baseline,
+        differences=_figure_table(differences, footnotes) if differences else None, chart=None,
+        reference_onsets=reference_onsets, footnotes=footnotes, examples=[_example(example, spec) for example in examples],
+        legend=[("onset", class_colours(1)[0])], colours=class_colours(1), duration_sec=spec.duration_sec, **_fact_lists(facts),
+    )
+    return _write_page(workdir, page)
+
+
+def format_figures(columns: dict[str, dict[str, Any]], differences: dict[str, dict[str, Any]] | None = None) -> str:
+    """The tables of `write_figures` as plain text."""
+    footnotes: list[str] = []
+    blocks = []
+    for part in filter(None, (columns, differences)):
+        table = _figure_table(part, footnotes)
+        body = [[row["label"] + row["direction"], *map(_plain, row["cells"])] for row in table["rows"]]
+        blocks.append(_aligned([["Figure", *table["columns"]], *body], left=1))
+    return "\n\n".join([*blocks, *_notes(footnotes)])
 
 
 def format_table(results: dict[str, Any]) -> str:
@@ -128,8 +218,12 @@ def format_table(results: dict[str, Any]) -> str:
         if results.get(name):
             scores = _score_list(results[name], footnotes)
             blocks.append(_aligned([[score["label"], _plain(score["cell"])] for score in scores], left=1))
-    notes = [f"[{number}] not computed: {reason}" for number, reason in enumerate(footnotes, 1)]
-    return "\n\n".join([*blocks, "\n".join(notes)] if notes else blocks)
+    return "\n\n".join([*blocks, *_notes(footnotes)])
+
+
+def _notes(footnotes: list[str]) -> list[str]:
+    """The reasons as one block of lines, or no block."""
+    return ["\n".join(f"[{number}] not computed: {reason}" for number, reason in enumerate(footnotes, 1))] if footnotes else []
 
 
 def class_colours(classes: int) -> list[str]:
@@ -138,10 +232,10 @@ def class_colours(classes: int) -> list[str]:
     return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in rgb]
 
 
-def _template() -> jinja2.Template:
+def _template(name: str) -> jinja2.Template:
     loader = jinja2.PackageLoader("msg_jax.evaluation", ".")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 # Tables
@@ -161,7 +255,7 @@ def _group_table(rows: list[dict], footnotes: list[str]) -> dict[str, Any]:
               if index not in shown and value is not None}
     table = {"common": {key: _key_text(key, value) for key, value in common.items()}, "rows": []}
     table["keys"] = [_KEYS[index].capitalize() for index in shown]
-    table["columns"] = [_describe(name) for name in names]
+    table["columns"] = [describe(name) for name in names]
     for group, members in groups.items():
         keys = [_key_text(_KEYS[index], group[index]) for index in shown]
         again = bool(table["rows"]) and table["rows"][-1]["keys"][0] == keys[0]
@@ -171,14 +265,35 @@ def _group_table(rows: list[dict], footnotes: list[str]) -> dict[str, Any]:
     return table
 
 
+def _figure_table(columns: dict[str, dict[str, Any]], footnotes: list[str]) -> dict[str, Any]:
+    """One row per figure that any column names, in the order of the first that does; `columns` are single rows."""
+    named = list(dict.fromkeys(name for row in columns.values() for name in row))
+    names = [name for name in named if name not in (*_KEYS, "event_count", "seed") and not name.endswith("_reason")]
+    not_there = {f"{name}_reason": "it was not asked for" for name in names}
+    rows = [
+        {**describe(name), "cells": [_cell(name, [not_there | row], footnotes) for row in columns.values()]} for name in names
+    ]
+    return {"columns": list(columns), "rows": rows}
+
+
 def _score_list(scores: dict[str, Any], footnotes: list[str]) -> list[dict[str, Any]]:
     names = [name for name in scores if not name.endswith("_reason")]
-    return [{**_describe(name), "cell": _cell(name, [scores], footnotes)} for name in names]
+    return [{**describe(name), "cell": _cell(name, [scores], footnotes)} for name in names]
 
 
-def _describe(name: str) -> dict[str, Any]:
-    label, direction, digits, meaning = METRICS.get(name, (name.replace("_", " "), "", 3, ""))
+def describe(name: str) -> dict[str, Any]:
+    label, direction, digits, meaning = METRICS.get(name) or _family(name)
     return {"name": name, "label": label, "direction": direction, "digits": digits, "meaning": meaning}
+
+
+def _family(name: str) -> tuple[str, str, int, str]:
+    """The description of a figure whose name ends in that of its backbone."""
+    for backbone, shown in BACKBONES.items():
+        family = name.removesuffix(f"_{backbone}")
+        if family != name and family in FAMILIES:
+            label, *rest = FAMILIES[family]
+            return (f"{label} ({shown})", *rest)
+    return name.replace("_", " "), "", 3, ""
 
 
 def _key_text(key: str, value: Any) -> str:
@@ -189,7 +304,7 @@ def _key_text(key: str, value: Any) -> str:
 
 def _cell(name: str, members: list[dict], footnotes: list[str]) -> dict[str, Any]:
     """Text of one table cell from the rows of all seeds: main figure, spread, note number of what is missing."""
-    digits = _describe(name)["digits"]
+    digits = describe(name)["digits"]
     values = [row.get(name) for row in members]
     numbers = [_number(value) for value in values]
     present = [number for number in numbers if number is not None]
@@ -207,6 +322,8 @@ def _cell(name: str, members: list[dict], footnotes: list[str]) -> dict[str, Any
 
 
 def _spread(value: dict[str, Any], digits: int) -> str:
+    if "std" in value:
+        return f"± {value['std']:.{digits}f}"
     if "low" in value:
         return f"{value['low']:.{digits}f} to {value['high']:.{digits}f}"
     if "videos" in value:
@@ -327,20 +444,30 @@ def _example(example: dict[str, Any], spec: ClipSpec) -> dict[str, Any]:
     tracks = []
     for track in example["tracks"]:
         hits = events.assign(example["events"], track["detected"])
-        video = media.encode_video(example["frames"], spec.video_hz, track["waveform"], spec.audio_hz)
+        if example["frames"] is None:
+            player = {"audio": _data_uri("audio/mpeg", _mp3(track["waveform"], spec.audio_hz))}
+        else:
+            video = media.encode_video(example["frames"], spec.video_hz, track["waveform"], spec.audio_hz)
+            player = {"video": _data_uri("video/mp4", video)}
         tracks.append({
+            **player,
             "label": _key_text("system", track["name"]),
-            "video": _data_uri("video/mp4", video),
             "mel": _data_uri("image/png", _mel_png(track["mel"], low, high)),
             "true": _marks(example["events"], hits[:, 0]),
             "detected": _marks(track["detected"], hits[:, 1]),
             "hits": len(hits),
         })
+    shown = {"id": example["id"], "caption": example["caption"], "tracks": tracks}
+    if example["frames"] is None:
+        return shown
     height, width = example["frames"].shape[1:3]
-    return {
-        "id": example["id"], "caption": example["caption"], "tracks": tracks,
-        "aspect": f"{width} / {height}", "poster": _data_uri("image/png", _poster_png(example["frames"][0])),
-    }
+    return shown | {"aspect": f"{width} / {height}", "poster": _data_uri("image/png", _poster_png(example["frames"][0]))}
+
+
+def _mp3(waveform: np.ndarray, hz: int) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, waveform, hz, format="MP3")
+    return file.getvalue()
 
 
 def _marks(listed: np.ndarray, hits: np.ndarray) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
-"""Synchformer's visual encoder (Iashin et al., arXiv 2401.16423): what moves when, eight features per 0.64 s segment.
+"""Synchformer (Iashin et al., arXiv 2401.16423): what moves and sounds when, and by how much the two are apart.
 
-A ViT with divided space-time attention (TimeSformer, arXiv 2102.05095) over short segments, then one layer that gathers
-the positions of each time step into one vector. Segments do not see each other.
+The visual encoder, which conditions the generator too, is a ViT with divided space-time attention (TimeSformer, arXiv
+2102.05095) over short segments, then one layer that gathers the positions of each time step into one vector. Segments do
+not see each other. The audio encoder is an Audio Spectrogram Transformer (arXiv 2104.01778) over the same segments with
+such a layer over its bands. A small transformer over all features of 14 segments, 4.8 s, says which of 21 offsets they have.
 """
 
 import dataclasses
@@ -17,7 +19,12 @@ from msg_jax.models.clip_encoder import TransformerBlock
 from msg_jax.models.layers import Conv, Dense, logical
 from msg_jax.types import Array
 
+WINDOW_SEGMENTS = 14  # 4.8 s
+MAX_OFFSET_SEC = 2.0
+
 _EPSILON = 1e-6
+_AST_EPSILON = 1e-12
+_SYNC_EPSILON = 1e-5
 _gelu = functools.partial(nn.gelu, approximate=False)
 
 
@@ -31,6 +38,23 @@ class SynchformerConfig:
     image_px: int = 224
     patch_px: int = 16
     frames_per_step: int = 2
+    bands: int = 128  # of the segments' spectrograms, and
+    mel_frames: int = 66
+    audio_patch: int = 16  # bands and frames of a patch, which follow each other by
+    audio_stride: int = 10
+    sync_depth: int = 3
+    sync_heads: int = 8
+    offsets: int = 21
+
+    @property
+    def audio_grid(self) -> tuple[int, int]:
+        """Patches of a segment's spectrogram over bands and over time."""
+        return tuple((size - self.audio_patch) // self.audio_stride + 1 for size in (self.bands, self.mel_frames))
+
+    @property
+    def sync_tokens(self) -> int:
+        """What the offset is read from: two tokens of its own, and the features of `WINDOW_SEGMENTS` segments."""
+        return 2 + WINDOW_SEGMENTS * (SYNC_STEPS_PER_SEGMENT + self.audio_grid[1])
 
     @property
     def segment_frames(self) -> int:
@@ -140,10 +164,103 @@ class Synchformer(nn.Module):
         return jnp.concatenate([class_token, x.reshape(batch, -1, c.width)], axis=1)
 
     def _gather(self, x: Array) -> Array:
-        """Tokens of each time step (B, N, width) -> one vector (B, width) float32, by a class token of their own."""
+        return _gather(self, x)
+
+
+def _gather(tower: nn.Module, x: Array) -> Array:
+    """Tokens of each time step (B, N, width) -> one vector (B, width) float32, by a class token of the tower's own."""
+    c = tower.config
+    init = logical(nn.initializers.truncated_normal(0.02), "embed")
+    token = tower.param("gather_token", init, (c.width,)).astype(x.dtype)
+    x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, c.width)), x], axis=1)
+    block = TransformerBlock(c.heads, _gelu, epsilon=_EPSILON, dtype=tower.dtype, name="gather")
+    return block(x)[:, 0].astype(jnp.float32)
+
+
+class SynchformerAudio(nn.Module):
+    """Spectrograms (B, S, mel_frames, bands) of `data.frontends.synchformer_spectrograms` -> (B, S, steps, width) float32."""
+
+    config: SynchformerConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, spectrograms: Array) -> Array:
         c = self.config
-        init = logical(nn.initializers.truncated_normal(0.02), "embed")
-        token = self.param("gather_token", init, (c.width,)).astype(x.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, c.width)), x], axis=1)
-        block = TransformerBlock(c.heads, _gelu, epsilon=_EPSILON, dtype=self.dtype, name="gather")
-        return block(x)[:, 0].astype(jnp.float32)
+        bands, steps = c.audio_grid
+        patch, stride = (c.audio_patch, c.audio_patch), (c.audio_stride, c.audio_stride)
+        images = spectrograms.reshape(-1, c.mel_frames, c.bands).swapaxes(1, 2)[..., None]
+        x = Conv(
+            c.width, patch, strides=stride, padding="VALID", axes=(None, "embed"), dtype=self.dtype, name="patches"
+        )(images)
+        init = nn.initializers.truncated_normal(0.02)
+        tokens = self.param("tokens", logical(init, None, "embed"), (2, c.width)).astype(x.dtype)  # class and distillation
+        positions = self.param("positions", logical(init, None, "embed"), (2 + bands * steps, c.width)).astype(x.dtype)
+        tokens = jnp.broadcast_to(tokens, (len(x), 2, c.width))
+        x = jnp.concatenate([tokens, x.reshape(len(x), -1, c.width)], axis=1) + positions
+        for i in range(c.depth):
+            x = TransformerBlock(c.heads, _gelu, epsilon=_AST_EPSILON, dtype=self.dtype, name=f"block{i}")(x)
+        x = nn.LayerNorm(_AST_EPSILON, dtype=self.dtype, name="norm")(x)[:, 2:]
+        x = x.reshape(-1, bands, steps, c.width).swapaxes(1, 2).reshape(-1, bands, c.width)
+        return _gather(self, x).reshape(*spectrograms.shape[:2], steps, c.width)
+
+
+class SynchformerOffset(nn.Module):
+    """Features (B, 14, 8, width) of pictures and (B, 14, steps, width) of sound -> logits (B, 21) over `offset_grid`."""
+
+    config: SynchformerConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, video: Array, audio: Array) -> Array:
+        c = self.config
+
+        def prepared(features, name):
+            x = Dense(c.width, axes=("embed", None), dtype=self.dtype, name=f"{name}_in")(features)
+            x = x.reshape(len(features), -1, c.width)
+            return nn.LayerNorm(_SYNC_EPSILON, dtype=self.dtype, name=f"{name}_norm")(x)
+
+        init = nn.initializers.normal(0.02)
+        offset_token, modality_token = (
+            jnp.broadcast_to(self.param(name, logical(init, "embed"), (c.width,)).astype(self.dtype), (len(video), 1, c.width))
+            for name in ("offset_token", "modality_token")
+        )
+        x = jnp.concatenate([offset_token, prepared(video, "video"), modality_token, prepared(audio, "audio")], axis=1)
+        x = x + self.param("positions", logical(init, None, "embed"), (c.sync_tokens, c.width)).astype(x.dtype)
+        for i in range(c.sync_depth):
+            x = TransformerBlock(c.sync_heads, _gelu, epsilon=_SYNC_EPSILON, dtype=self.dtype, name=f"block{i}")(x)
+        x = nn.LayerNorm(_SYNC_EPSILON, dtype=self.dtype, name="norm")(x[:, 0])
+        return Dense(c.offsets, axes=("embed", None), dtype=self.dtype, name="head")(x).astype(jnp.float32)
+
+
+class FullSynchformer(nn.Module):
+    """Both encoders and the offset, which are also called apart: features are made once a clip, offsets once a window."""
+
+    config: SynchformerConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.visual = Synchformer(self.config, self.dtype)
+        self.audio = SynchformerAudio(self.config, self.dtype)
+        self.sync = SynchformerOffset(self.config, self.dtype)
+
+    def encode_video(self, segments: Array) -> Array:
+        return self.visual(segments)
+
+    def encode_audio(self, spectrograms: Array) -> Array:
+        return self.audio(spectrograms)
+
+    def offset_logits(self, video: Array, audio: Array) -> Array:
+        return self.sync(video, audio)
+
+    def __call__(self, segments: Array, spectrograms: Array) -> Array:
+        return self.offset_logits(self.encode_video(segments), self.encode_audio(spectrograms))
+
+
+def offset_grid(offsets: int = 21) -> np.ndarray:
+    """Seconds by which the sound may be apart from the pictures, one for each logit."""
+    return np.linspace(-MAX_OFFSET_SEC, MAX_OFFSET_SEC, offsets)
+
+
+def window_starts(segments: int) -> tuple[int, int]:
+    """First segments of the first and of the last window of a clip, over which DeSync is the mean."""
+    return 0, segments - WINDOW_SEGMENTS

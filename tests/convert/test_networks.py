@@ -1,22 +1,38 @@
 import chex
-from golden_files import clip_config, load, synchformer_config, vae_config, vocoder_config, weights
+from golden_files import MMDIT, clip_config, load, synchformer_config, vae_config, vocoder_config, weights
 import numpy as np
 import pytest
 
 from msg_jax.convert import from_torch
 from msg_jax.errors import UserError
 
-# kind, reference file, prefix of its weights, configuration, and one tensor each to rename, to drop and to transpose
+# kind, reference file, prefix of its weights, configuration, and one tensor each to rename, to drop and to transpose; then
+# tensors to give other ranks, some of which a transform or the choice of a preset indexes, folds or compares
 NETWORKS = [
     ("vae", "vae_16k", "raw", vae_config,
-     "encoder.down.1.block.0.conv2.weight", "decoder.conv_in.weight", "decoder.up.0.block.0.conv1.weight"),
+     "encoder.down.1.block.0.conv2.weight", "decoder.conv_in.weight", "decoder.up.0.block.0.conv1.weight",
+     ("data_mean", "data_std", "encoder.conv_in.weight", "decoder.conv_out.weight")),
     ("bigvgan", "bigvgan_16k", "param", vocoder_config,
-     "resblocks.3.activations.1.act.beta", "ups.2.0.bias", "conv_pre.parametrizations.weight.original1"),
+     "resblocks.3.activations.1.act.beta", "ups.2.0.bias", "conv_pre.parametrizations.weight.original1",
+     ("ups.0.0.parametrizations.weight.original0", "ups.1.0.parametrizations.weight.original1", "conv_pre.bias",
+      "activation_post.act.alpha")),
     ("clip", "clip_openclip", "param", clip_config,
-     "visual.ln_post.weight", "transformer.resblocks.1.attn.in_proj_bias", "transformer.resblocks.0.mlp.c_fc.weight"),
+     "visual.ln_post.weight", "transformer.resblocks.1.attn.in_proj_bias", "transformer.resblocks.0.mlp.c_fc.weight",
+     ("visual.conv1.weight", "transformer.resblocks.0.attn.in_proj_weight", "positional_embedding")),
     ("synchformer", "synchformer_visual", "param", synchformer_config,
-     "vfeat_extractor.temp_embed", "vfeat_extractor.norm.bias", "vfeat_extractor.blocks.0.timeattn.qkv.weight"),
+     "vfeat_extractor.temp_embed", "vfeat_extractor.norm.bias", "vfeat_extractor.blocks.0.timeattn.qkv.weight",
+     ("vfeat_extractor.patch_embed_3d.proj.weight", "vfeat_extractor.cls_token", "vfeat_extractor.pos_embed")),
+    ("mmdit", "mmdit_v1", "param", lambda config: MMDIT,
+     "latent_mean", "final_layer.conv.bias", "t_embed.mlp.0.weight",
+     ("joint_blocks.0.latent_block.attn.qkv.weight", "joint_blocks.0.clip_block.attn.qkv.bias", "sync_pos_emb",
+      "empty_clip_feat", "latent_std", "audio_input_proj.0.weight", "t_embed.mlp.2.weight")),
 ]
+RANKS = {  # what can be wrong with a shape
+    "a number": lambda a: np.asarray(a).ravel()[0].reshape(()),
+    "flat": np.ravel,
+    "an axis too many": lambda a: np.asarray(a)[None],
+    "two of each": lambda a: np.stack([a, a], axis=-1).reshape(2 * len(a), *np.shape(a)[1:]),
+}
 
 
 def network(kind):
@@ -25,19 +41,26 @@ def network(kind):
     return weights(arrays, prefix), to_config(config)
 
 
-@pytest.mark.parametrize("kind, renamed, dropped, transposed", [(row[0], *row[4:]) for row in NETWORKS])
-def test_every_tensor_that_does_not_fit_is_named(kind, renamed, dropped, transposed):
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("kind, renamed, dropped, transposed, misshaped", [(row[0], *row[4:]) for row in NETWORKS])
+def test_every_tensor_that_does_not_fit_is_named(kind, renamed, dropped, transposed, misshaped, rank):
     tensors, config = network(kind)
     tensors[f"{renamed}_moved"] = tensors.pop(renamed)
     del tensors[dropped]
     tensors[transposed] = tensors[transposed].swapaxes(0, 1)
+    changed = {name: RANKS[rank](tensors[name]) for name in misshaped}
+    changed = {name: array for name, array in changed.items() if array.shape != tensors[name].shape}
+    assert changed
     with pytest.raises(UserError) as error:
-        from_torch(kind, tensors, config, source="toy.pth")
-    for name in ("toy.pth", f"{renamed}_moved", f"{renamed} is missing", f"{dropped} is missing", transposed):
-        assert name in str(error.value)
+        from_torch(kind, tensors | changed, config, source="toy.pth")
+    sentence = str(error.value)
+    for name in (f"{renamed}_moved is unknown", f"{renamed} is missing", f"{dropped} is missing"):
+        assert name in sentence
+    for name in ("toy.pth", transposed, *changed):
+        assert name in sentence
 
 
-@pytest.mark.parametrize("kind", [row[0] for row in NETWORKS])
+@pytest.mark.parametrize("kind", [row[0] for row in NETWORKS if row[0] != "mmdit"])
 def test_a_toy_is_no_released_network(kind):
     tensors, _ = network(kind)
     with pytest.raises(UserError, match=r"toy\.pth is no released network"):

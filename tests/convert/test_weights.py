@@ -5,24 +5,19 @@ import os
 import zipfile
 
 import chex
-from golden_files import load, weights
+from golden_files import MMDIT, load, weights
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.flax
-from torch_files import Rebuild, Storage, tensor, write_torch
+from torch_files import Rebuild, Storage, tensor, write_legacy, write_torch
 
 from msg_jax.convert import from_torch
 from msg_jax.convert.mmdit import preset_of
 from msg_jax.convert.weights import Entry, fill, kernel, read_checkpoint
 from msg_jax.errors import UserError
-from msg_jax.models.mmdit import PRESETS, MMDiTConfig
-
-MMDIT = MMDiTConfig(
-    latent_channels=6, latent_tokens=30, clip_tokens=8, sync_tokens=24, text_tokens=5, clip_dim=10, sync_dim=8,
-    text_dim=10, hidden=16, heads=2, joint_depth=2, fused_depth=1,
-)
+from msg_jax.models.mmdit import PRESETS
 
 
 def test_kernel_moves_channels_last():
@@ -160,3 +155,27 @@ def test_other_formats_and_other_files(tmp_path):
     }.items():
         with pytest.raises(UserError, match=message):
             read_checkpoint(tmp_path / name)
+
+
+def test_torch_files_of_the_older_form(tmp_path):
+    floats, longs = np.arange(6, dtype=np.float32), np.arange(4)
+    content = {"model": {
+        "columns": tensor(Storage("FloatStorage", "a"), 0, (3, 2), (1, 3)),
+        "tail": tensor(Storage("FloatStorage", "a"), 4, (2,), (1,)),
+        "whole": tensor(Storage("LongStorage", "b"), 0, (4,), (1,)),
+    }, "iteration": 7}
+    path = write_legacy(tmp_path / "x.pth", content, {"a": floats, "b": longs})
+    tensors = read_checkpoint(path)
+    np.testing.assert_array_equal(tensors["model.columns"], floats.reshape(2, 3).T)
+    np.testing.assert_array_equal(tensors["model.tail"], [4, 5])
+    np.testing.assert_array_equal(tensors["model.whole"], longs)
+    assert len(tensors) == 3
+
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(path.read_bytes()[:-3])
+    huge = write_legacy(tmp_path / "huge.pth", content, {"a": floats, "b": longs}, sizes={"a": 10**15, "b": 4})
+    other = write_legacy(tmp_path / "other.pth", content, {"a": floats, "b": longs}, magic=7)
+    call = write_legacy(tmp_path / "call.pth", {"a": Rebuild("touch marker", function=("os", "system"))}, {})
+    for bad, words in ((cut, "cut short"), (huge, "larger than the file"), (other, "something else"), (call, r"os\.system")):
+        with pytest.raises(UserError, match=words):
+            read_checkpoint(bad)

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from msg_jax.evaluation import alignment
+from msg_jax.preference.pairs import rank_candidates
 
 
 def test_offset_accuracy_by_hand():
@@ -71,6 +73,44 @@ def test_best_beats_worst_by_hand():
     reward = np.array([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [3.0, 3.0, 3.0]])
     truth = np.array([[0.1, 0.9, 0.2], [0.5, 0.1, 0.5], [0.9, 0.0, 0.1], [0.0, 0.5, 1.0]])
     assert alignment.best_beats_worst(reward, truth) == {"value": pytest.approx(0.5), "videos": 3, "ignored": 1}
+
+
+def test_pairs_with_a_large_gap_alone():
+    reward = np.array([[0.0, 1.0], [0.0, 4.0], [0.0, 2.0], [0.0, 3.0], [1.0, 1.0]])
+    truth = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert alignment.best_beats_worst(reward, truth, 0.4) == {"value": pytest.approx(0.5), "videos": 2, "ignored": 3}
+    # Rows: the video of gap 4 wins, that of 3 loses; round(5 * .6) = 3 adds the tie of gap 2.
+    assert alignment.order_table(reward, truth, 0.6).tolist() == [[0, 0, 0], [1, 1, 1], [0.5, 1, 1], [0, 1, 1], [0, 0, 0]]
+    assert alignment.best_beats_worst(reward, truth, 0.01)["videos"] == 1
+
+
+def test_the_pairs_are_those_that_would_be_trained_on():
+    rng = np.random.default_rng(3)
+    reward = rng.integers(0, 4, (41, 3)).astype(float)
+    for share in (1.0, 0.5, 0.25):
+        used = alignment.order_table(reward, rng.random((41, 3)), share)[:, 2] > 0
+        np.testing.assert_array_equal(used, rank_candidates(reward, share).kept)
+
+
+def test_false_order_by_hand():
+    untouched, edited = np.array([1.0, 1.0, 1.0, 1.0, np.nan]), np.array([0.0, 2.0, 1.0, np.nan, 3.0])
+    table = alignment.false_order_table(untouched, edited)
+    assert table.tolist() == [[0, 1, 1], [1, 1, 1], [0.5, 1, 1], [0, 0, 0], [0, 0, 0]]
+    assert alignment.quotient(table.sum(axis=0)) == 0.5
+
+
+def test_tables_of_parts_of_the_videos_add_up():
+    rng = np.random.default_rng(4)
+    reward, truth = rng.random((30, 5)), rng.integers(0, 4, (30, 5)) / 4
+    for name, table in alignment.ranking_tables(reward, truth).items():
+        halves = [alignment.ranking_tables(reward[part], truth[part])[name] for part in (slice(11), slice(11, None))]
+        np.testing.assert_allclose(table, np.concatenate(halves))
+    whole = alignment.quotient(alignment.headroom_table(reward, truth).sum(axis=0))
+    assert whole == pytest.approx(alignment.headroom_share(reward, truth)["value"])
+    ranks = alignment.correlation_table(reward, truth, ranks=True)
+    wanted = [spearmanr(x, y).statistic for x, y in zip(reward, truth)]
+    np.testing.assert_allclose(ranks[:, 0], wanted)
+    assert np.isnan(alignment.quotient(np.zeros(3)))
 
 
 def test_shapes_must_agree():

@@ -60,3 +60,19 @@ def test_refuses_what_cannot_be_resampled():
         bootstrap.mean_interval(np.zeros(0))
     with pytest.raises(ValueError, match="differ in shape"):
         bootstrap.f1_difference_interval(np.ones((3, 3)), np.ones((4, 3)))
+
+
+def test_jackknife_of_a_mean_is_its_standard_error():
+    values = np.random.default_rng(3).normal(size=2000)
+    groups = np.arange(2000) % 20
+    replicates = bootstrap.jackknife(lambda kept: values[kept].mean(), groups)
+    found = bootstrap.jackknife_interval(values.mean(), replicates)
+    assert (found["high"] - found["low"]) / 2 == pytest.approx(1.96 / np.sqrt(2000), rel=0.35)
+    assert found["value"] == values.mean()
+
+
+def test_jackknife_groups_depend_on_the_name_alone():
+    names = [f"clip-{i}" for i in range(500)]
+    groups = bootstrap.jackknife_groups(names)
+    assert np.array_equal(groups[::-1], bootstrap.jackknife_groups(names[::-1]))
+    assert np.bincount(groups, minlength=20).min() > 10

@@ -164,3 +164,31 @@ def test_terminal_table(results):
 
 def test_colours_are_distinct():
     assert len(set(report.class_colours(24))) == 24
+
+
+def test_the_page_of_figures_is_well_formed_and_plays_sound_alone(tmp_path, example):
+    columns = {
+        "Generated": {"system": "generated", "fd_vggish": {"value": 1.5, "low": 1.25, "high": 1.75}, "is_panns": None,
+                      "is_panns_reason": "got 9 <clips>", "kid_panns": {"value": 0.01, "std": 0.002}},
+        "Real sound": {"system": "real", "fd_vggish": 0.0},
+    }
+    example = example | {"frames": None, "events": np.array([[0, 0.8]])}
+    example["tracks"][0]["detected"] = np.array([[0, 0.82], [0, 2.4]])
+    options = dict(intro="2 clips", facts={"clips": 2}, differences={"b - a": {"fd_vggish": 0.1}}, baseline="a")
+    text = report.write_figures(tmp_path, columns, TINY, examples=[example], **options).read_text()
+    page = _Page(text)
+    assert len(page.ids) == len(set(page.ids)) and {"results", "examples", "run"} <= set(page.ids)
+    assert "reward" not in page.ids
+    rows = [" ".join(" ".join(row).split()) for row in page.rows]
+    assert any(row.startswith("FD (VGGish)") and "1.50 1.25 to 1.75" in row and row.endswith("0.00") for row in rows), rows
+    assert any("0.0100" in row and "± 0.0020" in row for row in rows)
+    shown = " ".join(" ".join(page.text).split())
+    assert "not computed: got 9 <clips>" in shown and "not computed: it was not asked for" in shown
+    assert "1 of 1 events, 1 wrong" in shown
+    sources = [value for tag, name, value in page.attributes if tag == "audio" and name == "src"]
+    assert len(sources) == 1 and sources[0].startswith("data:audio/mpeg;base64,")
+    for tag, name, value in page.attributes:
+        if name in ("src", "href", "poster"):
+            assert value.startswith(("data:", "#")), f"<{tag} {name}={value[:60]}>"
+    table = report.format_figures(columns)
+    assert "1.50 (1.25 to 1.75)" in table and "[1] not computed: got 9 <clips>" in table

@@ -1,0 +1,63 @@
+"""Features that av-benchmark's PyTorch harness left on disk: one .pth file per network, {clip: tensor} in each.
+
+Which network a file belongs to is read from its name (`pann_features.pth`, `passt_logits.pth`, `imagebind_audio.pth`), and
+what a tensor is from its width; so it does not matter whether embeddings and logits lie in one file or in two.
+"""
+
+from collections.abc import Mapping
+import os
+import pathlib
+
+import numpy as np
+
+from msg_jax.convert.weights import read_checkpoint
+from msg_jax.errors import UserError
+
+WIDTHS = {
+    "vggish": {128: "vggish"},
+    "pann": {2048: "panns", 527: "panns_logits"},
+    "passt": {768: "passt", 527: "passt_logits"},
+    "imagebind_audio": {1024: "imagebind_audio"},
+    "imagebind_video": {1024: "imagebind_video"},
+}
+"""Word in a file's name -> last dimension of a tensor -> what it is called here."""
+
+_SUFFIXES = (".wav", ".flac", ".mp3", ".mp4", ".mkv", ".webm")
+
+
+def read_features(folder: str | os.PathLike) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
+    """Features by name and clip, and the names of the .pth files in which none was found.
+
+    Raises UserError if it is no folder, holds no such file, or a file cannot be read.
+    """
+    folder = pathlib.Path(folder)
+    files = sorted(folder.glob("*.pth")) if folder.is_dir() else []
+    if not files:
+        raise UserError(f"{folder} holds no features (.pth); give the folder that av-benchmark wrote its cache to")
+    found: dict[str, dict[str, np.ndarray]] = {}
+    unused = []
+    for path in files:
+        widths = next((each for word, each in WIDTHS.items() if word in path.stem.lower()), {})
+        features = _named(read_checkpoint(path), widths) if widths else {}
+        if not features:
+            unused.append(path.name)
+        for name, clips in features.items():
+            found.setdefault(name, {}).update(clips)
+    return found, unused
+
+
+def _named(tensors: Mapping[str, np.ndarray], widths: Mapping[int, str]) -> dict[str, dict[str, np.ndarray]]:
+    features: dict[str, dict[str, np.ndarray]] = {}
+    for key, tensor in tensors.items():
+        name = widths.get(tensor.shape[-1] if tensor.ndim else 0)
+        if name is not None:
+            rows = np.asarray(tensor, np.float32).reshape(-1, tensor.shape[-1])
+            features.setdefault(name, {})[_clip(key)] = rows if name == "vggish" else rows.mean(axis=0)
+    return features
+
+
+def _clip(key: str) -> str:
+    """The clip's stem, without the part of a nested dictionary ("2048", "logits") that follows it."""
+    for part in ("2048", "logits", "embedding", "features"):
+        key = key.removesuffix(f".{part}")
+    return next((key.removesuffix(suffix) for suffix in _SUFFIXES if key.endswith(suffix)), key)

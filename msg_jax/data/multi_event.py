@@ -1,0 +1,253 @@
+"""python -m msg_jax.data.multi_event ANNOTATION.csv --out=IDS.txt [--FLAG=VALUE ...]
+
+Which clips of a test set are multi-event clips, by a rule that can be published with the list: the file begins with the
+rule, its parameters, what it found and a SHA-256 of the list, and holds one clip id a line, sorted.
+
+The annotation is either of
+  event times   a header with the columns id, class, onset, offset (seconds), one row an event;
+  labels        VGGSound's columns id, start, label, split (a header is optional), one row a label; a clip is then called
+                ID_000030, as VGGSound's files are.
+
+A clip is chosen if it meets any of the --kinds (or, with --match=all, every one):
+  classes     it has at least --min_classes different classes;
+  events      it has at least --min_events events that begin --min_gap_sec or more after each other;
+  overlap     two events of different classes sound together for at least --min_overlap_sec;
+  transition  one class has ended, by no more than --min_overlap_sec of overlap, before another one first begins.
+Only `classes` can be asked of labels, which have no times.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+import csv
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import os
+import pathlib
+import sys
+from typing import NamedTuple
+
+from msg_jax.errors import UserError, fail
+
+KINDS = ("classes", "events", "overlap", "transition")
+TIMED = KINDS[1:]
+_TIME_COLUMNS = ("id", "class", "onset", "offset")
+_LABEL_COLUMNS = ("id", "start", "label", "split")
+
+
+class Event(NamedTuple):
+    """One row of an annotation; without times both are NaN."""
+
+    label: str
+    onset_sec: float = math.nan
+    offset_sec: float = math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a multi-event clip is."""
+
+    kinds: tuple[str, ...] = ("classes",)
+    match: str = "any"  # any | all of the kinds
+    min_classes: int = 2
+    min_events: int = 2
+    min_gap_sec: float = 0.5
+    min_overlap_sec: float = 0.1
+
+    def chooses(self, events: Sequence[Event]) -> bool:
+        met = meets(events, self)
+        return (any if self.match == "any" else all)(met[kind] for kind in self.kinds)
+
+
+def meets(events: Sequence[Event], rule: Rule) -> dict[str, bool]:
+    """Which of the rule's kinds a clip is of."""
+    by_class = {label: [event for event in events if event.label == label] for label in {event.label for event in events}}
+    pairs = list(itertools.combinations(by_class.values(), 2))
+    tests = {
+        "classes": lambda: len(by_class) >= rule.min_classes,
+        "events": lambda: separated(events, rule.min_gap_sec) >= rule.min_events,
+        "overlap": lambda: any(
+            _overlap_sec(a, b) >= rule.min_overlap_sec for one, other in pairs for a in one for b in other
+        ),
+        "transition": lambda: any(
+            max(a.offset_sec for a in first) - min(b.onset_sec for b in then) <= rule.min_overlap_sec
+            for one, other in pairs for first, then in ((one, other), (other, one))
+        ),
+    }
+    return {kind: tests[kind]() for kind in rule.kinds}
+
+
+def separated(events: Sequence[Event], min_gap_sec: float) -> int:
+    """The most events, of any class, that all begin at least `min_gap_sec` after the one before."""
+    count, last = 0, -math.inf
+    for onset in sorted(event.onset_sec for event in events):
+        if onset - last >= min_gap_sec - 1e-9:
+            count, last = count + 1, onset
+    return count
+
+
+def _overlap_sec(a: Event, b: Event) -> float:
+    return min(a.offset_sec, b.offset_sec) - max(a.onset_sec, b.onset_sec)
+
+
+def read_events(path: str | os.PathLike) -> dict[str, list[Event]]:
+    """Events by clip id from a csv with the columns id, class, onset, offset; raises UserError naming the line."""
+    clips: dict[str, list[Event]] = {}
+    for line, row in _rows(pathlib.Path(path), _TIME_COLUMNS):
+        try:
+            onset, offset = float(row["onset"]), float(row["offset"])
+        except (TypeError, ValueError):
+            onset = offset = math.nan
+        if not (0 <= onset <= offset < math.inf):
+            raise UserError(
+                f"{path} line {line}: onset {row['onset']!r} and offset {row['offset']!r} are no seconds in that order; "
+                "correct the row"
+            )
+        clips.setdefault(row["id"], []).append(Event(row["class"], onset, offset))
+    return clips
+
+
+def read_labels(path: str | os.PathLike, split: str | None = None) -> dict[str, list[Event]]:
+    """Labels by clip id from VGGSound's columns id, start, label, split, of one split or of all."""
+    clips: dict[str, list[Event]] = {}
+    for line, row in _rows(pathlib.Path(path), _LABEL_COLUMNS):
+        if not (row["start"] or "").strip().isdigit():
+            raise UserError(f"{path} line {line}: the start {row['start']!r} is no whole number of seconds; correct the row")
+        if split is None or row["split"] == split:
+            clips.setdefault(f"{row['id']}_{int(row['start']):06d}", []).append(Event(row["label"]))
+    return clips
+
+
+def read_annotation(path: str | os.PathLike, split: str | None = None) -> tuple[dict[str, list[Event]], bool]:
+    """Events by clip id, and whether they have times. Raises UserError for a file of neither form."""
+    path = pathlib.Path(path)
+    timed = set(_TIME_COLUMNS) <= set(next(iter(_table(path)), (0, []))[1])
+    if timed and split is not None:
+        raise UserError(f"{path} has event times and no splits: leave out --split")
+    return (read_events(path) if timed else read_labels(path, split)), timed
+
+
+def _table(path: pathlib.Path) -> list[tuple[int, list[str]]]:
+    """(line number, cells) of every line that is not empty."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            return [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a csv file of events or labels") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}); save it as comma-separated UTF-8 text") from error
+
+
+def _rows(path: pathlib.Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a csv file by column; a file of labels may lack the header."""
+    table = _table(path)
+    if not table:
+        raise UserError(f"{path} is empty; its columns are {', '.join(columns)}")
+    header = table[0][1]
+    if set(columns) <= set(header):
+        table = table[1:]
+    elif columns == _LABEL_COLUMNS and len(header) == len(columns) and "id" not in header:
+        header = list(columns)
+    else:
+        raise UserError(f"{path}: its first line {','.join(header)!r} does not name the columns {', '.join(columns)}")
+    for line, cells in table:
+        if len(cells) != len(header):
+            raise UserError(f"{path} line {line} has {len(cells)} values, not {len(header)}; correct the row")
+    return [(line, dict(zip(header, cells))) for line, cells in table]
+
+
+def select(clips: Mapping[str, Sequence[Event]], rule: Rule) -> list[str]:
+    """The ids of the clips that the rule chooses, sorted."""
+    return sorted(name for name, events in clips.items() if rule.chooses(events))
+
+
+def list_digest(ids: Sequence[str]) -> str:
+    """SHA-256 of the ids, each followed by a line feed."""
+    return hashlib.sha256("".join(f"{name}\n" for name in ids).encode()).hexdigest()
+
+
+def show(clips: Mapping[str, Sequence[Event]], rule: Rule, annotation: pathlib.Path, split: str | None) -> str:
+    """The file: a header of `# field: value` lines, then the ids."""
+    chosen = select(clips, rule)
+    used = {"classes": ("min_classes",), "events": ("min_events", "min_gap_sec"), "overlap": ("min_overlap_sec",),
+            "transition": ("min_overlap_sec",)}
+    parameters = {name: getattr(rule, name) for kind in rule.kinds for name in used[kind]}
+    header = {
+        "rule": f"{rule.match} of {', '.join(rule.kinds)}",
+        "parameters": json.dumps(parameters),
+        "annotation": f"{annotation.name}, sha256 {hashlib.sha256(annotation.read_bytes()).hexdigest()}",
+        **({"split": split} if split else {}),
+        "clips": f"{len(chosen)} of {len(clips)}",
+        **{kind: sum(meets(events, rule)[kind] for events in clips.values()) for kind in rule.kinds},
+        "sha256 of the list": list_digest(chosen),
+    }
+    lines = [f"# {name}: {value}" for name, value in header.items()]
+    return "\n".join(["# multi-event clips", *lines, *chosen, ""])
+
+
+def read_ids(path: str | os.PathLike) -> list[str]:
+    """The ids of a list file, whose SHA-256 must be that of its header if there is one; raises UserError if not."""
+    path = pathlib.Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); give a text file with one clip id a line") from error
+    ids = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    for line in lines:
+        name, _, digest = line.removeprefix("# ").partition(": ")
+        if line.startswith("#") and name == "sha256 of the list" and digest.strip() != list_digest(ids):
+            raise UserError(f"{path} was changed: its ids do not have the SHA-256 of its header; make the list again")
+    return ids
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        fail(f"{message}; --help lists all flags.")
+
+
+def parser() -> argparse.ArgumentParser:
+    usage, _, details = __doc__.partition("\n\n")
+    flags = _Parser(prog="python -m msg_jax.data.multi_event", usage=usage, description=details, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("annotation", type=pathlib.Path)
+    flags.add_argument("--out", type=pathlib.Path, required=True, help="the list to write")
+    flags.add_argument("--kinds", help=f"some of {','.join(KINDS)} (default: all of them, or classes for labels)")
+    flags.add_argument("--match", choices=("any", "all"), default="any")
+    flags.add_argument("--split", help="of a file of labels: train or test")
+    for field in dataclasses.fields(Rule):
+        if field.name.startswith("min_"):
+            flags.add_argument(f"--{field.name}", type=field.type, default=field.default)
+    flags.add_argument("--overwrite", action="store_true", help="replace a list that exists")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        clips, timed = read_annotation(args.annotation, args.split)
+        kinds = tuple(args.kinds.split(",")) if args.kinds else KINDS if timed else KINDS[:1]
+        unknown = [kind for kind in kinds if kind not in KINDS]
+        if unknown:
+            raise UserError(f"--kinds has {unknown[0]!r}: choose among {', '.join(KINDS)}")
+        if not timed and set(kinds) & set(TIMED):
+            raise UserError(f"{args.annotation} has labels without times, of which only --kinds=classes can be asked")
+        if args.out.exists() and not args.overwrite:
+            raise UserError(f"{args.out} exists already; pass --overwrite to replace it, or choose another --out")
+        numbers = {field.name: getattr(args, field.name) for field in dataclasses.fields(Rule) if hasattr(args, field.name)}
+        rule = Rule(**numbers | {"kinds": kinds})
+        text = show(clips, rule, args.annotation, args.split)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        beside = args.out.with_name(f".{args.out.name}.{os.getpid()}")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(args.out)
+    except UserError as error:
+        fail(str(error))
+    print("".join(f"{line[2:]}\n" for line in text.splitlines() if line.startswith("# ")), end="", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,274 @@
+"""Measures a folder of generated clips, beside a folder of references or alone: `results.json`, `table.txt`, a report.
+
+Not a stage of a training run: it is asked for again whenever clips were added. Features of each clip are kept below
+`features/` until its files change, so a killed evaluation goes on where it was.
+"""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from msg_jax.clip import ClipSpec
+from msg_jax.convert import av_benchmark
+from msg_jax.data import clips as clips_lib
+from msg_jax.data import multi_event
+from msg_jax.data.clips import ClipFiles, Reader
+from msg_jax.errors import UserError
+from msg_jax.evaluation import onsets, pairs, report
+from msg_jax.infra import logging
+from msg_jax.infra.record import RECORD, read_record
+from msg_jax.stages import backbones, compare
+from msg_jax.stages.clip_features import Extraction, write
+from msg_jax.stages.common import git_revision, versions
+
+SUBJECT = ("generated", "reference", "generated_cache", "reference_cache", "ids", "events", "duration_sec")
+"""The settings that say what is evaluated: one --workdir is for one of these alone."""
+TABLES = "per_clip.npz"
+EVENT_GROUPS = ((1, 1), (2, 3), (4, 7), (8, None))
+LABELS = {None: "Generated", "1": "1 event"}
+_LEAST_SEC = 0.5
+_LEAST_IN_GROUP = 2
+
+
+def run(config: ConfigDict, workdir: str | pathlib.Path) -> None:
+    """The evaluation of `config` in `workdir`, or the comparison of `config.runs`. Raises UserError."""
+    root = pathlib.Path(workdir)
+    if config.runs:
+        compare.run(config, root)
+        return
+    if not (config.generated or config.generated_cache):
+        raise UserError("config.generated is empty: give the folder of generated clips, --config.generated=FOLDER.")
+    _refuse_another(root, config)
+    subject = Subject(config)
+    made = {"evaluates": {name: config[name] for name in SUBJECT}, "git_revision": git_revision(), "versions": versions()}
+    logging.write_atomically(root / RECORD, json.dumps(made, indent=1) + "\n")
+    extraction = Extraction(root / "features", config.threads)
+    columns = subject.columns(extraction)
+    logging.write_jsonl(root / "skipped.jsonl", extraction.skipped)
+    measurement = pairs.Measurement(
+        pairs.Clips(subject.ids, columns), subject.why_not, seed=config.seed, resamples=config.bootstrap)
+    rows = _rows(subject, measurement, config)
+    facts = subject.facts() | {"skipped": len(extraction.skipped)}
+    write(root / TABLES, **_tables(measurement))
+    logging.write_atomically(root / "results.json", json.dumps({"rows": rows, "facts": facts}, indent=1) + "\n")
+    shown = {
+        "Real sound" if row["system"] == "real" else LABELS.get(row["event_count"], f"{row['event_count']} events"): row
+        for row in rows
+    }
+    table = report.format_figures(shown)
+    logging.write_atomically(root / "table.txt", table + "\n")
+    report.write_figures(
+        root, shown, subject.spec, intro=subject.intro, examples=subject.examples(config.examples),
+        reference_onsets="true onsets" if config.events else "onsets heard in the real sound",
+        facts=facts | {
+            "git_revision": git_revision(), "versions": versions(), "config": json.loads(config.to_json_best_effort()),
+        },
+    )
+    logging.info("\n%s\n\nreport: %s", table, root / "report" / "index.html")
+
+
+def _refuse_another(root: pathlib.Path, config: ConfigDict) -> None:
+    """Raises UserError if the folder is about something else, which would be overwritten."""
+    record = read_record(root)
+    theirs = (record or {}).get("evaluates")
+    if theirs is None and (record or (root / "results.json").exists() or any(root.glob(f"*/{RECORD}"))):
+        raise UserError(f"{root} is the folder of a run; choose another --workdir for the evaluation.")
+    for name in SUBJECT if theirs else ():
+        if theirs.get(name) != config[name]:
+            raise UserError(f"{root} was made with config.{name}={theirs.get(name)}, this evaluation has config.{name}="
+                            f"{config[name]}: choose another --workdir, or delete that folder.")
+
+
+class Subject:
+    """What is evaluated: clips that both sides have, their files, their true events."""
+
+    def __init__(self, config: ConfigDict):
+        self._config = config
+        self.generated, self.generated_cache = _side(config, "generated")
+        self.reference, self.reference_cache = _side(config, "reference")
+        ours, theirs = (set(files) | {clip for clips in cache.values() for clip in clips} for files, cache in (
+            (self.generated, self.generated_cache), (self.reference, self.reference_cache)))
+        self.paired = bool(theirs)
+        names = ours & theirs if self.paired else ours
+        if not names:
+            raise UserError(
+                f"No file of config.generated={config.generated or config.generated_cache} has the stem of one of "
+                f"config.reference={config.reference or config.reference_cache} (the first are {min(ours)} and "
+                f"{min(theirs)}): rename them, or leave out the reference.")
+        self.unpaired = {"generated": sorted(ours - names), "reference": sorted(theirs - names)} if self.paired else {}
+        if config.ids:
+            listed = set(multi_event.read_ids(config.ids))
+            if not listed & names:
+                raise UserError(f"config.ids={config.ids} lists none of the {len(names)} clips that there are.")
+            self.unpaired["ids"] = sorted(listed - names)
+            names &= listed
+        self.ids = sorted(names)
+        self.events = multi_event.read_events(config.events) if config.events else None
+        if self.events is not None and not names & set(self.events):
+            raise UserError(f"config.events={config.events} has the events of none of the {len(names)} clips.")
+        self.duration_sec = min(config.duration_sec, clips_lib.longest_sec(
+            {name: files for name, files in self.generated.items() if name in names}) or config.duration_sec)
+        if self.duration_sec < _LEAST_SEC:
+            raise UserError(f"The clips last {self.duration_sec:.2f} s at most, and {_LEAST_SEC} s are needed; see "
+                            "config.duration_sec.")
+
+    @property
+    def spec(self) -> ClipSpec:
+        """Lengths and rates of what the report shows."""
+        return ClipSpec(duration_sec=self.duration_sec, mel=onsets.MEL)
+
+    def reader(self, side: str, name: str) -> Reader | None:
+        """What a backbone of that side sees and hears of a clip; None if there is nothing."""
+        ours, theirs = self.generated.get(name), self.reference.get(name)
+        pictures = next((files.pictures for files in (theirs, ours) if files and files.pictures), None)
+        if side == "generated":
+            return ours and Reader(ours.sound, None, self.duration_sec)
+        if side == "reference":
+            return theirs and Reader(theirs.sound, None, self.duration_sec)
+        if pictures is None or (side == "both" and ours is None):
+            return None
+        return Reader(ours.sound if side == "both" else None, pictures, self.duration_sec)
+
+    def columns(self, extraction: Extraction) -> dict[str, list]:
+        """All features of the clips."""
+        config = self._config
+        released, self._released_reasons = backbones.released(config.weights, self.duration_sec)
+        jobs = []
+        for backbone in (*backbones.light(), *backbones.of_run(config.sf_cavp, config.judge, self.duration_sec), *released):
+            for side in ("generated", "reference") if backbone.side == "sound" else (backbone.side,):
+                readers = {name: reader for name in self.ids if (reader := self.reader(side, name))}
+                jobs.append((backbone, side, readers))
+        progress = logging.Progress("evaluate", sum(len(readers) for *_, readers in jobs), "file")
+        columns: dict[str, list] = {}
+        index = {name: position for position, name in enumerate(self.ids)}
+
+        def put(column: str, name: str, value: np.ndarray) -> None:
+            columns.setdefault(column, [None] * len(self.ids))[index[name]] = value
+
+        extracted = (
+            (each, *found) for backbone, each, readers in jobs for found in extraction.of(backbone, each, readers)
+        )
+        for side, name, features in progress.over(extracted):
+            for feature, value in features.items():
+                put(f"{side}.{feature}", name, value)
+        for side, cache in (("generated", self.generated_cache), ("reference", self.reference_cache)):
+            for feature, clips in cache.items():
+                column = "pictures.imagebind" if feature == "imagebind_video" else f"{side}.{feature.removesuffix('_audio')}"
+                for name in clips.keys() & index.keys():
+                    put(column, name, clips[name])
+        for name in index.keys() & (self.events or {}).keys():
+            put("events.true", name, self._true(name))
+        return columns
+
+    def _true(self, name: str) -> np.ndarray:
+        """The true events of a clip that begin within it, as an event list of one class."""
+        return _of_one_class(np.array([each.onset_sec for each in self.events[name] if each.onset_sec < self.duration_sec]))
+
+    def why_not(self, column: str) -> str:
+        """Why there is no such column."""
+        side, _, feature = column.partition(".")
+        if side == "reference" and not self.paired:
+            return "no reference was given (config.reference)"
+        if side in ("pictures", "both") and not any(self.reader(side, name) for name in self.ids):
+            return "there is no video of the clips"
+        if feature in self._released_reasons:
+            return self._released_reasons[feature]
+        if not (self.reference if side == "reference" else self.generated):
+            return f"of the {side} clips there are cached features alone"
+        return f"none of the {side} clips could be read"
+
+    @property
+    def intro(self) -> str:
+        beside = " beside the real sound of the same clips" if self.paired else ""
+        return f"{len(self.ids)} generated clips of {self.duration_sec:g} s{beside}."
+
+    def groups(self) -> dict[str, np.ndarray]:
+        """Clips by how many true events they have, where that is known."""
+        if self.events is None:
+            return {}
+        counts = np.array([len(self.events.get(name, ())) for name in self.ids])
+        groups = {}
+        for least, most in EVENT_GROUPS:
+            label = f"{least}" if most == least else f"{least} or more" if most is None else f"{least} to {most}"
+            mask = (counts >= least) & (counts <= (most or counts.max()))
+            if mask.sum() >= _LEAST_IN_GROUP:
+                groups[label] = mask
+        return groups
+
+    def facts(self) -> dict[str, Any]:
+        missing = {side: ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") for side, names in self.unpaired.items()
+                   if names}
+        return {
+            "clips": len(self.ids), "duration_sec": round(self.duration_sec, 3),
+            **{f"only_in_{side}": len(self.unpaired[side]) for side in self.unpaired},
+            **({"without_a_partner": missing} if missing else {}),
+        }
+
+    def examples(self, count: int) -> list[dict[str, Any]]:
+        """The first clips that can be read, with sound and pictures of both sides."""
+        shown = filter(None, (self._example(name) for name in self.ids))
+        return list(itertools.islice(shown, count))
+
+    def _example(self, name: str) -> dict[str, Any] | None:
+        spec, tracks = self.spec, []
+        pictures = self.reader("pictures", name)
+        try:
+            frames = pictures and pictures.frames(spec.video_hz, 192)
+            for side, label in (("reference", "real"), ("generated", "generated")):
+                if reader := self.reader(side, name):
+                    waveform = reader.waveform(spec.audio_hz)
+                    log_mel = onsets.log_mel(waveform)
+                    heard = onsets.sound_onsets(onsets.flux(log_mel))
+                    tracks.append({"name": label, "waveform": waveform, "mel": log_mel, "detected": _of_one_class(heard[:, 0])})
+        except UserError:
+            return None
+        if not tracks:
+            return None
+        annotated = self.events is not None and name in self.events
+        true = self._true(name) if annotated else tracks[0]["detected"]
+        return {"id": name, "caption": "", "frames": frames, "events": true, "tracks": tracks}
+
+
+def _of_one_class(onsets_sec: np.ndarray) -> np.ndarray:
+    return np.stack([np.zeros(len(onsets_sec)), onsets_sec], axis=1)
+
+
+def _side(config: ConfigDict, side: str) -> tuple[dict[str, ClipFiles], dict[str, dict[str, np.ndarray]]]:
+    """Files and cached features of one side, by clip."""
+    files = clips_lib.find_clips(pathlib.Path(config[side])) if config[side] else {}
+    cache, unused = {}, []
+    if folder := config[f"{side}_cache"]:
+        cache, unused = av_benchmark.read_features(folder)
+    for name in unused:
+        logging.info("not used: %s/%s, of which no figure here is made", folder, name)
+    return files, cache
+
+
+def _rows(subject: Subject, measurement: pairs.Measurement, config: ConfigDict) -> list[dict[str, Any]]:
+    """The generated clips, the same by number of events, and the real ones as far as they can be measured alone."""
+    rows = [{"system": "generated", "event_count": None} | measurement.row()]
+    rows += [{"system": "generated", "event_count": label} | measurement.row(mask) for label, mask in subject.groups().items()]
+    clips = measurement.clips
+    real = {f"generated.{name.removeprefix('reference.')}": column for name, column in clips.columns.items()
+            if name.startswith("reference.")}
+    if real:
+        real |= {name: column for name, column in clips.columns.items() if name.startswith(("pictures.", "events."))}
+        alone = pairs.Measurement(
+            dataclasses.replace(clips, columns=real), lambda column: "it is what the generated sound is compared with",
+            seed=config.seed, resamples=config.bootstrap)
+        row = {"system": "real", "event_count": None} | alone.row()
+        others = [name for name in rows[0] if name not in row and not name.endswith("_reason")]
+        rows.append(row | dict.fromkeys(others) | {f"{name}_reason": "it is not computed of real sound" for name in others})
+    return rows
+
+
+def _tables(measurement: pairs.Measurement) -> dict[str, np.ndarray]:
+    """What a later comparison resamples: the terms of every figure clip by clip, and values without a part of the clips."""
+    tables = {f"table/{name}": table for name, table in measurement.tables.items()}
+    replicates = {f"jackknife/{name}": values for name, values in measurement.replicates.items()}
+    return {"ids": np.array(measurement.clips.ids), **tables, **replicates}

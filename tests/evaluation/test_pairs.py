@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+
+from msg_jax.evaluation import distribution, onsets, pairs
+
+
+def _clips(count=80, shift=0.3, seed=0):
+    rng = np.random.default_rng(seed)
+    reference = rng.normal(size=(count, 6))
+    logits = rng.normal(size=(count, 5))
+    fluxes = [_flux(int(start)) for start in rng.integers(20, 60, count)]
+    columns = {
+        "reference.logmel": list(reference), "generated.logmel": list(reference + shift),
+        "reference.panns_logits": list(logits), "generated.panns_logits": list(logits + rng.normal(size=(count, 5))),
+        "reference.flux": fluxes, "generated.flux": [np.roll(flux, 15) for flux in fluxes],
+    }
+    return pairs.Clips([f"clip-{i}" for i in range(count)], columns)
+
+
+def _flux(first):
+    """Three onsets at 10 ms steps, at unequal distances."""
+    flux = np.zeros(200)
+    flux[[first, first + 52, first + 116]] = 1.0
+    return flux
+
+
+def _measure(clips, **options):
+    return pairs.Measurement(clips, lambda column: f"no {column} here", resamples=200, **options)
+
+
+def test_figures_are_those_of_the_features():
+    clips = _clips()
+    row = _measure(clips).row()
+    generated, reference = (np.array(clips.columns[f"{side}.logmel"]) for side in ("generated", "reference"))
+    assert row["fd_logmel"]["value"] == pytest.approx(6 * 0.3**2) == distribution.frechet_distance(generated, reference)
+    assert row["fd_logmel"]["low"] <= row["fd_logmel"]["value"] <= row["fd_logmel"]["high"]
+    assert row["retrieval_r1_64_logmel"] > 0.9
+    assert row["kid_logmel"] == pytest.approx(distribution.kernel_distance(generated, reference)[0])
+    logits = [np.array(clips.columns[f"{side}.panns_logits"]) for side in ("generated", "reference")]
+    assert row["kl_softmax_panns"]["value"] == pytest.approx(distribution.kl_softmax(*logits).mean())
+    assert row["kl_sigmoid_panns"]["value"] == pytest.approx(distribution.kl_sigmoid(*logits).mean())
+    mean, std = distribution.inception_score(logits[0])
+    assert row["is_panns"] == {"value": mean, "std": std}
+    # 150 ms late: two of the five tolerances are too narrow
+    assert row["onset_f1_spectral_flux"]["value"] == pytest.approx(0.6)
+    assert row["onset_f1_100ms_spectral_flux"]["value"] == 0
+    assert row["onset_ap_spectral_flux"]["value"] == pytest.approx(0.6)
+    assert row["desync_spectral_flux"]["value"] == pytest.approx(0.15)
+
+
+def test_what_is_missing_is_null_with_its_reason_and_what_is_optional_unmentioned():
+    row = _measure(_clips()).row()
+    assert row["fd_vggish"] is None and row["fd_vggish_reason"] == "no generated.vggish here"
+    assert row["av_align_motion_energy_reason"] == "no pictures.motion here"
+    assert not any("passt" in name or "sf_cavp" in name for name in row)
+    small = _measure(_clips(9)).row()
+    assert small["is_panns"] is None and "got 9" in small["is_panns_reason"]
+    assert small["retrieval_r1_64_logmel"] is None and "at least 64" in small["retrieval_r1_64_logmel_reason"]
+
+
+def test_a_part_of_the_clips_is_measured_alone():
+    clips = _clips()
+    mask = np.arange(80) < 20
+    part = pairs.Clips(clips.ids[:20], {name: column[:20] for name, column in clips.columns.items()})
+    ours, alone = _measure(clips).row(mask), _measure(part).row()
+    for name in ("onset_f1_spectral_flux", "kl_softmax_panns"):
+        assert ours[name] == alone[name]
+    assert ours["fd_logmel"] == pytest.approx(alone["fd_logmel"]["value"])
+
+
+def test_clips_that_lack_a_feature_do_not_count():
+    clips = _clips()
+    holes = {name: [None if i % 2 else value for i, value in enumerate(column)] for name, column in clips.columns.items()}
+    rest = pairs.Clips(clips.ids[::2], {name: column[::2] for name, column in clips.columns.items()})
+    with_holes, without = (_measure(each).row() for each in (pairs.Clips(clips.ids, holes), rest))
+    for name in ("onset_f1_spectral_flux", "onset_ap_spectral_flux", "kl_softmax_panns", "fd_logmel"):
+        assert with_holes[name]["value"] == pytest.approx(without[name]["value"]), name
+
+
+def test_motion_and_sound_are_compared_within_a_clip():
+    clips = _clips(4)
+    motion = np.zeros((4, 50))
+    for row, flux in zip(motion, clips.columns["reference.flux"]):
+        row[(np.flatnonzero(flux) / onsets.FLUX_HZ * onsets.MOTION_HZ).astype(int) - 1] = 1.0
+    columns = {"pictures.motion": list(motion), "generated.flux": clips.columns["reference.flux"]}
+    row = _measure(pairs.Clips(clips.ids, columns)).row()
+    assert row["av_align_motion_energy"]["value"] == 1
+    assert row["desync_motion_energy"]["value"] <= 0.04
+    assert row["fd_logmel_reason"] == "no generated.logmel here"
+
+
+def test_differences_are_resampled_in_pairs():
+    ours, theirs = _measure(_clips()).tables, _measure(_clips()).tables
+    same = pairs.differences(ours, theirs)
+    assert set(same) == {
+        "onset_f1_spectral_flux", "onset_f1_100ms_spectral_flux", "onset_ap_spectral_flux", "desync_spectral_flux",
+        "kl_softmax_panns", "kl_sigmoid_panns",
+    }
+    assert all(value == {"value": 0, "low": 0, "high": 0} for value in same.values())
+    later = dict(theirs, desync_spectral_flux=theirs["desync_spectral_flux"] + np.array([0.25, 0]))
+    shifted = pairs.differences(later, theirs)["desync_spectral_flux"]
+    assert shifted == pytest.approx({"value": 0.25, "low": 0.25, "high": 0.25})
