@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := PYTHONPATH=. $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test faults lint clean
 
 $(VENV)/ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,10 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready lint
 	$(RUN) -m pytest
+
+# make faults: some ten minutes of broken disks, killed processes and poisoned losses, and what became of them
+faults: $(VENV)/ready
+	$(RUN) benchmarks/faults.py
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

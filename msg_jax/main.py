@@ -5,10 +5,12 @@ import re
 from absl import app, flags
 from ml_collections import config_flags
 
-from msg_jax.errors import UserError, fail
+from msg_jax.errors import fail
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Stage config, e.g. configs/avp_rpo.py:smoke", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept (default: runs/PRESET)")
+_PROFILE = flags.DEFINE_string("profile_steps", None, "A:B: writes a profiler's trace of the steps A to B - 1 of each training")
+_EXPLAIN = flags.DEFINE_bool("explain_sharding", False, "Says how the first training step lies on the mesh, and ends")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -35,11 +37,12 @@ def main(argv: list[str]) -> None:
     from msg_jax import stages  # after the flags: a mistake in them is told before jax is loaded
     from msg_jax.infra import runtime
 
-    runtime.start()
-    try:
-        stages.run(_CONFIG.value, _WORKDIR.value or f"runs/{_CONFIG.value.preset}")
-    except UserError as error:
-        fail(str(error))
+    config = _CONFIG.value
+    if "log" in config:  # an evaluation trains nothing
+        config.log.update(profile_steps=_PROFILE.value or config.log.profile_steps, explain_sharding=_EXPLAIN.value)
+    with runtime.sentences():
+        runtime.start()
+        stages.run(config, _WORKDIR.value or f"runs/{config.preset}")
 
 
 if __name__ == "__main__":

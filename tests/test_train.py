@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import signal
+import sys
+import time
 
 from flax.core import meta
 import jax
@@ -13,7 +15,7 @@ import pytest
 from msg_jax import train
 from msg_jax.data import pipeline
 from msg_jax.errors import UserError
-from msg_jax.infra import checkpoint, logging, preemption
+from msg_jax.infra import checkpoint, guard, logging, metering, preemption
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.models.layers import Dense
 
@@ -31,7 +33,7 @@ class Points:
 
     def __getitem__(self, i):
         x = np.random.default_rng(i).normal(size=4).astype(np.float32)
-        return {"x": x, "y": x @ WEIGHTS}
+        return {"id": f"point-{i}", "x": x, "y": x @ WEIGHTS}
 
 
 @dataclasses.dataclass
@@ -39,7 +41,10 @@ class Regression(train.Task):
     steps: int = 60
     name: str = "regression"
     poison_at: int | None = None
-    stop_at: int | None = None
+    poison: float = float("nan")  # that the loss is multiplied by
+    accumulate: int = 1
+    ema_decay: float = 0.9
+    hang_at: int | None = None
 
     def __post_init__(self):
         self.model = Dense(2, axes=("embed", "mlp"))
@@ -48,26 +53,38 @@ class Regression(train.Task):
     def init(self, rng):
         return train.create_state(self.model.init(rng, jnp.zeros((1, 4)))["params"], self.optimizer, ema=True)
 
-    def step(self, state, batch, rng, frozen):
-        def loss_fn(params):
-            noise = 1e-3 * jax.random.normal(rng, batch["y"].shape)
-            return jnp.mean((self.model.apply({"params": params}, batch["x"]) - batch["y"] + noise) ** 2)
+    def draw(self, batch, rng, frozen):
+        return batch | {"noise": 1e-3 * jax.random.normal(rng, batch["y"].shape)}
 
-        loss, gradients = jax.value_and_grad(loss_fn)(state.params)
+    def loss(self, params, rows, frozen):
+        error = self.model.apply({"params": params}, rows["x"]) - rows["y"] + rows["noise"]
+        return jnp.mean(error**2), {"bias": jnp.mean(error)}
+
+    def step(self, state, batch, rng, frozen):
+        new, metrics = super().step(state, batch, rng, frozen)
         if self.poison_at is not None:
-            loss = jnp.where(state.step == self.poison_at, jnp.nan, loss)
-        return train.apply_gradients(state, gradients, self.optimizer, 0.9), {"loss": loss}
+            factor = jnp.where(state.step == self.poison_at, self.poison, 1.0)
+            metrics |= {"loss": metrics["loss"] * factor}
+        return new, metrics
 
     def batches(self):
-        return pipeline.batches(Points(), batch_size=16, seed=1)
+        def hang(point):
+            time.sleep(5)
+            return point
+
+        return pipeline.batches(Points(), batch_size=16, seed=1, transform=hang if self.hang_at == 0 else None)
 
 
-def _fit(task, folder, steps, mesh_shape=(1, 1, 1), seed=0):
+def _fit(task, folder, steps, mesh_shape=(1, 1, 1), seed=0, **options):
     devices = jax.devices()[: int(np.prod(mesh_shape))]
     return train.fit(
-        task, steps=steps, workdir=folder, mesh=mesh_lib.make_mesh(mesh_shape, devices), seed=seed, log_every=5,
-        checkpoint_every=7,
+        task, steps=steps, workdir=folder, mesh=mesh_lib.make_mesh(mesh_shape, devices), seed=seed,
+        **dict(log_every=5, checkpoint_every=7) | options,
     )
+
+
+def _without_rates(row):
+    return {name: value for name, value in row.items() if name not in metering.FIELDS}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +105,8 @@ def test_a_resumed_run_ends_with_the_same_bits(undisturbed, tmp_path):
     _fit(stopped, tmp_path, 25)  # a run cut short: its last checkpoint is step 25 of the same schedule
     resumed = _fit(Regression(), tmp_path, 60)
     assert checkpoint.digest(resumed) == checkpoint.digest(undisturbed[0])
-    assert (tmp_path / "metrics.jsonl").read_text() == (undisturbed[1] / "metrics.jsonl").read_text()
+    resumed_rows, rows = (logging.read_metrics(folder / "metrics.jsonl") for folder in (tmp_path, undisturbed[1]))
+    assert [_without_rates(row) for row in resumed_rows] == [_without_rates(row) for row in rows]
 
 
 def test_another_seed_is_another_run(undisturbed, tmp_path):
@@ -110,9 +128,131 @@ def test_a_run_moves_to_another_mesh(undisturbed, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
-    with pytest.raises(UserError, match=r"regression: the loss is nan at step 10; .*learning_rate"):
+    words = r"regression: the loss is nan at step 10 \(clips point-\d+, .* and 8 more\); .*checkpoints/7, .*learning_rate"
+    with pytest.raises(UserError, match=words):
         _fit(Regression(poison_at=9), tmp_path, 20)
     assert (tmp_path / "checkpoints" / "7").is_dir()
+
+
+def test_a_step_whose_loss_was_not_looked_at_is_not_saved(tmp_path):
+    """Step 7 would be saved: the bad loss of step 6 is found first, although rows are written every 50 steps only."""
+    with pytest.raises(UserError, match=r"loss is nan at step 6 .*there is no checkpoint from before"):
+        _fit(Regression(poison_at=5), tmp_path, 60, log_every=50)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+def test_a_loss_that_jumps_stops_the_run_and_a_changed_limit_continues_it(undisturbed, tmp_path):
+    words = r"at step 38 .* more than config.guard.spike=20 times the running median .*checkpoints/35"
+    with pytest.raises(UserError, match=words):
+        _fit(Regression(poison_at=37, poison=1e4), tmp_path, 60)
+    lenient = train.Watch(guard.Limits(spike=0))
+    state = _fit(Regression(poison_at=37, poison=1e4), tmp_path, 60, watch=lenient)
+    assert checkpoint.digest(state) == checkpoint.digest(undisturbed[0])
+
+
+def test_a_loss_of_many_times_the_median_is_a_jump_only_after_some_losses():
+    watch = guard.LossWatch(guard.Limits(spike=3, window=40), [1.0] * 19)
+    watch.add(20, 3.5, None)
+    assert watch.check() is None  # the twentieth: now there is a median
+    watch.add(21, 3.0, None)
+    assert watch.check() is None
+    watch.add(22, 3.01, ["a"])
+    watch.add(23, float("nan"), ["b"])
+    assert "3.01 at step 22 (clips a)" in watch.check()
+
+
+def test_a_reader_that_hangs_ends_in_a_sentence(tmp_path):
+    begun = time.monotonic()
+    with pytest.raises(UserError, match=r"no batch came within config.guard.data_timeout_sec=0.5 s at step 0"):
+        _fit(Regression(hang_at=0), tmp_path, 5, watch=train.Watch(guard.Limits(data_timeout_sec=0.5)))
+    assert time.monotonic() - begun < 4
+
+
+@pytest.mark.parametrize(("accumulate", "shape"), [(4, (1, 1, 1)), (2, (2, 2, 2))])
+def test_micro_batches_give_the_parameters_of_the_whole_batch(undisturbed, tmp_path, accumulate, shape):
+    """Noise included: after 60 steps of Adam nothing differs by more than rounding."""
+    state = _fit(Regression(accumulate=accumulate), tmp_path, 60, shape)
+    for ours, whole in zip(jax.tree.leaves(state.params), jax.tree.leaves(undisturbed[0].params)):
+        np.testing.assert_allclose(np.asarray(ours), np.asarray(whole), rtol=1e-5, atol=1e-5)
+
+
+def test_micro_batches_must_divide_the_batch(tmp_path):
+    with pytest.raises(UserError, match="accumulate=3 cannot cut a batch of 16 on 1 devices: make batch_size a multiple of 3"):
+        _fit(Regression(accumulate=3), tmp_path, 5)
+
+
+def test_rows_of_metrics_say_how_fast_it_goes(undisturbed):
+    rows = logging.read_metrics(undisturbed[1] / "metrics.jsonl")
+    for row in rows:
+        assert row["examples_per_sec"] == pytest.approx(16 * row["steps_per_sec"])
+        assert 0 <= row["data_wait_share"] <= 1
+        assert row["mfu"] is None and "cpu" in row["mfu_reason"]
+    # forward and two backward products of (16, 4) x (4, 2) are 3 * 2 * 16 * 4 * 2 operations, the input's gradient apart
+    flops = rows[0]["flops_per_sec"] / rows[0]["steps_per_sec"]
+    assert 2 * 2 * 16 * 4 * 2 < flops < 10_000
+
+
+def test_peaks_are_of_the_longest_name():
+    def named(kind):
+        return type("Device", (), {"device_kind": kind})
+
+    assert metering.peak_flops(named("NVIDIA H100 PCIe")) == 756e12
+    assert metering.peak_flops(named("NVIDIA H100 80GB HBM3")) == 989e12
+    assert metering.peak_flops(named("TPU v5 lite")) == 197e12 and metering.peak_flops(named("TPU v5")) == 459e12
+    assert metering.peak_flops(named("cpu")) is None
+
+
+def test_a_trace_of_some_steps_and_tensorboard_files(undisturbed, tmp_path):
+    pytest.importorskip("tensorboardX")
+    state = _fit(Regression(), tmp_path, 60, watch=train.Watch(profile=(3, 5), tensorboard=True))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    (events,) = (tmp_path / "tensorboard").glob("events.*")
+    assert b"loss" in events.read_bytes()
+    assert checkpoint.digest(state) == checkpoint.digest(undisturbed[0])
+
+
+@pytest.mark.parametrize("field", ["tensorboard", "wandb"])
+def test_a_missing_writer_is_a_sentence(tmp_path, monkeypatch, field):
+    monkeypatch.setitem(sys.modules, {"tensorboard": "tensorboardX"}.get(field, field), None)
+    with pytest.raises(UserError, match=f"config.log.{field}=.* needs the package"):
+        _fit(Regression(), tmp_path, 5, watch=train.Watch(**{field: "yes"}))
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_counts(undisturbed, tmp_path):
+    _fit(Regression(), tmp_path, 25)
+    files = [path for path in (tmp_path / "checkpoints" / "25").rglob("*") if path.is_file() and path.stat().st_size]
+    _flip(max(files, key=lambda path: path.stat().st_size))
+    state = _fit(Regression(), tmp_path, 60)
+    assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["25-0"]
+    assert checkpoint.digest(state) == checkpoint.digest(undisturbed[0])
+
+
+def test_damaged_checkpoints_without_a_sound_one_are_a_sentence(tmp_path):
+    _fit(Regression(), tmp_path, 25)
+    for step in ("21", "25"):
+        _flip(next((tmp_path / "checkpoints" / step).rglob("_METADATA")))
+    with pytest.raises(UserError, match=r"checkpoints/21 cannot be restored \(.*_METADATA is not as it was written\).* delete"):
+        _fit(Regression(), tmp_path, 60)
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def test_a_full_disk_is_a_sentence_and_the_run_continues(undisturbed, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        saves = iter([checkpoint.ocp.CheckpointManager.save, full])
+        real = checkpoint.ocp.CheckpointManager.save
+        broken.setattr(checkpoint.ocp.CheckpointManager, "save", lambda *a, **k: next(saves, real)(*a, **k))
+        words = r"step 14 cannot be written to .*No space left.*the one of step 7 stands: make room"
+        with pytest.raises(UserError, match=words):
+            _fit(Regression(), tmp_path, 60)
+    assert checkpoint.digest(_fit(Regression(), tmp_path, 60)) == checkpoint.digest(undisturbed[0])
 
 
 def test_sigterm_is_noted(monkeypatch):
@@ -155,3 +295,13 @@ def test_loaded_parameters_get_their_logical_axes_back():
 def test_keys_differ_by_seed_purpose_and_step():
     keys = [train.key_for(*parts) for parts in ((0, "a", 0), (0, "a", 1), (0, "b", 0), (1, "a", 0))]
     assert len({tuple(np.asarray(jax.random.key_data(key))) for key in keys}) == 4
+
+
+def test_a_step_is_explained_and_the_run_ends(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(train.logging, "info", lambda message, *args: said.append(message % args))
+    with pytest.raises(SystemExit) as stop:
+        _fit(Regression(), tmp_path, 5, (2, 2, 2), watch=train.Watch(explain=True))
+    assert stop.value.code == 0
+    assert "regression on 8 devices (data 2, fsdp 2, tensor 2)" in said[-1] and "all-reduce" in said[-1]
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))

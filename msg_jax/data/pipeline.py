@@ -1,6 +1,6 @@
 """From a source string to batches: Grain shuffles, reads ahead and resumes; this file only says in which order."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -8,7 +8,7 @@ import numpy as np
 
 from msg_jax.clip import ClipSpec
 from msg_jax.data.scenes import ScenesSource
-from msg_jax.errors import UserError
+from msg_jax.errors import UnreadableError, UserError
 
 Element = dict[str, Any]
 
@@ -64,24 +64,76 @@ def make_source(
     raise UserError(f"data.source is {source!r}; write scenes, folder:PATH or tfds:NAME_OR_FOLDER")
 
 
-class _ProcessRows:
-    """One process's share of every global batch: a block of consecutive rows.
+class Chosen:
+    """The records of a source at some indices, in that order."""
 
-    Laid side by side in the order of the processes, the shares are the global batch of a single process, row by row, so
-    that noise drawn per row meets the same clip on any number of processes.
-    """
-
-    def __init__(self, elements: grain.MapDataset, batch_size: int, process_index: int, process_count: int):
-        self._elements, self._batch_size = elements, batch_size
-        self._rows = batch_size // process_count
-        self._first = process_index * self._rows
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self.spec, self.split, self.class_names, self.skipped = source.spec, source.split, source.class_names, source.skipped
+        self._source, self._indices = source, indices
 
     def __len__(self) -> int:
-        return len(self._elements) // self._batch_size * self._rows
+        return len(self._indices)
 
     def __getitem__(self, index: int) -> Element:
-        batch, row = divmod(index, self._rows)
-        return self._elements[batch * self._batch_size + self._first + row]
+        return self._source[self._indices[index]]
+
+
+class Readable:
+    """A source that gives the next record that can be read in the place of one that cannot.
+
+    `report` is told of each such record, as a row of `skipped.jsonl`, when it is met first. Raises UserError if there is
+    no record that can be read.
+    """
+
+    def __init__(self, source: Any, report: Callable[[dict], None]):
+        self._source, self._report, self._bad = source, report, set()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Any:
+        for i in (*range(index, len(self)), *range(index)):
+            if i in self._bad:
+                continue
+            try:
+                return self._source[i]
+            except UnreadableError as error:
+                self._bad.add(i)
+                self._report(error.row)
+        raise UserError(f"None of {len(self)} clips can be read: skipped.jsonl says why.")
+
+
+class Named:
+    """A source whose transformed records keep the `id` of their clip; messages name clips by it."""
+
+    def __init__(self, source: Any, transform: Callable[[Element], Element] | None = None):
+        self.split = getattr(source, "split", "")
+        self._source, self._transform = source, transform or (lambda record: record)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Element:
+        record = self._source[index]
+        return self._transform(record) | ({"id": record["id"]} if "id" in record else {})
+
+
+class _Rows:
+    """One process's share of every global batch: the `rows` that its devices hold.
+
+    Put in their places, the shares are the global batch of a single process, row by row, so that noise drawn per row meets
+    the same clip on any number of processes.
+    """
+
+    def __init__(self, elements: grain.MapDataset, batch_size: int, rows: Sequence[int]):
+        self._elements, self._batch_size, self._rows = elements, batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._elements) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index: int) -> Element:
+        batch, row = divmod(index, len(self._rows))
+        return self._elements[batch * self._batch_size + self._rows[row]]
 
 
 def batches(
@@ -94,20 +146,18 @@ def batches(
     shuffle: bool = True,
     repeat: bool = True,
     read_threads: int = 2,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> grain.IterDataset:
-    """Batches of `batch_size` clips over all processes; this process gets its `batch_size / process_count` rows.
+    """Batches of `batch_size` clips over all processes; this process gets its `rows` of each, by default all.
 
     `transform` is applied to a record first, then `random_transform` with a generator of the element's own. Arrays are
     stacked, strings kept as a list. Batch number `step` is a function of `seed` and `step` alone, so that an iterator's
     whole state is its step: `iterator.set_state({"next_index": step})` goes there, whatever the process count was.
     Incomplete last batches are dropped.
 
-    Raises UserError if a batch does not divide among the processes, or the source is smaller than one batch.
+    Raises UserError if the source is smaller than one batch.
     """
-    if batch_size % process_count:
-        raise UserError(f"batch_size {batch_size} does not divide among {process_count} processes; choose a multiple")
+    rows = range(batch_size) if rows is None else rows
     if len(source) < batch_size and not repeat:
         raise UserError(f"the {source.split} split has {len(source)} clips, less than one batch of {batch_size}")
     elements = grain.MapDataset.source(source).seed(seed)
@@ -119,11 +169,9 @@ def batches(
         elements = elements.map(transform)
     if random_transform is not None:
         elements = elements.random_map(random_transform)
-    rows = grain.MapDataset.source(_ProcessRows(elements, batch_size, process_index, process_count))
     # batching comes before iteration: then the state to save is one number
-    return rows.batch(batch_size // process_count, drop_remainder=True, batch_fn=_stack).to_iter_dataset(
-        _read_options(read_threads)
-    )
+    share = grain.MapDataset.source(_Rows(elements, batch_size, rows)).batch(len(rows), drop_remainder=True, batch_fn=_stack)
+    return share.to_iter_dataset(_read_options(read_threads))
 
 
 def _read_options(threads: int) -> grain.ReadOptions:

@@ -1,6 +1,10 @@
-"""Orbax: training checkpoints that restore onto any mesh, and exported networks with a digest."""
+"""Orbax: training checkpoints that restore onto any mesh, and exported networks with a digest.
+
+Beside what Orbax writes lies the SHA-256 of every file: what was changed since, by a disk or by hand, is never computed with.
+"""
 
 import hashlib
+import json
 import pathlib
 from typing import Any
 
@@ -12,14 +16,25 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from msg_jax.errors import UserError
+from msg_jax.infra import logging, runtime
+from msg_jax.infra import mesh as mesh_lib
+
+_SUMS = "sha256.json"
 
 
 class Checkpoints:
-    """The training checkpoints of one stage: TrainState and the position of the input, saved together."""
+    """The training checkpoints of one stage: TrainState and the position of the input, saved together.
 
-    def __init__(self, folder: str | pathlib.Path, keep: int = 1):
+    The newest two are kept. One that is damaged is moved to `damaged/` beside the folder, and the one before it counts.
+
+    Raises UserError if all are damaged.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, keep: int = 2):
+        self.folder = pathlib.Path(folder).resolve()
+        runtime.first_process_alone(lambda: _set_aside_damaged(self.folder), f"checkpoints {folder}")
         self._manager = ocp.CheckpointManager(
-            epath.Path(folder).resolve(),
+            epath.Path(self.folder),
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False),
         )
 
@@ -29,16 +44,26 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, iterator: grain.DatasetIterator) -> None:
         """Writes step `step`. A kill at any moment leaves the newest complete checkpoint as the latest."""
-        if self.latest_step == step:
+        before = self.latest_step
+        if before == step:
             return
-        self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator))
-        )
+        # The input's state is the same in every process (data/pipeline.py): Grain's own handler would tie it to their number.
+        data = ocp.args.JsonSave(iterator.get_state())
+        try:
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=data))
+            if jax.process_index() == 0:
+                _write_sums(self.folder / str(step))
+        except Exception as error:
+            kept = "there is none from before" if before is None else f"the one of step {before} stands"
+            raise UserError(
+                f"The checkpoint of step {step} cannot be written to {self.folder} ({_first_line(error)}), and {kept}: make "
+                "room or make the folder writable, then run the same command, which continues."
+            ) from error
 
     def restore(self, state: Any, iterator: grain.DatasetIterator) -> tuple[Any, int]:
         """The latest checkpoint, laid out like `state`, with `iterator` moved to its place; `(state, 0)` if there is none.
 
-        Raises UserError naming the folder when its files cannot be read.
+        Raises UserError naming the folder when it cannot be restored.
         """
         step = self.latest_step
         if step is None:
@@ -47,10 +72,9 @@ class Checkpoints:
         try:
             restored = self._manager.restore(
                 step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(like), data=grain.checkpoint.CheckpointRestore(iterator)
-                ),
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore()),
             )
+            iterator.set_state(restored["data"])
         except Exception as error:
             raise UserError(
                 f"The checkpoint {self._manager.directory}/{step} cannot be restored ({_first_line(error)}); delete that "
@@ -64,21 +88,34 @@ class Checkpoints:
 
 def export(folder: str | pathlib.Path, tree: Any) -> str:
     """Saves a tree of arrays as the stage's result, replacing a half-written one, and returns its digest."""
+    if jax.process_count() > 1:  # Orbax takes arrays of all processes, or of none
+        tree = jax.tree.map(
+            lambda x: np.asarray(x) if isinstance(x, jax.Array) and x.is_fully_addressable else x, tree
+        )
+    folder = pathlib.Path(folder).resolve()
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(epath.Path(folder).resolve(), tree, force=True)
+        checkpointer.save(epath.Path(folder), tree, force=True)
+    if jax.process_index() == 0:
+        _write_sums(folder)
     return digest(tree)
 
 
 def load(folder: str | pathlib.Path, like: Any | None = None) -> Any:
     """An exported tree; onto the shardings of `like` if given, else whole on the first local device.
 
-    Raises UserError if there is nothing to load or it cannot be read.
+    Every process reads for itself. Raises UserError if there is nothing to load or it cannot be read.
     """
     path = epath.Path(folder).resolve()
     if not path.exists():
         raise UserError(f"No network is stored at {folder}: run its stage first, or point to the folder of a finished stage.")
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        if fault := _fault(pathlib.Path(path)):
+            raise ValueError(fault)
+        mine = ocp.options.MultiprocessingOptions()
+        if jax.process_count() > 1:
+            me = jax.process_index()
+            mine = ocp.options.MultiprocessingOptions(me, active_processes={me}, barrier_sync_key_prefix=f"load_{me}")
+        with ocp.StandardCheckpointer(multiprocessing_options=mine) as checkpointer:
             if like is None:
                 here = SingleDeviceSharding(jax.local_devices()[0])
                 like = jax.tree.map(
@@ -91,15 +128,58 @@ def load(folder: str | pathlib.Path, like: Any | None = None) -> Any:
                         "stage again.") from error
 
 
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SUMS)
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_sums(folder: pathlib.Path) -> None:
+    sums = {path.relative_to(folder).as_posix(): _sha256(path) for path in _files(folder)}
+    logging.write_atomically(folder / _SUMS, json.dumps(sums, indent=1))
+
+
+def _fault(folder: pathlib.Path) -> str | None:
+    """The first file that is not as it was written; None for a sound folder, and for one without sums (a kill came first)."""
+    if not (folder / _SUMS).exists():
+        return None
+    try:
+        sums = json.loads((folder / _SUMS).read_text())
+        wrong = [name for name, sum_ in sums.items() if not (folder / name).is_file() or _sha256(folder / name) != sum_]
+    except (ValueError, AttributeError, OSError) as error:
+        return f"its {_SUMS} is damaged: {error}"
+    return f"{wrong[0]} is not as it was written" if wrong else None
+
+
+def _set_aside_damaged(folder: pathlib.Path) -> None:
+    """Moves damaged checkpoints out of the way, the newest first, until one is sound. Raises UserError if none is."""
+    steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), reverse=True)
+    for i, step in enumerate(steps):
+        fault = _fault(folder / str(step))
+        if fault is None:
+            return
+        if i + 1 == len(steps):
+            raise UserError(f"The checkpoint {folder / str(step)} cannot be restored ({fault}), and no older one is left: "
+                            f"delete {folder} to start the stage again.")
+        aside = folder.parent / "damaged" / f"{step}-{len(list(folder.parent.glob('damaged/*')))}"
+        aside.parent.mkdir(exist_ok=True)
+        (folder / str(step)).rename(aside)
+        logging.info("The checkpoint of step %d is damaged (%s): it is now %s, and step %d counts.", step, fault, aside,
+                     steps[i + 1])
+
+
 def digest(tree: Any) -> str:
     """SHA-256 over names, shapes, types and bytes of every leaf: equal only for bit-identical trees."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
+        array = mesh_lib.to_host(leaf)
         sha.update(f"{jax.tree_util.keystr(path)}{array.shape}{array.dtype}".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]

@@ -1,16 +1,20 @@
-"""Progress lines on the terminal and `metrics.jsonl` on disk."""
+"""Progress lines on the terminal, `metrics.jsonl` on disk and, where asked for, TensorBoard and Weights & Biases."""
 
 from collections.abc import Iterable, Iterator, Mapping
+import hashlib
 import json
 import logging
 import math
 import os
 import pathlib
+import socket
 import sys
 import time
 from typing import Any
 
 from absl import logging as absl_logging
+
+from msg_jax.errors import UserError
 
 _LOGGER = logging.getLogger("msg_jax")
 
@@ -57,17 +61,64 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+Row = Mapping[str, float | str | None]
+
+
 class MetricsFile:
     """`metrics.jsonl`: one object per logged step. Rows past the resumed step are dropped, so a rerun leaves no doubles."""
 
     def __init__(self, path: str | pathlib.Path, resumed_step: int = 0):
         self._path = pathlib.Path(path)
-        rows = [row for row in read_metrics(self._path) if row["step"] <= resumed_step]
-        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in rows))
+        self.rows = [row for row in read_metrics(self._path) if row["step"] <= resumed_step]
+        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    def write(self, step: int, metrics: Row) -> None:
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def close(self) -> None:
+        pass
+
+
+class TensorBoard:
+    """The same numbers as TensorBoard event files, by tensorboardX; TensorFlow is not needed. Raises UserError without it."""
+
+    def __init__(self, folder: str | pathlib.Path):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise UserError("config.log.tensorboard=True needs the package tensorboardX: install it, or leave the field "
+                            "False.") from error
+        self._writer = SummaryWriter(str(folder), flush_secs=30)
+
+    def write(self, step: int, metrics: Row) -> None:
+        for name, value in metrics.items():
+            if isinstance(value, float):
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """The same numbers in a Weights & Biases project; a resumed run goes on with its curve. Raises UserError without it."""
+
+    def __init__(self, project: str, folder: str | pathlib.Path):
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError(f"config.log.wandb={project!r} needs the package wandb: install it, or leave the field "
+                            "empty.") from error
+        name = "/".join(pathlib.Path(folder).resolve().parts[-3:])
+        self._run = wandb.init(
+            project=project, name=name, id=hashlib.sha256(name.encode()).hexdigest()[:16], resume="allow", dir=str(folder),
+        )
+
+    def write(self, step: int, metrics: Row) -> None:
+        self._run.log({name: value for name, value in metrics.items() if isinstance(value, float)}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict]:
@@ -86,9 +137,13 @@ def write_atomically(path: str | pathlib.Path, text: str) -> None:
     """Writes beside `path`, then renames: a reader or a kill never meets half a file."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
-    beside.replace(path)
+    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")  # several hosts may share the folder
+    try:
+        beside.write_text(text)
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def write_jsonl(path: str | pathlib.Path, rows: Iterable[Mapping]) -> None:

@@ -70,14 +70,75 @@ def shardings(abstract: Any, mesh: Mesh) -> Any:
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Numpy arrays of this process -> global arrays split over the batch axes."""
+    """Numpy arrays with the `local_rows` of this process -> global arrays split over the batch axes."""
     sharding = NamedSharding(mesh, BATCH)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    here, ways = len(local_rows(mesh, batch_devices(mesh))), batch_devices(mesh)
+
+    def put_rows(x):
+        x = np.asarray(x)
+        return jax.make_array_from_process_local_data(sharding, x, (len(x) * ways // here, *x.shape[1:]))
+
+    return jax.tree.map(put_rows, batch)
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """Which rows of a global batch this process's devices hold, ascending; rows may be held by several processes."""
+    slices = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for (rows,) in slices for row in range(batch_size)[rows]})
+
+
+def spread(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that this process alone works on: rows over the devices of its own `mesh` where they divide, else whole."""
+    def put(x):
+        spec = BATCH if len(x) % batch_devices(mesh) == 0 else REPLICATED
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    return jax.tree.map(put, tree)
+
+
+def micro_batches(tree: Any, count: int) -> Any:
+    """Rows (B, ...) -> (count, B / count, ...). Every device cuts its own rows: nothing moves between devices.
+
+    Raises UserError if the rows of a device cannot be cut so.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = math.prod(mesh.shape.get(axis, 1) for axis in BATCH[0])
+
+    def cut(x):
+        if x.shape[0] % (count * ways):
+            raise UserError(f"accumulate={count} cannot cut a batch of {x.shape[0]} on {ways} devices: make batch_size a "
+                            f"multiple of {count * ways}.")
+        x = x.reshape(ways, count, -1, *x.shape[1:]).swapaxes(0, 1).reshape(count, -1, *x.shape[1:])
+        return x if mesh.empty else jax.lax.with_sharding_constraint(x, P(None, *BATCH))
+
+    return jax.tree.map(cut, tree)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Every leaf whole on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+    return put(tree, jax.tree.map(lambda _: NamedSharding(mesh, REPLICATED), tree))
+
+
+def put(tree: Any, layout: Any) -> Any:
+    """Host arrays or arrays of this process, the same on every process, laid out as `layout`, a tree of shardings, says."""
+    def put_leaf(x, sharding):
+        elsewhere = isinstance(x, jax.Array) and not x.is_fully_addressable
+        if sharding.is_fully_addressable or elsewhere:
+            return jax.device_put(to_host(x) if elsewhere and sharding.is_fully_addressable else x, sharding)
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put_leaf, tree, layout)
+
+
+def to_host(tree: Any) -> Any:
+    """Numpy arrays of the whole tree on every process, wherever its parts lie."""
+    def fetch(x):
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+            x = jax.jit(lambda x: x, out_shardings=NamedSharding(x.sharding.mesh, REPLICATED))(x)
+        return np.asarray(x)
+
+    return jax.tree.map(fetch, tree)
 
 
 def batch_devices(mesh: Mesh) -> int:

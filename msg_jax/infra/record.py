@@ -3,10 +3,15 @@
 import json
 import pathlib
 
+from msg_jax.errors import UserError
+
 RECORD = "run.json"
 
 
 def read_record(folder: pathlib.Path) -> dict | None:
-    """The record of a stage folder; None if it has none."""
+    """The record of a stage folder; None if it has none. Raises UserError if it cannot be read."""
     path = folder / RECORD
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): restore it, or delete {folder} to make the stage again.") from error

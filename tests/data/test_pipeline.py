@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from msg_jax.clip import TINY
-from msg_jax.data.pipeline import batches, make_source
+from msg_jax.data.pipeline import Chosen, Readable, batches, make_source
 from msg_jax.data.scenes import ScenesSource
 from msg_jax.data.tfds_source import TfdsSource
-from msg_jax.errors import UserError
+from msg_jax.errors import UnreadableError, UserError
 
 SIZES = {"train": 6, "validation": 2, "test": 2}
 
@@ -64,8 +64,9 @@ def test_a_saved_state_is_the_step():
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_the_same_global_batch_row_by_row(processes):
     alone = _values(6)
-    shares = [_values(6, process_index=index, process_count=processes) for index in range(processes)]
-    np.testing.assert_array_equal(np.concatenate(shares, axis=1), alone)
+    for split in ([*np.arange(4).reshape(processes, -1)], [range(index, 4, processes) for index in range(processes)]):
+        shares = [_values(6, rows=[int(row) for row in rows]) for rows in split]
+        np.testing.assert_array_equal(np.concatenate(shares, axis=1), alone[:, np.concatenate([list(r) for r in split])])
 
 
 def test_read_threads_do_not_change_the_batches_but_the_seed_does():
@@ -81,8 +82,6 @@ def test_strings_stay_a_list_and_order_can_be_kept():
 
 
 def test_refuses_batches_that_cannot_be():
-    with pytest.raises(UserError, match="batch_size 4 does not divide among 3 processes"):
-        batches(Numbers(), batch_size=4, seed=0, process_count=3)
     with pytest.raises(UserError, match="11 clips, less than one batch of 12"):
         batches(Numbers(), batch_size=12, seed=0, repeat=False)
 
@@ -105,3 +104,40 @@ def test_make_source(tmp_path):
 
 def test_no_tensorflow():
     assert "tensorflow" not in sys.modules
+
+
+def test_a_run_goes_on_with_the_next_batch_on_another_number_of_processes():
+    """Two processes for three steps, then one, then four: the batches of one process all along."""
+    alone = _values(9)
+    steps = [np.concatenate([_values(3, start=3 * part, rows=list(rows)) for rows in split], axis=1)
+             for part, split in enumerate(([range(2), range(2, 4)], [range(4)], [[0], [1], [2], [3]]))]
+    np.testing.assert_array_equal(np.concatenate(steps), alone)
+
+
+class Broken(Numbers):
+    """Of eleven records, these cannot be read."""
+
+    def __init__(self, *bad):
+        self.bad = bad
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise UnreadableError(f"{index}.mp4", "it is damaged")
+        return super().__getitem__(index)
+
+
+def test_the_next_record_takes_the_place_of_one_that_cannot_be_read():
+    rows = []
+    source = Readable(Broken(3, 4, 10), rows.append)
+    for _ in range(2):
+        assert [source[i]["id"] for i in (2, 3, 4, 5, 10)] == ["clip-2", "clip-5", "clip-5", "clip-5", "clip-0"]
+    assert [row["path"] for row in rows] == ["3.mp4", "4.mp4", "10.mp4"]  # each told once
+    assert rows[0]["reason"] == "it is damaged" and len(source) == 11
+    with pytest.raises(UserError, match="None of 11 clips can be read"):
+        Readable(Broken(*range(11)), rows.append)[7]
+
+
+def test_chosen_records_keep_their_order():
+    source = Chosen(Numbers(), [7, 2])
+    assert len(source) == 2 and [source[i]["id"] for i in range(2)] == ["clip-7", "clip-2"]
+    assert source.split == "train" and source.spec is TINY

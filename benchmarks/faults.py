@@ -1,0 +1,487 @@
+"""python benchmarks/faults.py [--only=WORDS] [--json=FILE]
+
+Everything that can go wrong with a training on purpose: what was done to it, what must happen, what happened. A case holds
+when the sentence is the expected one and, where work can go on, the training ends with the bits of one that was left alone.
+Exits with code 1 if a case does not hold.
+"""
+
+import argparse
+from collections.abc import Callable
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "--xla_force_host_platform_device_count=8")  # a worker is told
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from msg_jax import train
+from msg_jax.data import pipeline
+from msg_jax.data.features import FeatureSource, FeatureWriter
+from msg_jax.infra import checkpoint, guard, record, runtime
+from msg_jax.infra import mesh as mesh_lib
+from msg_jax.models.layers import Dense
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS, SAVE = 30, 5
+OPTIMIZER = dict(learning_rate=0.1, warmup_steps=3, final_scale=0.1, b1=0.9, b2=0.98, weight_decay=0.0, clip_norm=10.0)
+
+
+class Points:
+    split = "train"
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, i):
+        x = np.random.default_rng(i).normal(size=8).astype(np.float32)
+        return {"id": f"point-{i}", "x": x, "y": x[:4] - 1}
+
+
+@dataclasses.dataclass
+class Work(train.Task):
+    """A small regression, and what is done to it."""
+
+    mesh: jax.sharding.Mesh
+    at: int = -1  # step at which `what` happens
+    what: str = ""
+    pause_sec: float = 0.0  # for each step
+    name: str = "work"
+
+    def __post_init__(self):
+        self.model = Dense(4, axes=("embed", "mlp"))
+        self.optimizer = train.make_optimizer(OPTIMIZER, STEPS)
+
+    def init(self, rng):
+        return train.create_state(self.model.init(rng, jnp.zeros((1, 8)))["params"], self.optimizer, ema=False)
+
+    def loss(self, params, rows, frozen):
+        return jnp.mean((self.model.apply({"params": params}, rows["x"]) - rows["y"]) ** 2), {}
+
+    def step(self, state, batch, rng, frozen):
+        new, metrics = super().step(state, batch, rng, frozen)
+        here = state.step == self.at
+        factor = {"nan": jnp.nan, "inf": jnp.inf, "spike": 1e5}.get(self.what, 1.0)
+        metrics |= {"loss": jnp.where(here, metrics["loss"] * factor, metrics["loss"])}
+        if self.what == "parameters":
+            new = new.replace(params=jax.tree.map(lambda x: jnp.where(here, jnp.nan, x), new.params))
+        return new, metrics
+
+    def batches(self):
+        def disturbed(point):
+            time.sleep(self.pause_sec / 16)
+            if self.what == "hang":
+                time.sleep(20)
+            if self.what == "disk":
+                raise OSError(5, "Input/output error", "/data/clip.mp4")
+            return point
+
+        return pipeline.batches(
+            Points(), batch_size=16, seed=1, transform=disturbed, read_threads=1, rows=mesh_lib.local_rows(self.mesh, 16)
+        )
+
+
+def trained(folder, shape=(1, 1, 1), steps=STEPS, **work) -> dict:
+    """Trains, and returns the parameters."""
+    devices = jax.devices()[: int(np.prod(shape))] if jax.process_count() == 1 else jax.devices()
+    mesh = mesh_lib.make_mesh(shape, devices)
+    watch = train.Watch(guard.Limits(data_timeout_sec=2.0 if work.get("what") == "hang" else 60.0))
+    state = train.fit(
+        Work(mesh, **work), steps=steps, workdir=folder, mesh=mesh, seed=0, log_every=SAVE, checkpoint_every=SAVE, watch=watch
+    )
+    return mesh_lib.to_host(state.params)
+
+
+def fit(*args, **kwargs) -> str:
+    """Trains, and returns the digest of the parameters."""
+    return checkpoint.digest(trained(*args, **kwargs))
+
+
+# The worker: one process of a training, started by the cases below.
+
+
+def worker(arguments) -> None:
+    with runtime.sentences():
+        if arguments.file_bytes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (arguments.file_bytes, arguments.file_bytes))
+        runtime.start()
+        shape = tuple(int(size) for size in arguments.mesh.split(","))
+        print(fit(arguments.worker, shape, arguments.steps, pause_sec=arguments.pause), flush=True)
+
+
+def start(folder, *flags, devices=1, **variables) -> subprocess.Popen:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_NUM")}
+    environment |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": str(ROOT)} | variables
+    command = [sys.executable, __file__, f"--worker={folder}", *flags]
+    return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def start_two(folder, *flags, count=2, told=2) -> list[subprocess.Popen]:
+    with socket.create_server(("", 0)) as free:
+        port = free.getsockname()[1]
+    common = dict(JAX_NUM_PROCESSES=str(told), JAX_COORDINATOR_ADDRESS=f"localhost:{port}", JAX_START_TIMEOUT_SEC="60")
+    return [start(folder, "--mesh=1,2,2", *flags, devices=2, **common, JAX_PROCESS_ID=str(i)) for i in range(count)]
+
+
+def ends(process: subprocess.Popen, within: float = 120) -> tuple[int, str]:
+    """Exit code, and the last line of what it said."""
+    try:
+        out, err = process.communicate(timeout=within)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return -1, f"still running after {within:g} s"
+    said = [line for line in err.splitlines() if line.startswith(("error:", "Stopped"))]
+    return process.returncode, (said or out.strip().splitlines() or [err[-200:]])[-1]
+
+
+def wait_for_step(folder: pathlib.Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / str(step)).exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+# The cases. Each gets a fresh folder and returns what was observed.
+
+CASES: list[tuple[str, str, Callable[[pathlib.Path], str]]] = []
+
+
+def case(injected: str, expected: str):
+    def add(function):
+        CASES.append((injected, expected, function))
+        return function
+
+    return add
+
+
+def sentence_of(function: Callable[[], object]) -> str:
+    try:
+        return f"no error: {function()}"
+    except Exception as error:
+        return runtime.sentence(error) or f"TRACEBACK {type(error).__name__}: {error}"
+
+
+def continued(folder, shape=(1, 1, 1)) -> str:
+    """How the same command ends after the fault; on one device as it began with the same bits, else within 1e-4."""
+    ours, theirs = trained(folder, shape), undisturbed()
+    if checkpoint.digest(ours) == checkpoint.digest(theirs):
+        return "continued: same bits"
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs))
+    same = all(np.linalg.norm(a - b) < 1e-4 * np.linalg.norm(b) for a, b in pairs)
+    return "continued: close" if same else "continued: OTHER parameters"
+
+
+@functools.cache
+def undisturbed() -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        return trained(folder)
+
+
+def flip(path: pathlib.Path, bit: int = 3) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1 << bit
+    path.write_bytes(data)
+
+
+for _what, _words in (("nan", "loss is nan at step 13"), ("inf", "loss is inf at step 13"),
+                      ("parameters", "loss is nan at step 14")):
+    @case(f"{_what} at step 13", rf"{_words} \(clips point-.*checkpoints/10.*continued: same bits")
+    def _(folder, what=_what):
+        return sentence_of(lambda: fit(folder, at=12, what=what)) + " / " + continued(folder)
+
+
+@case("parameters that are not finite just before a save", r"parameters are not finite at step 15; .*checkpoints/10.*same bits")
+def _(folder):
+    return sentence_of(lambda: fit(folder, at=14, what="parameters")) + " / " + continued(folder)
+
+
+@case("a loss 100000 times the median", r"at step 26 .*more than config.guard.spike=20 times the running median.*25.*same bits")
+def _(folder):
+    return sentence_of(lambda: fit(folder, at=25, what="spike")) + " / " + continued(folder)
+
+
+@case("a reader that hangs", r"no batch came within config.guard.data_timeout_sec=2 s at step 0.*same bits")
+def _(folder):
+    return sentence_of(lambda: fit(folder, what="hang")) + " / " + continued(folder)
+
+
+@case("a disk that fails while a clip is read", r"/data/clip.mp4: Input/output error; .*same bits")
+def _(folder):
+    return sentence_of(lambda: fit(folder, what="disk")) + " / " + continued(folder)
+
+
+@case("one bit of any file of the newest checkpoint", r"all of [1-9]\d* flips found, continued: same bits")
+def _(folder):
+    fit(folder / "whole", steps=15)
+    files = [path for path in sorted((folder / "whole/checkpoints/15").rglob("*")) if path.is_file() and path.stat().st_size]
+    found = 0
+    for i, path in enumerate(files):
+        copy = folder / f"copy{i}"
+        shutil.copytree(folder / "whole", copy)
+        flip(copy / path.relative_to(folder / "whole"), i % 8)
+        found += checkpoint.Checkpoints(copy / "checkpoints").latest_step == 10 and (copy / "damaged/15-0").is_dir()
+    return f"{'all' if found == len(files) else found} of {len(files)} flips found, " + continued(folder / "copy0")
+
+
+@case("a checkpoint file that is gone", r"15-0, continued: same bits")
+def _(folder):
+    fit(folder, steps=15)
+    next((folder / "checkpoints/15").rglob("_METADATA")).unlink()
+    done = continued(folder)
+    return f"{next((folder / 'damaged').iterdir()).name}, {done}"
+
+
+@case("a checkpoint file cut short", r"15-0, continued: same bits")
+def _(folder):
+    fit(folder, steps=15)
+    largest = max((path for path in (folder / "checkpoints/15").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-7])
+    done = continued(folder)
+    return f"{next((folder / 'damaged').iterdir()).name}, {done}"
+
+
+@case("both checkpoints damaged", r"checkpoints/10 cannot be restored \(.*not as it was written\), and no older one is left")
+def _(folder):
+    fit(folder, steps=15)
+    for path in (folder / "checkpoints").glob("*/state/_METADATA"):
+        flip(path)
+    return sentence_of(lambda: fit(folder))
+
+
+@case("a checkpoint that was half written when the power went", r"continued: same bits")
+def _(folder):
+    fit(folder, steps=15)
+    shutil.copytree(folder / "checkpoints/15/state", folder / "checkpoints/20.orbax-checkpoint-tmp-1/state")
+    return continued(folder)
+
+
+@case("the last line of metrics.jsonl cut", r"6 rows, continued: same bits")
+def _(folder):
+    fit(folder, steps=15)
+    path = folder / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 20, "lo')
+    done = continued(folder)
+    return f"{len(path.read_text().splitlines())} rows, {done}"
+
+
+@case("no space for a checkpoint", r"step 10 cannot be written to .*No space left.*step 5 stands: make room.*same bits")
+def _(folder):
+    manager, real = checkpoint.ocp.CheckpointManager, checkpoint.ocp.CheckpointManager.save
+
+    def full(self, step, *args, **kwargs):
+        if step == 10:
+            raise OSError(28, "No space left on device")
+        return real(self, step, *args, **kwargs)
+
+    manager.save = full
+    try:
+        said = sentence_of(lambda: fit(folder))
+    finally:
+        manager.save = real
+    return said + " / " + continued(folder)
+
+
+@case("files may not grow beyond 200 bytes (RLIMIT_FSIZE)", r"2 error: .*(File too large|cannot be written).*same bits")
+def _(folder):
+    code, said = ends(start(folder, "--file_bytes=200"))
+    return f"{code} {said} / {continued(folder)}"
+
+
+@case("a full file system (tmpfs of 48 kB)", r"2 error: .*No space left on device|not run")
+def _(folder):
+    place = folder / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(place)], capture_output=True).returncode:
+        return "not run: no right to mount here"
+    try:
+        code, said = ends(start(place))
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=False)
+    return f"{code} {said}"
+
+
+@case("a workdir that cannot be made", r"2 error: .*(Not a directory|NotADirectory)")
+def _(folder):
+    (folder / "file").write_text("")
+    code, said = ends(start(folder / "file" / "run"))
+    return f"{code} {said}"
+
+
+@case("SIGTERM in the middle", r"0 Stopped by SIGTERM at work step \d+; .* within 30 s / continued: same bits")
+def _(folder):
+    process = start(folder, "--pause=0.3")
+    wait_for_step(folder, 5)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    code, said = ends(process)
+    late = "within 30 s" if time.monotonic() - begun < 30 else "LATE"
+    return f"{code} {said} {late} / {continued(folder)}"
+
+
+@case("SIGTERM, then another number of devices", r"0 Stopped .*/ continued: (close|same)")
+def _(folder):
+    process = start(folder, "--pause=0.3", "--mesh=2,2,2", devices=8)
+    wait_for_step(folder, 5)
+    process.send_signal(signal.SIGTERM)
+    code, said = ends(process)
+    return f"{code} {said} / {continued(folder, (1, 4, 1))}"
+
+
+@case("SIGKILL in the middle", r"-9 / continued: same bits")
+def _(folder):
+    process = start(folder, "--pause=0.3")
+    wait_for_step(folder, 5)
+    process.kill()
+    return f"{ends(process)[0]} / {continued(folder)}"
+
+
+@case("SIGKILL three times at other moments", r"-9 -9 -9 / continued: same bits")
+def _(folder):
+    codes = []
+    for i in range(3):
+        process = start(folder, "--pause=0.5")
+        wait_for_step(folder, 5)
+        time.sleep(0.4 * (i + 1))
+        process.kill()
+        codes.append(str(ends(process)[0]))
+    return f"{' '.join(codes)} / {continued(folder)}"
+
+
+@case("one of two processes gets SIGTERM",
+      r"0 Stopped by SIGTERM at work (step \d+); .*0 Stopped by SIGTERM at work \1; .*continued: (close|same)")
+def _(folder):
+    processes = start_two(folder, "--pause=0.3")
+    wait_for_step(folder, 5)
+    processes[1].send_signal(signal.SIGTERM)
+    ended = [ends(process) for process in processes]
+    return " ".join(f"{code} {said}" for code, said in ended) + f" / {continued(folder, (2, 2, 2))}"
+
+
+@case("one of two processes is killed", r"(2 error: Process 0 of 2 has lost another \(|-6 ).*continued: (close|same)")
+def _(folder):
+    processes = start_two(folder, "--pause=0.3")
+    wait_for_step(folder, 5)
+    processes[1].kill()
+    ends(processes[1])
+    begun = time.monotonic()
+    code, said = ends(processes[0], within=150)
+    return f"{code} {said} ({time.monotonic() - begun:.0f} s) / {continued(folder, (2, 2, 2))}"
+
+
+@case("one of two processes never starts", r"2 error: Processes 1 of 2 are missing, after 60 s")
+def _(folder):
+    (process,) = start_two(folder, count=1)
+    code, said = ends(process)
+    return f"{code} {said}"
+
+
+@case("the first of two processes never starts", r"2 error: Process 0 is missing at localhost:\d+, after 3 s")
+def _(folder):
+    place = dict(JAX_NUM_PROCESSES="2", JAX_COORDINATOR_ADDRESS="localhost:9", JAX_PROCESS_ID="1", JAX_START_TIMEOUT_SEC="3")
+    code, said = ends(start(folder, **place))
+    return f"{code} {said}"
+
+
+@case("fewer devices than there must be", r"2 error: JAX_NUM_DEVICES=8 but JAX found 1: correct")
+def _(folder):
+    code, said = ends(start(folder, JAX_NUM_DEVICES="8"))
+    return f"{code} {said}"
+
+
+@case("a coordinator without a number of one's own", r"2 error: JAX_NUM_PROCESSES, JAX_COORDINATOR_ADDRESS and JAX_")
+def _(folder):
+    code, said = ends(start(folder, JAX_NUM_PROCESSES="2", JAX_COORDINATOR_ADDRESS="localhost:9"))
+    return f"{code} {said}"
+
+
+@case("one process of two continues alone", r"continued: (close|same)")
+def _(folder):
+    for process in start_two(folder, "--steps=15"):
+        ends(process)
+    alone = checkpoint.Checkpoints(folder / "checkpoints").latest_step
+    return continued(folder) if alone == 15 else f"stopped at {alone}"
+
+
+@case("a mesh that does not fit", r"config.mesh=\(3, 1, 1\) does not fit 3? ?.*devices")
+def _(folder):
+    return sentence_of(lambda: mesh_lib.make_mesh((3, 1, 1)))
+
+
+@case("a bit of an exported network", r"The network at .* cannot be read \(.* is not as it was written\); delete that folder")
+def _(folder):
+    checkpoint.export(folder / "params", {"x": np.arange(1000.0)})
+    flip(max((path for path in (folder / "params").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size))
+    return sentence_of(lambda: checkpoint.load(folder / "params"))
+
+
+@case("an exported network that is gone", r"No network is stored at .*: run its stage first")
+def _(folder):
+    return sentence_of(lambda: checkpoint.load(folder / "params"))
+
+
+@case("a bit of a shard of features", r"A shard in /features cannot be read \(Corrupted .*delete")
+def _(folder):
+    writer = FeatureWriter(folder / "features", 4, 4)
+    for shard, indices in writer.missing:
+        writer.write(shard, [str(i) for i in indices], [{"x": np.full(500, i, np.float32)} for i in indices])
+    writer.finish()
+    flip(folder / "features/shard-00000.array_record")
+    return sentence_of(lambda: [FeatureSource(folder / "features")[i]["x"].sum() for i in range(4)])
+
+
+@case("a bit of run.json", r"run.json is damaged .*: restore it, or delete")
+def _(folder):
+    (folder / "run.json").write_text(json.dumps({"stage": "base", "finished": True})[:-3])
+    return sentence_of(lambda: record.read_record(folder))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="cases whose description has these words")
+    parser.add_argument("--json")
+    for name, kind, default in (("worker", str, None), ("mesh", str, "1,1,1"), ("steps", int, STEPS), ("pause", float, 0.0),
+                                ("file_bytes", int, 0)):
+        parser.add_argument(f"--{name}", type=kind, default=default, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        return worker(arguments)
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    rows, begun = [], time.monotonic()
+    for injected, expected, function in CASES:
+        if arguments.only not in injected:
+            continue
+        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
+            try:
+                observed = function(pathlib.Path(folder))
+            except Exception as error:
+                observed = f"TRACEBACK {type(error).__name__}: {error}"
+            observed = observed.replace(folder, "").replace("\n", " ")
+        holds = re.search(expected, observed) is not None
+        rows.append({"injected": injected, "expected": expected, "observed": observed, "holds": holds})
+        print(f"{'holds' if holds else 'FAILS'}  {injected}\n       {observed[:300]}", flush=True)
+    failed = [row for row in rows if not row["holds"]]
+    print(f"{len(rows)} cases, {len(failed)} that do not hold, {time.monotonic() - begun:.0f} s")
+    if arguments.json:
+        pathlib.Path(arguments.json).write_text(json.dumps(rows, indent=1))
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

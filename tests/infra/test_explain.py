@@ -1,0 +1,62 @@
+"""What --explain_sharding says, against arithmetic."""
+
+from flax.core import meta
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import optax
+
+from msg_jax import train
+from msg_jax.infra import explain
+from msg_jax.infra import mesh as mesh_lib
+from msg_jax.models.layers import Dense
+
+
+def test_collectives_are_counted_with_their_bytes():
+    hlo = """
+      %all-gather.1 = f32[16,4]{1,0} all-gather(f32[2,4]{1,0} %x), dimensions={0}
+      %ar = (bf16[8]{0}, f32[]) all-reduce(%a, %b), to_apply=%sum
+      %start = u8[10]{0} all-reduce-start(%c), to_apply=%sum
+      %done = u8[10]{0} all-reduce-done(%start)
+      %add = f32[99]{0} add(%d, %e)
+    """
+    found = explain.collectives(hlo)
+    assert found["all-gather"] == (1, 16 * 4 * 4)
+    assert found["all-reduce"] == (2, 8 * 2 + 4 + 10)
+    assert found["all-to-all"] == (0, 0)
+
+
+def test_bytes_of_a_device_are_those_of_its_share():
+    """A (64, 32) kernel over fsdp 2 x tensor 2 is a quarter on each device, its bias half; Adam holds both twice more."""
+    mesh = mesh_lib.make_mesh((2, 2, 2))
+    optimizer = optax.adamw(1e-3)
+    model = Dense(32, axes=("embed", "mlp"))
+
+    def init(key):
+        return train.create_state(model.init(key, jnp.zeros((1, 64)))["params"], optimizer, ema=False)
+
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    layout = mesh_lib.shardings(abstract, mesh)
+    state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), meta.unbox(abstract), layout
+    )
+    one = 4 * (64 * 32 // 4 + 32 // 2)
+    assert explain.device_bytes(state.params) == one
+    with jax.set_mesh(mesh):
+        def step(state, x):
+            def loss(params):
+                return jnp.mean(model.apply({"params": params}, x) ** 2)
+
+            return train.apply_gradients(state, jax.grad(loss)(state.params), optimizer)
+
+        batch = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=NamedSharding(mesh, P(("fsdp", "data"))))
+        compiled = jax.jit(step, out_shardings=layout, donate_argnums=0).lower(state, batch).compile()
+    figures = explain.figures(compiled, state)
+    assert figures["parameters"] == one and figures["optimiser"] == 2 * one + 8  # and two counters
+    assert figures["inputs"] == 16 * 64 * 4 // 4
+    text = explain.describe("dense", compiled, state, mesh)
+    assert "data 2, fsdp 2, tensor 2" in text and "all-reduce" in text and f"{one:,}" in text
+    assert np.isfinite(figures["temporary"])
+

@@ -1,0 +1,26 @@
+"""Extraction by Beam's local runner leaves the shards of the stage, bit by bit. Needs requirements-beam.txt."""
+
+import filecmp
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT, environment
+
+
+def test_beam_fills_the_shards_that_the_stage_would(smoke_run, scenes_cache, tmp_path):
+    pytest.importorskip("apache_beam")
+    for stage in ("prepare", "codec", "encoders"):
+        shutil.copytree(smoke_run / stage, tmp_path / stage)
+    theirs, ours = smoke_run / "extract", tmp_path / "extract"
+    (ours / "train").mkdir(parents=True)
+    for suffix in ("array_record", "ids.json"):  # one shard stands already
+        shutil.copy(theirs / f"train/shard-00001.{suffix}", ours / "train")
+    command = [sys.executable, "-m", "msg_jax.stages.extract_beam", "--config=configs/avp_rpo.py:smoke",
+               f"--workdir={tmp_path}", f"--config.data.cache={scenes_cache}"]
+    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "train: 64 clips written, 0 left out" in done.stderr
+    for shard in theirs.glob("*/*.array_record"):
+        assert filecmp.cmp(shard, ours / shard.relative_to(theirs), shallow=False)
