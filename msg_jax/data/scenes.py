@@ -9,6 +9,7 @@ Both streams are sampled from the same functions of time, so picture and sound a
 World coordinates run over [0, 1] from left to right and from bottom to top; times are seconds from the clip's start.
 """
 
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
@@ -127,6 +128,8 @@ def _audible_sec(decay_sec: float) -> float:
 
 class Performer:
     """One source: decides its events when made, then plays and draws them without further choices about time."""
+
+    sustained = False  # whether it sounds from onset to offset, or is struck and dies away
 
     def __init__(self, rng: np.random.Generator, slot: Slot):
         self.rng, self.slot = rng, slot
@@ -296,6 +299,8 @@ class Thud(Ball):
 class Lamp(Performer):
     """A street lamp whose bulb lights up, and its surroundings with it, for as long as it beeps."""
 
+    sustained = True
+
     def __init__(self, rng, slot):
         super().__init__(rng, slot)
         self.pitch_hz = rng.uniform(900.0, 1700.0)
@@ -331,6 +336,7 @@ class Lamp(Performer):
 class Motor(Performer):
     """A rotor with one orange and one white blade; its hum follows its angular speed."""
 
+    sustained = True
     _spin_up_sec, _spin_down_sec = 0.15, 0.2
 
     def __init__(self, rng, slot):
@@ -452,7 +458,7 @@ class Footsteps(Performer):
         canvas.paint(canvas.disc(x, body + 0.27, 0.06), (0.9, 0.68, 0.55))
 
 
-_PERFORMERS = (Wood, Metal, Glass, Thud, Lamp, Motor, Splash, Footsteps)  # in the order of CLASS_NAMES
+PERFORMERS = (Wood, Metal, Glass, Thud, Lamp, Motor, Splash, Footsteps)  # in the order of CLASS_NAMES
 
 
 class Backdrop:
@@ -507,7 +513,7 @@ class Backdrop:
 def _cast(rng: np.random.Generator, duration: float) -> tuple[list[Performer], list[int], list[int]]:
     """Draws the performers, and the class indices of those there at first and of those who enter later."""
     count = rng.choice((1, 2, 3), p=(0.4, 0.4, 0.2))
-    classes = rng.permutation(len(_PERFORMERS))[: count + 1].tolist()
+    classes = rng.permutation(len(PERFORMERS))[: count + 1].tolist()
     lanes = np.array(_LANES)[rng.permutation(len(_LANES))[:count]] + rng.uniform(-0.04, 0.04, count)
     slots = [Slot(x, 0.0, duration) for x in lanes]
     entering = []
@@ -516,7 +522,7 @@ def _cast(rng: np.random.Generator, duration: float) -> tuple[list[Performer], l
         slots[-1] = Slot(lanes[-1], 0.0, change, leaves=True)
         slots.append(Slot(lanes[-1], change + _FADE_SEC, duration, enters=True))
         entering = classes[count:]
-    performers = [_PERFORMERS[kind](rng, slot) for kind, slot in zip(classes, slots)]
+    performers = [PERFORMERS[kind](rng, slot) for kind, slot in zip(classes, slots)]
     return performers, classes[:count], entering
 
 
@@ -538,16 +544,71 @@ def _film(backdrop: Backdrop, performers: list[Performer], times: np.ndarray, px
     return np.concatenate(chunks)
 
 
-def _record_sound(rng: np.random.Generator, performers: list[Performer], hz: int, samples: int) -> np.ndarray:
-    mix = np.zeros(samples)
-    for performer in performers:
-        for index, (onset, _) in enumerate(performer.events):
-            start = round(onset * hz)
-            sound = performer.gain * performer.sound(index, hz)[: samples - start]
-            mix[start : start + sound.size] += sound
-    mix *= rng.uniform(0.5, 0.95) / np.abs(mix).max()
-    mix += 10.0 ** (rng.uniform(-62.0, -52.0) / 20.0) * rng.standard_normal(samples, np.float32)
-    return np.clip(mix, -1.0, 1.0).astype(np.float32)
+@dataclasses.dataclass(frozen=True)
+class Take:
+    """One event as it is played: its class, its time in seconds, and its sound from the onset on, before mixing."""
+
+    kind: int
+    onset: float
+    offset: float
+    sound: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """The sound of a scene before it is mixed."""
+
+    clip: ClipSpec
+    performers: dict[int, Performer]  # by class
+    takes: tuple[Take, ...]
+    level: float  # of the mix
+    noise: np.ndarray  # (audio_samples,) float32
+
+    def mixed(self, takes: Sequence[Take]) -> np.ndarray:
+        """These and nothing else, at a level of 1, (audio_samples,)."""
+        return _mixed(takes, self.clip)
+
+    def waveform(self, takes: Sequence[Take]) -> np.ndarray:
+        """What is heard if these are played, (audio_samples,) float32 in [-1, 1]."""
+        return np.clip(self.level * self.mixed(takes) + self.noise, -1.0, 1.0).astype(np.float32)
+
+    def events(self, takes: Sequence[Take]) -> np.ndarray:
+        """Their list of events (MAX_EVENTS, 3), as in a record."""
+        rows = [(take.kind, take.onset, min(take.offset, self.clip.duration_sec)) for take in takes]
+        events = np.full((MAX_EVENTS, 3), -1.0, np.float32)
+        events[: len(rows)] = sorted(rows, key=lambda row: row[1])
+        return events
+
+
+def _mixed(takes: Sequence[Take], clip: ClipSpec) -> np.ndarray:
+    mix = np.zeros(clip.audio_samples)
+    for take in takes:
+        start = round(take.onset * clip.audio_hz)
+        sound = take.sound[: mix.size - start]
+        mix[start : start + sound.size] += sound
+    return mix
+
+
+def _stage(seed: int, split: str, index: int, duration: float):
+    """The scene's generator, its performers, who is there at first, who enters, and all that makes no sound."""
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SPLITS.index(split), index))))
+    return rng, *_cast(rng, duration), Backdrop(rng)
+
+
+def _record(rng: np.random.Generator, performers: dict[int, Performer], clip: ClipSpec) -> Recording:
+    takes = tuple(
+        Take(kind, onset, offset, performer.gain * performer.sound(index, clip.audio_hz))
+        for kind, performer in performers.items() for index, (onset, offset) in enumerate(performer.events)
+    )
+    level = rng.uniform(0.5, 0.95) / np.abs(_mixed(takes, clip)).max()
+    noise = 10.0 ** (rng.uniform(-62.0, -52.0) / 20.0) * rng.standard_normal(clip.audio_samples, np.float32)
+    return Recording(clip, performers, takes, level, noise)
+
+
+def record_sound(seed: int, split: str, index: int, clip: ClipSpec) -> Recording:
+    """The sound of the scene that `make_scene` makes of the same arguments, event by event."""
+    rng, performers, first, entering, _ = _stage(seed, split, index, clip.duration_sec)
+    return _record(rng, dict(zip(first + entering, performers)), clip)
 
 
 def make_scene(seed: int, split: str, index: int, clip: ClipSpec) -> dict:
@@ -557,26 +618,18 @@ def make_scene(seed: int, split: str, index: int, clip: ClipSpec) -> dict:
     `caption`, `events` (MAX_EVENTS, 3) float32 rows (class index, onset_sec, offset_sec) by onset, class -1 marking
     unused rows, and `has_events`.
     """
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SPLITS.index(split), index))))
     duration = clip.duration_sec
-    performers, first, entering = _cast(rng, duration)
-    backdrop = Backdrop(rng)
-    rows = [
-        (kind, onset, min(offset, duration))
-        for kind, performer in zip(first + entering, performers)
-        for onset, offset in performer.events
-    ]
-    events = np.full((MAX_EVENTS, 3), -1.0, np.float32)
-    events[: len(rows)] = sorted(rows, key=lambda row: row[1])
+    rng, performers, first, entering, backdrop = _stage(seed, split, index, duration)
+    recording = _record(rng, dict(zip(first + entering, performers)), clip)
     return {
         "id": f"scenes-{seed}-{split}-{index:06d}",
         "video": _film(backdrop, performers, np.arange(clip.video_frames) / clip.video_hz, clip.video_px, duration),
         "clip_video": _film(
             backdrop, performers, np.arange(clip.clip_video_frames) / clip.clip_video_hz, clip.clip_video_px, duration
         ),
-        "waveform": _record_sound(rng, performers, clip.audio_hz, clip.audio_samples),
+        "waveform": recording.waveform(recording.takes),
         "caption": _caption(first, entering),
-        "events": events,
+        "events": recording.events(recording.takes),
         "has_events": True,
     }
 
