@@ -12,6 +12,14 @@ class UserError(Exception):
     """
 
 
+class UnreadableError(UserError):
+    """One record of a source cannot be read; its file is `path`. The others can still be used."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(reason)
+        self.row = {"path": path, "reason": reason}  # as in `skipped.jsonl`
+
+
 def fail(sentence: str) -> NoReturn:
     """Tells what is wrong on stderr and ends the process with code 2."""
     print(f"error: {sentence}", file=sys.stderr)

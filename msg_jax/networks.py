@@ -1,19 +1,93 @@
 """Which network a config means. The only place where config sections become modules."""
 
+from collections.abc import Mapping
+import dataclasses
+import functools
+import math
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from msg_jax.clip import ClipSpec
+from msg_jax.convert.bundle import DOCUMENT, VARIANTS
+from msg_jax.errors import UserError
 from msg_jax.evaluation.detector import EventDetector
 from msg_jax.models import condition_encoder, sf_cavp
-from msg_jax.models.codec import PcaCodec
+from msg_jax.models.codec import Codec, PcaCodec
 from msg_jax.models.mmdit import MMDiT, MMDiTConfig
+from msg_jax.models.neural_codec import NeuralCodec
+from msg_jax.models.sound_events import SoundEvents, SoundEventsConfig
+from msg_jax.preference.reward import Reward
 from msg_jax.types import Array, Params
 
+KINDS = {
+    "codec.kind": ("pca", "released"), "encoders.kind": ("separate", "sf_cavp", "released"),
+    "base.initial": ("", "released"), "sf_cavp.preset": ("tiny", "r50"),
+}
+"""Fields that choose a network; "released" is one of the files in `config.weights`, for `config.variant`."""
 
-def codec(config: ConfigDict, clip: ClipSpec) -> PcaCodec:
+
+def is_released(config: ConfigDict, field: str) -> bool:
+    """Whether the network that a field of `KINDS` chooses is a released one."""
+    section, name = field.split(".")
+    return config[section].get(name, "") == "released"  # older runs, which can still be generated from, lack the field
+
+
+def released(config: ConfigDict) -> Mapping[str, Any]:
+    """Configurations of the released networks of `config.variant`, by kind."""
+    return {kind: network.config for kind, network in VARIANTS[config.variant].networks.items()}
+
+
+def check(config: ConfigDict, clip: ClipSpec) -> None:
+    """Raises UserError, naming field and remedy, if the networks that a config names do not fit together."""
+    chosen = {field: is_released(config, field) for field in KINDS}
+    for field, known in KINDS.items():
+        section, name = field.split(".")
+        if config[section][name] not in known:
+            raise UserError(f"config.{field}={config[section][name]!r} is not known: choose one of "
+                            f"{', '.join(repr(kind) for kind in known)}.")
+    if any(chosen.values()):
+        if config.variant not in VARIANTS:
+            raise UserError(f"config.variant={config.variant!r} is no released network: choose one of "
+                            f"{', '.join(VARIANTS)} ({DOCUMENT}).")
+        # Clips may be shorter or longer than those that the networks were trained with, and nothing else.
+        wanted = dataclasses.replace(VARIANTS[config.variant].clip, duration_sec=clip.duration_sec)
+        if difference := clip.difference(wanted):
+            raise UserError(f"config.clip does not fit the released {config.variant}, which it is used with: {difference}.")
+    if chosen["base.initial"]:
+        for field in ("codec.kind", "encoders.kind"):
+            if not chosen[field]:
+                raise UserError(f"config.base.initial=released needs config.{field}=released: the released network knows no "
+                                "other features and latents.")
+        network = released(config)["mmdit"]
+        for name in ("hidden", "heads", "joint_depth", "fused_depth", "v2"):
+            if config.base[name] != getattr(network, name):
+                raise UserError(f"config.base.{name}={config.base[name]} is not that of the released {config.variant}, which "
+                                f"config.base.initial names: {name} is {getattr(network, name)} there.")
+    elif not config.base.steps:
+        raise UserError("config.base.steps=0 takes the network of config.base.initial as it is, and that names none: set "
+                        "config.base.initial=released, or train.")
+    if config.encoders.kind == "separate":
+        try:
+            encoder(clip)
+        except ValueError as error:
+            raise UserError(f"config.encoders.kind=separate does not fit config.clip: {error}.") from error
+    if config.encoders.kind == "sf_cavp":
+        video = reward_model(config, clip).config.video
+        fast = math.ceil(clip.video_frames / video.fast_stride)
+        slow = math.ceil(fast / video.alpha)
+        if (slow, fast) != (clip.clip_video_frames, clip.sync_tokens):
+            raise UserError(f"config.encoders.kind=sf_cavp does not fit config.clip: SF-CAVP has {slow} slow and {fast} fast "
+                            f"steps, and the clip {clip.clip_video_frames} clip frames and {clip.sync_tokens} sync tokens.")
+
+
+def codec(config: ConfigDict, clip: ClipSpec) -> Codec:
+    if is_released(config, "codec.kind"):
+        networks = released(config)
+        return NeuralCodec(clip, networks["vae"], networks["bigvgan"])
     return PcaCodec(clip, config.codec.vocoder_iterations)
 
 
@@ -22,11 +96,19 @@ def judge(class_names: tuple[str, ...]) -> EventDetector:
 
 
 def reward_model(config: ConfigDict, clip: ClipSpec) -> sf_cavp.SFCAVP:
-    return sf_cavp.SFCAVP({"tiny": sf_cavp.tiny, "r50": sf_cavp.r50}[config.sf_cavp.preset](clip))
+    if config.sf_cavp.preset == "r50":
+        return sf_cavp.SFCAVP(sf_cavp.r50(clip, jnp.dtype(compute_dtype()).name))
+    return sf_cavp.SFCAVP(sf_cavp.tiny(clip))
 
 
-def reward_weights(config: ConfigDict) -> sf_cavp.RewardWeights:
-    return sf_cavp.RewardWeights(**config.sf_cavp.reward_weights)
+def sound_events(kinds: int) -> SoundEvents:
+    return SoundEvents(SoundEventsConfig(kinds=kinds))
+
+
+def reward(config: ConfigDict, clip: ClipSpec) -> Reward:
+    """Every term is measured, also those of weight zero; `events` where `config.sound_events.kinds` > 0."""
+    events = sound_events(config.sound_events.kinds) if config.sound_events.kinds else None
+    return Reward(reward_model(config, clip), events, sf_cavp.RewardWeights(**config.reward))
 
 
 def encoder(clip: ClipSpec) -> condition_encoder.ConditionEncoder:
@@ -44,8 +126,21 @@ def encode_frames(
     return features.clip, features.sync
 
 
-def text_dim(clip: ClipSpec) -> int:
-    return encoder(clip).config.text_dim
+def feature_dims(config: ConfigDict, clip: ClipSpec, encoder_params: Params | None = None) -> dict[str, int]:
+    """Widths of the clip, sync and text features; `encoder_params` are only needed where the encoders are our own."""
+    if is_released(config, "encoders.kind"):
+        networks = released(config)
+        return {"clip": networks["clip"].features, "sync": networks["synchformer"].width, "text": text_dim(config)}
+    video = jax.ShapeDtypeStruct((1, clip.video_frames, clip.video_px, clip.video_px, 3), jnp.float32)
+    clip_video = jax.ShapeDtypeStruct((1, clip.clip_video_frames, clip.clip_video_px, clip.clip_video_px, 3), jnp.float32)
+    features = jax.eval_shape(functools.partial(encode_frames, config, clip), encoder_params, video, clip_video)
+    return {"clip": features[0].shape[-1], "sync": features[1].shape[-1], "text": text_dim(config)}
+
+
+def text_dim(config: ConfigDict) -> int:
+    if is_released(config, "encoders.kind"):
+        return released(config)["clip"].text_width
+    return condition_encoder.ConditionEncoderConfig.text_dim
 
 
 def generator(config: ConfigDict, clip: ClipSpec, feature_dims: dict[str, int], dtype: jnp.dtype) -> MMDiT:
@@ -57,7 +152,7 @@ def generator(config: ConfigDict, clip: ClipSpec, feature_dims: dict[str, int], 
             hidden=section.hidden, heads=section.heads, joint_depth=section.joint_depth,
             fused_depth=section.fused_depth, v2=section.v2,
         ),
-        dtype=dtype,
+        dtype=dtype, remat=section.get("remat", False),  # older runs, which can still be generated from, lack it
     )
 
 

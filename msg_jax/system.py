@@ -17,7 +17,6 @@ import zlib
 from flax import linen as nn
 from flax.errors import FlaxError
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -72,7 +71,7 @@ class System:
     embed_text: Callable[[str], np.ndarray]  # -> (1, text_tokens, D); remembers what it was asked
     generator: nn.Module
     codec: nn.Module
-    variables: dict[str, Params] | InTurn  # of "encoders", "generator" and "codec"
+    variables: Mapping[str, Params] | InTurn  # of "encoders", "generator" and "codec"
     squashes_clip_video: bool = False  # its pictures are whole, made square, instead of cropped
 
     def tokens(self, samples: int) -> int:
@@ -182,23 +181,19 @@ def load_checkpoint(folder: str | os.PathLike) -> System:
             "preference arm."
         )
     made_from = _upstream(folder, record)
-    encoder_params = checkpoint.load(made_from["encoders"] / "params")
-    variables = checkpoint.load(folder / "params")
-    frames = (
-        jnp.zeros((1, clip.video_frames, clip.video_px, clip.video_px, 3), jnp.uint8),
-        jnp.zeros((1, clip.clip_video_frames, clip.clip_video_px, clip.clip_video_px, 3), jnp.uint8),
-    )
-
-    @jax.jit
-    def encode_frames(params, *frames):
-        return networks.encode_frames(config, clip, params, *map(networks.to_unit, frames))
-
-    text_dim = networks.text_dim(clip)
+    released = _released_files(config, made_from)
+    loaders = frozen_loaders(config, released, lambda stage: checkpoint.load(made_from[stage] / "params"), "decoder")
+    loaders["generator"] = lambda: checkpoint.load(folder / "params")
+    variables = InTurn(loaders, stay=released is None or fits(released))
+    if released is None:
+        for name in loaders:  # what cannot be read is told now
+            variables[name]
+    encode_frames, embed_text = encoders(config, clip, released, variables)
     try:
-        clip_features, sync_features = jax.eval_shape(encode_frames, encoder_params, *frames)
-        widths = {"clip": clip_features.shape[-1], "sync": sync_features.shape[-1], "text": text_dim}
+        ours = None if networks.is_released(config, "encoders.kind") else variables["encoders"]
+        widths = networks.feature_dims(config, clip, ours)
         generator = networks.generator(config, clip, widths, networks.compute_dtype())
-        jax.eval_shape(generator.apply, variables, *example_inputs(generator.config))
+        jax.eval_shape(generator.apply, variables["generator"], *example_inputs(generator.config))
     except FlaxError as error:
         raise UserError(
             f"{folder} was made by revision {record['git_revision']}, whose networks are not those of this one: use "
@@ -210,14 +205,11 @@ def load_checkpoint(folder: str | os.PathLike) -> System:
         steps=config.evaluate.steps,
         guidance_scale=config.evaluate.reward_guidance,
         encode_frames=encode_frames,
-        embed_text=functools.cache(lambda text: embed_text([text], clip.text_tokens, text_dim)),
+        embed_text=embed_text,
         generator=generator,
         codec=networks.codec(config, clip),
-        variables={
-            "encoders": encoder_params,
-            "generator": variables,
-            "codec": {"params": checkpoint.load(made_from["codec"] / "params")},
-        },
+        variables=variables,
+        squashes_clip_video=networks.is_released(config, "encoders.kind"),
     )
 
 
@@ -245,12 +237,29 @@ def _upstream(folder: pathlib.Path, record: dict[str, Any]) -> dict[str, pathlib
     return found
 
 
-def load_weights(path: str | os.PathLike, variant: str | None = None) -> System:
-    """The released system in a folder of files as docs/WEIGHTS.md lists them, or of an MM-DiT file beside the others.
+def _released_files(config: ConfigDict, made_from: Mapping[str, pathlib.Path]) -> bundle.Bundle | None:
+    """The released files that a run was made with; None if it was made without. UserError if they are others now."""
+    used = [stage for stage in ("codec", "encoders") if networks.is_released(config, f"{stage}.kind")]
+    if not used:
+        return None
+    try:
+        released = open_weights(config.weights, config.variant)
+    except UserError as error:
+        raise UserError(f"The run that {made_from['codec']} belongs to was made with released files: {error}") from error
+    found = released.checksums(*released.paths)
+    for stage in used:
+        for name, checksum in read_record(made_from[stage])["settings"]["weights"].items():
+            if found[name] != checksum:
+                raise UserError(f"{made_from[stage]} was made with another {name} than the one in {released.folder}: put that "
+                                "one back, or make the run again.")
+    return released
 
-    `variant` is a key of `convert.bundle.VARIANTS`; it may be left out where the files leave no choice. The first call
-    converts the files. Weights stay in memory if all of them take less than a quarter of it, and otherwise only as long
-    as each is used. Raises UserError if a file is missing or does not fit its network, naming all that is wrong.
+
+def open_weights(path: str | os.PathLike, variant: str | None = None) -> bundle.Bundle:
+    """The released files in a folder as docs/WEIGHTS.md lists them, or beside an MM-DiT file; converted if they are not.
+
+    `variant` is a key of `convert.bundle.VARIANTS`; it may be left out where the files leave no choice. Raises UserError
+    if a file is missing or does not fit its network, naming all that is wrong.
     """
     folder, name = bundle.choose(pathlib.Path(path), variant)
     released = bundle.Bundle(folder, bundle.VARIANTS[name])
@@ -258,21 +267,75 @@ def load_weights(path: str | os.PathLike, variant: str | None = None) -> System:
         if not released.is_converted(kind):
             logging.info("Converting %s; this is done once", released.paths[kind])
             released.convert(kind)
-    return from_bundle(released)
+    return released
 
 
-def from_bundle(released: bundle.Bundle) -> System:
-    """The system of converted networks. Nothing is loaded yet; see `load_weights` for how long weights stay."""
-    clip = released.variant.clip
+def load_weights(path: str | os.PathLike, variant: str | None = None) -> System:
+    """The released system of `open_weights`."""
+    return from_bundle(open_weights(path, variant))
+
+
+def fits(released: bundle.Bundle) -> bool:
+    """Whether all networks together take less than a quarter of the memory: if not, each stays as long as it is used."""
+    return released.converted_bytes() < memory.available_bytes() / 4
+
+
+def frozen_loaders(
+    config: ConfigDict, released: bundle.Bundle | None, load: Callable[[str], Params], *sides: str
+) -> dict[str, Callable[[], Params]]:
+    """How to load a run's "encoders" (their "text" side apart where it has weights) and "codec".
+
+    `load` gives the parameters that a stage exported; `sides` are those of the codec that are needed.
+    """
+    theirs = released_loaders(released, *sides)
+    loaders = {"encoders": lambda: load("encoders"), "codec": lambda: {"params": load("codec")}}
+    if networks.is_released(config, "encoders.kind"):
+        loaders |= {name: theirs[name] for name in ("encoders", "text")}
+    if networks.is_released(config, "codec.kind"):
+        loaders["codec"] = theirs["codec"]
+    return loaders
+
+
+def released_loaders(released: bundle.Bundle, *sides: str) -> dict[str, Callable[[], Params]]:
+    """How to load the released "encoders", their "text" side, and these sides of the "codec", `encoder` or `decoder`.
+
+    With the codec's decoder comes the vocoder.
+    """
+
+    def codec():
+        vae = released.load("vae", *(f"params/{side}/" for side in sides), "buffers/")
+        variables = {"params": {"vae": vae["params"]}, "buffers": {"vae": vae["buffers"]}}
+        if "decoder" in sides:
+            variables["params"]["vocoder"] = released.load("bigvgan")["params"]
+        return variables
+
+    return {
+        "encoders": lambda: released.stage("encoders"), "text": lambda: released.stage("text")["clip"], "codec": codec,
+    }
+
+
+def encoders(config: ConfigDict, clip: ClipSpec, released: bundle.Bundle | None, variables: Mapping[str, Params]):
+    """`encode_frames` and `embed_text` of a System, for the encoders that a run's config names."""
+    if networks.is_released(config, "encoders.kind"):
+        return released_encoders(released, clip, variables)
+
+    @jax.jit
+    def encode_frames(params, *frames):
+        return networks.encode_frames(config, clip, params, *map(networks.to_unit, frames))
+
+    @functools.lru_cache(maxsize=256)
+    def embed_caption(caption):
+        return embed_text([caption], clip.text_tokens, networks.text_dim(config))
+
+    return encode_frames, embed_caption
+
+
+def released_encoders(released: bundle.Bundle, clip: ClipSpec, variables: Mapping[str, Params]):
+    """`encode_frames` and `embed_text` of a System, for CLIP and Synchformer; the latter takes its own `variables`."""
     configs = {kind: network.config for kind, network in released.variant.networks.items()}
     dtype = networks.compute_dtype()
     image_model, sync_model = CLIP(configs["clip"], dtype), Synchformer(configs["synchformer"], dtype)
-    variables = InTurn({
-        "encoders": lambda: released.stage("encoders"),
-        "text": lambda: released.stage("text")["clip"],
-        "generator": lambda: released.stage("generator")["mmdit"],
-        "codec": lambda: _codec_variables(released.stage("codec")),
-    }, stay=released.converted_bytes() < memory.available_bytes() / 4)
+    encode_text = jax.jit(functools.partial(image_model.apply, method="encode_text"))
 
     @jax.jit
     def encode_pictures(variables, pictures):
@@ -288,16 +351,29 @@ def from_bundle(released: bundle.Bundle) -> System:
         return features, sync.reshape(len(sync), clip.sync_tokens, -1)
 
     @functools.cache
-    def embed_prompt(prompt):
+    def tokenizer():
         if released.vocabulary is None:
             raise UserError(
                 f"{released.folder} lacks {bundle.VOCABULARY.name} (1.4 MB), without which a prompt cannot be read: "
                 f"{bundle.DOCUMENT} says where it is published"
             )
-        tokenizer = Tokenizer(released.vocabulary, configs["clip"].vocabulary, clip.text_tokens)
-        encode_text = jax.jit(functools.partial(image_model.apply, method="encode_text"))
-        return np.asarray(encode_text(variables["text"], tokenizer(prompt)[None]))
+        return Tokenizer(released.vocabulary, configs["clip"].vocabulary, clip.text_tokens)
 
+    @functools.lru_cache(maxsize=256)
+    def embed_prompt(prompt):
+        tokens = tokenizer()(prompt)[None]
+        return np.asarray(encode_text(variables["text"], tokens))
+
+    return encode_frames, embed_prompt
+
+
+def from_bundle(released: bundle.Bundle) -> System:
+    """The system of converted networks. Nothing is loaded yet; see `fits` for how long weights stay."""
+    clip = released.variant.clip
+    configs = {kind: network.config for kind, network in released.variant.networks.items()}
+    loaders = released_loaders(released, "decoder") | {"generator": lambda: released.load("mmdit")}
+    variables = InTurn(loaders, stay=fits(released))
+    encode_frames, embed_prompt = released_encoders(released, clip, variables)
     return System(
         clip=clip,
         digest=released.sha256("mmdit"),
@@ -305,16 +381,11 @@ def from_bundle(released: bundle.Bundle) -> System:
         guidance_scale=4.5,
         encode_frames=encode_frames,
         embed_text=embed_prompt,
-        generator=MMDiT(configs["mmdit"], dtype),
+        generator=MMDiT(configs["mmdit"], networks.compute_dtype()),
         codec=NeuralCodec(clip, configs["vae"], configs["bigvgan"]),
         variables=variables,
         squashes_clip_video=True,
     )
-
-
-def _codec_variables(loaded: dict[str, Params]) -> Params:
-    vae, vocoder = loaded["vae"], loaded["bigvgan"]
-    return {"params": {"vae": vae["params"], "vocoder": vocoder["params"]}, "buffers": {"vae": vae["buffers"]}}
 
 
 def _in_pieces(network: Callable[[Params, Array], Array], variables: Params, items: np.ndarray, size: int):

@@ -48,3 +48,4 @@ class TrainState(struct.PyTreeNode):
     params: Params
     opt_state: Any
     ema_params: Params | None
+    tally: Any = None  # sums that a task logs over several steps

@@ -19,12 +19,12 @@ ALLOWED = {
     "infra": {"infra", "types"},
     "convert": {"convert", "models", "types"},
     "train": {"infra", "types"},
-    "networks": {"models", "evaluation", "preference", "types"},
+    "networks": {"convert", "models", "evaluation", "preference", "types"},
     "system": {"sampling", "models", "infra", "convert", "networks", "types"},
     "generate": {"system", "data", "infra", "types"},
     "doctor": {"convert", "infra", "types"},
     "stages": {"stages", "train", "sampling", "data", "models", "losses", "preference", "evaluation", "infra", "networks",
-               "convert", "types"},
+               "system", "convert", "types"},
     "main": {"stages", "infra"},
 }
 

@@ -19,6 +19,7 @@ from tests.conftest import ROOT, environment
     (["--config=configs/avp_rpo.py:smoke", "--config.data.source=folder:/nowhere", "--workdir={tmp}"], ["/nowhere"]),
     (["--config=configs/avp_rpo.py:smoke", "--config.data.source=cloud", "--workdir={tmp}"], ["cloud", "folder:PATH"]),
     (["--config=configs/avp_rpo.py:smoke", "--config.mesh=(3,1,1)", "--workdir={tmp}"], ["mesh", "devices"]),
+    (["--config=configs/evaluate.py", "--workdir={tmp}"], ["config.generated", "--config.generated=FOLDER"]),
 ])
 def test_a_mistake_is_one_sentence(tmp_path, arguments, words):
     arguments = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]

@@ -1,5 +1,6 @@
 """A folder of videos, with captions or without, as a random-access source of fixed windows."""
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 import csv
 import dataclasses
@@ -14,7 +15,7 @@ import numpy as np
 from msg_jax.clip import ClipSpec
 from msg_jax.data import media
 from msg_jax.data.scenes import MAX_EVENTS, SPLITS
-from msg_jax.errors import UserError
+from msg_jax.errors import UnreadableError, UserError
 
 
 class FolderSource:
@@ -28,14 +29,17 @@ class FolderSource:
 
     `skipped` lists, as {"path", "reason"}, every video that cannot be used: unreadable, without sound, or more than one
     frame shorter than a window. Names beginning with a dot are not looked at. What probing found is kept in the JSON
-    file `index_path`, if given, and holds as long as a file's size and modification time stay the same.
+    file `index_path`, if given, and holds as long as a file's size and modification time stay the same. With
+    `index_is_final` it holds whatever was added or changed since, so that the same windows have the same indices.
 
     A record: id "relative/path.mp4@start_sec" (three decimals), video uint8 (video_frames, video_px, video_px, 3),
     clip_video uint8 (clip_video_frames, clip_video_px, clip_video_px, 3), waveform float32 (audio_samples,) in [-1, 1],
     caption str, events float32 (MAX_EVENTS, 3) of unused rows, has_events False.
 
+    Pictures of `clip_video` are cropped, or with `squash_clip_video` made square as a whole.
+
     Raises UserError if `root` is not a folder, fewer than three files are usable, or captions.csv or the index is
-    malformed; reading a record whose file has broken since raises UserError naming the file.
+    malformed; reading a record whose file turns out to be broken raises UnreadableError.
     """
 
     class_names: tuple[str, ...] = ()
@@ -52,15 +56,20 @@ class FolderSource:
         validation_share: float = 0.1,
         test_share: float = 0.1,
         index_path: str | os.PathLike | None = None,
+        index_is_final: bool = False,
+        squash_clip_video: bool = False,
     ):
         if split not in SPLITS:
             raise UserError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
-        self.spec, self.split = clip, split
+        self.spec, self.split, self._squash = clip, split, squash_clip_video
         self._root = pathlib.Path(root)
-        names = _video_names(self._root)
-        self._captions = _read_captions(self._root, names)
+        if index_is_final:
+            found = {name: info for name, (_, info) in _load_index(pathlib.Path(index_path)).items()}
+        else:
+            found = _probe_all(self._root, _video_names(self._root), index_path)
+        self._captions = _read_captions(self._root, found)
         usable, self.skipped = {}, []
-        for name, info in _probe_all(self._root, names, index_path).items():
+        for name, info in found.items():
             reason = info if isinstance(info, str) else _unusable_because(info, clip)
             if reason:
                 self.skipped.append({"path": str(self._root / name), "reason": reason})
@@ -81,19 +90,23 @@ class FolderSource:
     def __getitem__(self, index: int) -> dict:
         name, start_sec = self._windows[index]
         path, clip = self._root / name, self.spec
-        video, clip_video = media.read_video(
-            path,
-            [
-                media.FrameGrid(clip.video_hz, clip.video_px, clip.video_frames),
-                media.FrameGrid(clip.clip_video_hz, clip.clip_video_px, clip.clip_video_frames),
-            ],
-            start_sec,
-        )
+        grids = [
+            media.FrameGrid(clip.video_hz, clip.video_px, clip.video_frames),
+            media.FrameGrid(clip.clip_video_hz, clip.clip_video_px, clip.clip_video_frames, self._squash),
+        ]
+        try:
+            video, clip_video = media.read_video(path, grids, start_sec)
+            waveform = media.read_audio(path, start_sec, clip.audio_samples, clip.audio_hz)
+            if not waveform.any():
+                window = f"from {start_sec:.2f} s to {start_sec + clip.duration_sec:.2f} s"
+                raise UserError(f"{path} has no sound {window}; replace the file or leave it out")
+        except UserError as error:
+            raise UnreadableError(str(path), str(error)) from error
         return {
             "id": f"{name}@{start_sec:.3f}",
             "video": video,
             "clip_video": clip_video,
-            "waveform": media.read_audio(path, start_sec, clip.audio_samples, clip.audio_hz),
+            "waveform": waveform,
             "caption": self._captions.get(name, ""),
             "events": np.full((MAX_EVENTS, 3), -1, np.float32),
             "has_events": False,
@@ -110,7 +123,7 @@ def _video_names(root: pathlib.Path) -> list[str]:
     )
 
 
-def _read_captions(root: pathlib.Path, names: list[str]) -> dict[str, str]:
+def _read_captions(root: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
     path = root / "captions.csv"
     if not path.exists():
         return {}

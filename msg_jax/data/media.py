@@ -27,6 +27,7 @@ import soxr
 from msg_jax.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac")
 
 _ROUNDING_SEC = 0.0005 + 1e-9
 _SEEK_SLACK_SEC = 1.0  # containers index by decode time, which B-frames move; audio decoders need packets to settle
@@ -97,6 +98,17 @@ def probe(path: str | os.PathLike) -> MediaInfo:
         )
 
 
+def is_sound(path: str | os.PathLike) -> bool:
+    """Whether the file's suffix is that of sound without pictures."""
+    return pathlib.Path(path).suffix.lower() in SOUND_SUFFIXES
+
+
+def declared_sec(path: str | os.PathLike) -> float:
+    """The length in seconds that the file's header claims, 0 if it does not; nothing is decoded."""
+    with _open(path) as container:
+        return (container.duration or 0) / av.time_base
+
+
 def read_video(path: str | os.PathLike, streams: Sequence[FrameGrid], start_sec: float = 0.0) -> list[np.ndarray]:
     """Samples a video at fixed rates from `start_sec` on, in one decoding pass for all `streams`.
 
@@ -146,13 +158,15 @@ def read_video(path: str | os.PathLike, streams: Sequence[FrameGrid], start_sec:
 def read_audio(path: str | os.PathLike, start_sec: float, samples: int, hz: int) -> np.ndarray:
     """The first audio stream from `start_sec` on (second 0 is the first picture) as float32 (samples,) in [-1, 1].
 
+    In a file of sound alone (`SOUND_SUFFIXES`) second 0 is where the sound begins.
     Placed by timestamp, so that a stream that begins late or has a hole is silent there; zeros follow its end. Mono is
     the plain mean of all channels, also of 5.1: it cannot clip. Rates are converted by soxr HQ.
 
     Raises UserError if there is no audio stream or it breaks before the window is full.
     """
     with _open(path) as container:
-        video, audio = _video_stream(container, path), _audio_stream(container)
+        audio = _audio_stream(container)
+        clock = audio if is_sound(path) else _video_stream(container, path)
         if audio is None:
             raise UserError(f"{path} has no audio stream; give a video with sound")
         native_hz = audio.codec_context.sample_rate
@@ -165,7 +179,7 @@ def read_audio(path: str | os.PathLike, start_sec: float, samples: int, hz: int)
 
         cursor = None
         with _reading(path):
-            for time, block in _mono_blocks(_decode_from(container, audio, video, first / native_hz), native_hz):
+            for time, block in _mono_blocks(_decode_from(container, audio, clock, first / native_hz), native_hz):
                 position = round(time * native_hz) - first
                 if cursor is None or abs(position - cursor) > _GAP_SEC * native_hz:
                     cursor = position
@@ -174,6 +188,8 @@ def read_audio(path: str | os.PathLike, start_sec: float, samples: int, hz: int)
                 kept = block[max(-cursor, 0) : len(native) - cursor]
                 native[max(cursor, 0) : max(cursor, 0) + len(kept)] = kept
                 cursor += len(block)
+    if cursor is None and is_sound(path) and start_sec <= 0:
+        raise UserError(f"{path} holds no sound that can be decoded; replace the file or leave it out")
     if native_hz != hz:
         native = soxr.resample(native, native_hz, hz, quality="HQ")
     return _fit(np.clip(native[margin:], -1, 1), samples)
@@ -268,16 +284,16 @@ def _url(path: str | os.PathLike) -> str:
 
 @contextlib.contextmanager
 def _open(path: str | os.PathLike) -> Iterator[av.container.InputContainer]:
-    path = pathlib.Path(path)
+    path, kind = pathlib.Path(path), "sound" if is_sound(path) else "video"
     if not path.is_file():
-        raise UserError(f"{path} {'is a folder, not a video' if path.is_dir() else 'does not exist'}; check the path")
+        raise UserError(f"{path} {f'is a folder, not a {kind}' if path.is_dir() else 'does not exist'}; check the path")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty (0 bytes); replace the file or leave it out")
     try:
         container = av.open(_url(path), metadata_errors="surrogateescape")
     except av.FFmpegError as error:
         raise UserError(
-            f"{path} cannot be opened as a video ({error.strerror}): it is cut short or not a video at all; "
+            f"{path} cannot be opened as a {kind} ({error.strerror}): it is cut short or not a {kind} at all; "
             "replace the file or leave it out"
         ) from error
     with container:
@@ -337,8 +353,8 @@ def _audio_stream(container: av.container.InputContainer) -> av.AudioStream | No
     return next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
 
 
-def _start_ticks(video: av.VideoStream) -> int:
-    return video.start_time or 0
+def _start_ticks(stream: av.stream.Stream) -> int:
+    return stream.start_time or 0
 
 
 def _declared_sec(video: av.VideoStream) -> float:
@@ -357,28 +373,28 @@ def _frame_ticks(video: av.VideoStream) -> Fraction:
     return 1 / ((video.average_rate or video.guessed_rate or 25) * video.time_base)
 
 
-def _decode_from(container, stream, video: av.VideoStream, start_sec: float) -> Iterator[tuple[float, av.frame.Frame]]:
-    """Yields (seconds since the first picture, frame) of `stream`, from `start_sec` or a little earlier on."""
-    start = _start_ticks(video)
+def _decode_from(container, stream, clock: av.stream.Stream, start_sec: float) -> Iterator[tuple[float, av.frame.Frame]]:
+    """Yields (seconds since `clock` begins, frame) of `stream`, from `start_sec` or a little earlier on."""
+    start = _start_ticks(clock)
 
     def timed():
         for frame in container.decode(stream):
             ticks = frame.pts if frame.pts is not None else frame.dts
             if ticks is not None:
-                yield float(ticks * stream.time_base - start * video.time_base), frame
+                yield float(ticks * stream.time_base - start * clock.time_base), frame
 
     if start_sec > _SEEK_SLACK_SEC:
         # By the video stream, also for sound: it is the one that every container indexes.
-        target = start + math.floor(Fraction(start_sec - _SEEK_SLACK_SEC) / video.time_base)
+        target = start + math.floor(Fraction(start_sec - _SEEK_SLACK_SEC) / clock.time_base)
         with contextlib.suppress(av.FFmpegError):  # a file without an index is read from its start
-            container.seek(target, stream=video)
+            container.seek(target, stream=clock)
         frames = timed()
         first = next(frames, None)
         if first is not None and first[0] <= start_sec + _ROUNDING_SEC:
             yield first
             yield from frames
             return
-        container.seek(start, stream=video)
+        container.seek(start, stream=clock)
     yield from timed()
 
 

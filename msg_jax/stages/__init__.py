@@ -1,43 +1,87 @@
 """The plan: which stage needs which, and `run`, which makes whatever is missing."""
 
+from collections.abc import Iterable
 import pathlib
 import time
 
 from ml_collections import ConfigDict
 
+from msg_jax import networks
 from msg_jax.errors import UserError
 from msg_jax.infra import logging
-from msg_jax.stages import avp_rpo, base, candidates, codec, encoders, evaluate, extract, judge, prepare, sf_cavp
+from msg_jax.stages import (
+    avp_rpo,
+    base,
+    candidates,
+    codec,
+    encoders,
+    evaluate,
+    evaluate_folder,
+    extract,
+    judge,
+    prepare,
+    reward_study,
+    sf_cavp,
+    sound_events,
+)
 from msg_jax.stages.common import Run, Stage, ensure, read_record
 
 
 def plan(config: ConfigDict) -> dict[str, Stage]:
-    """Every stage that this config can run, by name; a preference arm is a stage."""
-    encoder_needs = ("sf_cavp",) if config.encoders.kind == "sf_cavp" else ("codec",)
+    """Every stage that this config can run, by name; a preference arm is a stage. Raises UserError on an arm that cannot be."""
+    avp_rpo.check_arms(config)
+    encoder_needs = {"separate": ("codec",), "sf_cavp": ("sf_cavp",), "released": ("prepare",)}[config.encoders.kind]
+
+    def files(field: str, *kinds: str) -> tuple[str, ...]:
+        return kinds if networks.is_released(config, field) else ()
+
+    # The file of an MM-DiT also brings the features of the empty text, and the mean and deviation of the latents.
+    null_text, statistics = files("encoders.kind", "mmdit"), files("codec.kind", "mmdit")
     stages = [
-        Stage("prepare", prepare.make),
-        Stage("codec", codec.make, ("prepare",), ("codec",)),
+        Stage("prepare", prepare.make, alone=True),
+        Stage("codec", codec.make, ("prepare",), ("codec",), weights=files("codec.kind", "vae", "bigvgan")),
         Stage("judge", judge.make, ("prepare",), ("judge",)),
         Stage("sf_cavp", sf_cavp.make, ("prepare",), ("sf_cavp",)),
-        Stage("encoders", encoders.make, encoder_needs, ("encoders",)),
-        Stage("extract", extract.make, ("codec", "encoders"), ("extract",)),
-        Stage("base", base.make, ("extract",), ("base",), seeded=True),
+        Stage("sound_events", sound_events.make, ("sf_cavp",), ("sound_events",)),
+        Stage("encoders", encoders.make, encoder_needs, ("encoders",), weights=files("encoders.kind", "clip", "synchformer")),
+        Stage("extract", extract.make, ("codec", "encoders"), ("extract",), weights=null_text),
+        Stage("base", base.make, ("extract",), ("base",), seeded=True, weights=null_text or statistics),
     ]
-    judge_needs = ("base", "sf_cavp", "judge")
-    stages.append(Stage("candidates", candidates.make, judge_needs, ("preference",), seeded=True))
+    reward = ("sf_cavp", "sound_events") if config.sound_events.kinds else ("sf_cavp",)
+    judge_needs = ("base", *reward, "judge")
+    stages.append(Stage("candidates", candidates.make, judge_needs, ("preference", "reward"), seeded=True))
     for name, arm in config.arms.items():
-        needs = ("base",) if arm.ranking == "none" else (*judge_needs, "candidates")
-        stages.append(Stage(name, avp_rpo.arm(name), needs, ("preference", f"arms.{name}"), seeded=True))
-    evaluate_needs = ("judge", "sf_cavp", "base", *config.arms)
-    stages.append(Stage("evaluate", evaluate.make, evaluate_needs, ("evaluate", "arms")))
+        ranks = arm.ranking not in ("none", "rules")
+        needs = list(judge_needs) if ranks else ["base"]
+        if ranks and not candidates.changes_candidates(arm):
+            needs.append("candidates")
+        if arm.start != "base":
+            needs.append(arm.start)
+        sections = ("preference", f"arms.{name}", *(("reward",) if ranks else ()))
+        stages.append(Stage(name, avp_rpo.arm(name), tuple(needs), sections, seeded=True))
+    evaluate_needs = ("judge", *reward, "base", *config.arms)
+    stages.append(Stage("evaluate", evaluate.make, evaluate_needs, ("evaluate", "arms", "reward")))
+    if "reward_study" in config:
+        stages.append(Stage("reward_study", reward_study.make, judge_needs, ("reward_study", "reward")))
     return {stage.name: stage for stage in stages}
 
 
 def run(config: ConfigDict, workdir: str | pathlib.Path) -> None:
-    """Runs `config.stages` and first whichever stages they need and `workdir` lacks."""
+    """Runs `config.stages` and first whichever stages they need and `workdir` lacks; or an evaluation (configs/evaluate.py)."""
+    if "generated" in config:
+        evaluate_folder.run(config, workdir)
+        return
     begun = time.monotonic()
     this = Run.create(config, workdir)
+    networks.check(config, this.clip)
     stages = plan(config)
+    for name in config.stages:
+        if name not in stages:
+            raise UserError(f"config.stages names {name!r}: there is no such stage; choose from {', '.join(stages)}.")
+    if any(stages[name].weights for name in _needed(stages, config.stages)):
+        logging.info("%-13s released files in %s", "weights", this.released.folder)
+    if not config.data.source:
+        raise UserError("config.data.source is not given: --config.data.source=folder:PATH, or tfds:NAME_OR_FOLDER.")
     digests: dict[tuple[str, int | None], str] = {}
 
     def make(name: str, seed: int | None) -> str:
@@ -54,11 +98,14 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> None:
         return digests[name, seed]
 
     for name in config.stages:
-        if name not in stages:
-            raise UserError(f"config.stages names {name!r}: there is no such stage; choose from {', '.join(stages)}.")
         for seed in config.seeds:
             make(name, seed)
     _summary(this, digests, time.monotonic() - begun)
+
+
+def _needed(stages: dict[str, Stage], names: Iterable[str]) -> set[str]:
+    """These stages and all that they need."""
+    return {each for name in names for each in (name, *_needed(stages, stages[name].needs))}
 
 
 def _summary(this: Run, digests: dict, seconds: float) -> None:

@@ -1,17 +1,21 @@
-"""Fits the default audio codec to the training clips."""
+"""The audio codec: fits the default one to the training clips, or takes the released one as it is."""
 
 import pathlib
 
 import numpy as np
 
-from msg_jax.data import mel
+from msg_jax import networks
+from msg_jax.data import mel, pipeline
 from msg_jax.infra import checkpoint, logging
 from msg_jax.models.codec import fit_pca
-from msg_jax.stages.common import Run
+from msg_jax.stages.common import Run, text_digest
 
 
 def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
-    source = run.source("train")
+    if networks.is_released(run.config, "codec.kind"):
+        logging.info("%-13s MMAudio's VAE and BigVGAN", "codec")
+        return text_digest(*run.released.checksums("vae", "bigvgan").values())
+    source = pipeline.Readable(run.source("train"), run.report_skipped)
     chosen = np.random.default_rng(run.config.seed).permutation(len(source))[: run.config.codec.fit_clips]
     log_mels = np.stack([mel.log_mel(source[int(i)]["waveform"], run.clip.mel) for i in chosen])
     params, kept = fit_pca(log_mels, mel.mel_basis(run.clip.mel), run.clip)

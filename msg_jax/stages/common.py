@@ -1,13 +1,15 @@
 """A run: one folder, one config, and what its stages leave for each other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
 import pathlib
 import platform
 import subprocess
+import threading
 import time
 from typing import Any
 
@@ -16,13 +18,17 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from msg_jax import networks
+from msg_jax import networks, system, train
 from msg_jax.clip import ClipSpec
+from msg_jax.convert.bundle import DOCUMENT, Bundle
 from msg_jax.data import mel, pipeline
 from msg_jax.errors import UserError
-from msg_jax.infra import checkpoint, logging
+from msg_jax.infra import checkpoint, guard, logging, runtime
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.infra.record import RECORD, read_record
+from msg_jax.types import Params
+
+_SKIPPED_LOCK = threading.Lock()  # of the threads that read ahead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,19 +42,59 @@ class Run:
 
     @classmethod
     def create(cls, config: ConfigDict, workdir: str | pathlib.Path) -> "Run":
+        config = config.copy_and_resolve_references()
+        if config.weights:  # recorded so that it is found from everywhere
+            config.weights = str(pathlib.Path(config.weights).resolve())
         return cls(pathlib.Path(workdir), config, ClipSpec.from_dict(config.clip.to_dict()), mesh_lib.make_mesh(config.mesh))
 
     def folder(self, stage: str, seed: int | None = None) -> pathlib.Path:
         return self.root / stage if seed is None or len(self.config.seeds) == 1 else self.root / f"seed_{seed}" / stage
 
-    def source(self, split: str):
-        """The random-access source of a split (data/pipeline.py)."""
-        data = self.config.data
-        return pipeline.make_source(
+    def source(self, split: str, kept: Sequence[int] | None = None) -> pipeline.Source:
+        """The random-access source of a split (data/pipeline.py), or of those of its clips whose features were `kept`."""
+        data, prepared = self.config.data, self.folder("prepare")
+        source = pipeline.make_source(
             data.source, self.clip, split, data_dir=data.cache, seed=data.seed,
             sizes={name: data[name] for name in ("train", "validation", "test")},
             windows_per_video=data.windows_per_video,
+            index_path=prepared / "videos.json",
+            index_is_final=(read_record(prepared) or {}).get("finished", False),  # the clips are those that `prepare` found
+            squash_clip_video=networks.is_released(self.config, "encoders.kind"),  # as CLIP saw its pictures
         )
+        return source if kept is None else pipeline.Chosen(source, kept)
+
+    def report_skipped(self, row: dict) -> None:
+        """Adds a row {"path", "reason"} to the run's `skipped.jsonl`, and says so, unless it is there."""
+        path = self.root / "skipped.jsonl"
+        with _SKIPPED_LOCK:
+            rows = logging.read_metrics(path)
+            if row not in rows:
+                logging.write_jsonl(path, [*rows, row])
+                logging.info("skipped %s: %s", row["path"], row["reason"])
+
+    @functools.cached_property
+    def released(self) -> Bundle | None:
+        """The released files of `config.weights`, converted; None for a config that names none of their networks.
+
+        Raises UserError if the folder is not given, or as `system.open_weights` does.
+        """
+        if not any(networks.is_released(self.config, field) for field in networks.KINDS):
+            return None
+        if not self.config.weights:
+            raise UserError(f"config.variant={self.config.variant} works with released files: say in which folder they are "
+                            f"with --config.weights=FOLDER ({DOCUMENT} lists the files and where they are published).")
+        folder, variant = self.config.weights, self.config.variant
+        runtime.first_process_alone(lambda: system.open_weights(folder, variant), folder)  # converts the files
+        return system.open_weights(folder, variant)
+
+    def load_released(self, kind: str, *prefixes: str) -> Params:
+        """Variables of a released network (`Bundle.load`), whole on every device of this process."""
+        return self.local(self.released.load(kind, *prefixes))
+
+    def frozen(self, *sides: str) -> system.InTurn:
+        """Variables of the frozen "encoders" and of these sides of the "codec", `encoder` or `decoder`, loaded in turn."""
+        loaders = system.frozen_loaders(self.config, self.released, self.load, *sides)
+        return system.InTurn(loaders, stay=self.released is None or system.fits(self.released))
 
     def arrays(self, record: dict) -> dict[str, Any]:
         """What networks see of a record: frames as uint8 (the device turns them into floats) and the log-mel."""
@@ -58,17 +104,27 @@ class Run:
         }
 
     def load(self, stage: str, seed: int | None = None) -> Any:
-        """What a finished stage exported, whole on every device of the mesh."""
-        return mesh_lib.replicate(checkpoint.load(self.folder(stage, seed) / "params"), self.mesh)
+        """What a finished stage exported, whole on every device of this process."""
+        return self.local(checkpoint.load(self.folder(stage, seed) / "params"))
+
+    @functools.cached_property
+    def local_mesh(self) -> jax.sharding.Mesh:
+        """This process's devices: frozen networks work here, each process on its own share of the clips."""
+        return mesh_lib.make_mesh(devices=self.mesh.local_devices)
+
+    def local(self, tree: Any) -> Any:
+        """A tree from anywhere, whole on every device of this process."""
+        return mesh_lib.replicate(tree, self.local_mesh)
 
     def batches(self, source: Any, batch_size: int, transform: Callable | None = None, *, seed: int) -> grain.IterDataset:
         """Endless shuffled batches of this process's share of a global batch of `batch_size`."""
         ways = mesh_lib.batch_devices(self.mesh)
         if batch_size % ways:
             raise UserError(f"batch_size={batch_size} cannot be split over {ways} devices: make it a multiple of {ways}.")
+        source = pipeline.Named(pipeline.Readable(source, self.report_skipped), transform)
         return pipeline.batches(
-            source, batch_size=batch_size, seed=seed, transform=transform, read_threads=self.config.data.read_threads,
-            process_index=jax.process_index(), process_count=jax.process_count(),
+            source, batch_size=batch_size, seed=seed, read_threads=self.config.data.read_threads,
+            rows=mesh_lib.local_rows(self.mesh, batch_size),
         )
 
     @property
@@ -80,7 +136,19 @@ class Run:
         every = self.config.every
         return dict(
             steps=section.steps, workdir=folder, mesh=self.mesh, log_every=every.log, checkpoint_every=every.checkpoint,
+            watch=self.watch,
         )
+
+    @property
+    def watch(self) -> train.Watch:
+        """What looks on while a stage trains. Raises UserError if `log.profile_steps` is not A:B."""
+        log, profile = self.config.log, None
+        if log.profile_steps:
+            first, _, end = log.profile_steps.partition(":")
+            if not (first.isdecimal() and end.isdecimal() and int(first) < int(end)):
+                raise UserError(f"--profile_steps={log.profile_steps} is not A:B, two steps of which the first is smaller.")
+            profile = int(first), int(end)
+        return train.Watch(guard.Limits(**self.config.guard), log.tensorboard, log.wandb, profile, log.explain_sharding)
 
 
 def git_revision() -> str | None:
@@ -111,6 +179,8 @@ class Stage:
     needs: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()  # config sections beside `clip` and `data` on which the result depends
     seeded: bool = False
+    alone: bool = False  # process 0 makes it while the others wait
+    weights: tuple[str, ...] = ()  # kinds of the released networks on whose files the result depends
 
 
 def settings(run: Run, stage: Stage) -> dict:
@@ -118,11 +188,19 @@ def settings(run: Run, stage: Stage) -> dict:
     config = json.loads(run.config.to_json_best_effort())
     kept = {name: config[name] for name in ("clip", "data", "seed", *(section.split(".")[0] for section in stage.sections))}
     kept["data"] = {name: value for name, value in kept["data"].items() if name not in ("cache", "read_threads")}
+    for section in {name.split(".")[0] for name in stage.sections} & kept.keys():  # how it is computed, not what
+        kept[section] = _without(kept[section], "accumulate", "remat")
     for section in stage.sections:
         if "." in section:
             outer, inner = section.split(".")
             kept[outer] = {inner: config[outer][inner]}
+    if stage.weights:
+        kept["weights"] = run.released.checksums(*stage.weights)
     return kept
+
+
+def _without(section: Any, *names: str) -> Any:
+    return {name: value for name, value in section.items() if name not in names} if isinstance(section, dict) else section
 
 
 def ensure(run: Run, stage: Stage, seed: int | None, upstream: dict[str, str]) -> str:
@@ -147,9 +225,15 @@ def ensure(run: Run, stage: Stage, seed: int | None, upstream: dict[str, str]) -
     }
     _write_record(folder, record)
     begun = time.monotonic()
-    digest = stage.make(run, folder, seed)
-    _write_record(folder, record | {"finished": True, "digest": digest, "seconds": round(time.monotonic() - begun, 1)})
-    return digest
+    made: list[str] = []
+    if stage.alone:
+        runtime.first_process_alone(lambda: made.append(stage.make(run, folder, seed)), str(folder))
+    else:
+        made.append(stage.make(run, folder, seed))
+    if jax.process_index() == 0:
+        _write_record(folder, record | {"finished": True, "digest": made[0], "seconds": round(time.monotonic() - begun, 1)})
+    runtime.barrier(f"stage {folder}")
+    return read_record(folder)["digest"]
 
 
 def _write_record(folder: pathlib.Path, record: dict) -> None:

@@ -1,15 +1,14 @@
-"""Trains the condition encoders of the default: frames to the features that the generator sees."""
+"""The condition encoders, frames to the features that the generator sees: trains the default ones, or takes others."""
 
 import dataclasses
 import pathlib
 
-import jax
 import jax.numpy as jnp
 
 from msg_jax import networks, train
 from msg_jax.infra import checkpoint, logging
 from msg_jax.models.condition_encoder import pretraining_loss
-from msg_jax.stages.common import Run
+from msg_jax.stages.common import Run, text_digest
 
 
 @dataclasses.dataclass
@@ -21,10 +20,10 @@ class EncoderTask(train.Task):
 
     def __post_init__(self):
         section = self.run.config.encoders
-        self.frozen = {"codec": self.run.load("codec")}
+        self.frozen = {"codec": self.run.frozen("encoder")["codec"]}
         self.codec = networks.codec(self.run.config, self.run.clip)
         self.model = networks.encoder(self.run.clip)
-        self.optimizer = train.make_optimizer(section.optimizer, section.steps)
+        self.optimizer, self.accumulate = train.make_optimizer(section.optimizer, section.steps), section.accumulate
 
     def init(self, rng):
         clip = self.run.clip
@@ -32,17 +31,16 @@ class EncoderTask(train.Task):
         clip_video = jnp.zeros((1, clip.clip_video_frames, clip.clip_video_px, clip.clip_video_px, 3))
         return train.create_state(self.model.init(rng, video, clip_video)["params"], self.optimizer, ema=False)
 
-    def step(self, state, batch, rng, frozen):
-        latents = self.codec.apply({"params": frozen["codec"]}, batch["mel"], method="encode")
+    def draw(self, batch, rng, frozen):
         envelope = batch["mel"].mean(axis=2)
-        envelope = (envelope - envelope.mean()) / (envelope.std() + 1e-3)
+        return batch | {
+            "latents": self.codec.apply(frozen["codec"], batch["mel"], method="encode"),
+            "envelope": (envelope - envelope.mean()) / (envelope.std() + 1e-3),  # of the whole batch
+        }
 
-        def loss_fn(params):
-            frames = networks.to_unit(batch["video"]), networks.to_unit(batch["clip_video"])
-            return pretraining_loss(self.model.apply({"params": params}, *frames), latents, envelope)
-
-        (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        return train.apply_gradients(state, gradients, self.optimizer), {"loss": loss} | metrics
+    def loss(self, params, rows, frozen):
+        frames = networks.to_unit(rows["video"]), networks.to_unit(rows["clip_video"])
+        return pretraining_loss(self.model.apply({"params": params}, *frames), rows["latents"], rows["envelope"])
 
     def batches(self):
         config = self.run.config
@@ -50,6 +48,9 @@ class EncoderTask(train.Task):
 
 
 def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+    if networks.is_released(run.config, "encoders.kind"):
+        logging.info("%-13s CLIP and Synchformer", "encoders")
+        return text_digest(*run.released.checksums("clip", "synchformer").values())
     if run.config.encoders.kind == "sf_cavp":
         logging.info("%-13s SF-CAVP's own features condition the generator", "encoders")
         return checkpoint.export(folder / "params", run.load("sf_cavp"))

@@ -17,16 +17,19 @@ from msg_jax import networks
 from msg_jax.data import mel
 from msg_jax.data.features import FeatureSource
 from msg_jax.evaluation import alignment, bootstrap, distribution, events, report
-from msg_jax.infra import logging, preemption
+from msg_jax.infra import logging, metering, preemption, runtime
 from msg_jax.losses.contrastive import lagged_cosines
 from msg_jax.stages.common import RECORD, Run, read_record, text_digest
 from msg_jax.stages.generator import Generator
 from msg_jax.stages.listening import Listener
+from msg_jax.stages.reward_study import judged_candidates
 
 OFFSETS = 9  # a clip against itself shifted by -4 .. 4 times OFFSET_SEC
 OFFSET_SEC = 0.08
 RECALL_GROUP = 64
-EVENT_FIGURES = ("event_f1", "onset_f1", "class_f1")
+EVENT_FIGURES = ("event_f1", "onset_f1", "class_f1", "event_f1_40ms", "onset_f1_40ms")
+PAIRED_FIGURES = ("event_f1", "event_f1_40ms")  # also as differences to the base
+TIMING_SEC = 0.04  # the tolerance of the figures that end in 40ms: one frame of 25 fps video
 REFERENCES = ("real", "reconstructed", "random_clip")
 
 
@@ -49,13 +52,13 @@ class Evaluation:
     def __init__(self, run: Run):
         self.run, self.section = run, run.config.evaluate
         split = self.section.split
-        self.source = run.source(split)
         self.features = FeatureSource(run.folder("extract") / split)
+        self.source = run.source(split, self.features.kept)
         self.indices = list(range(min(self.section.clips, len(self.source))))
         self.listener = Listener(run, self.source.class_names)
         self.generator = Generator(run, self.features)
         self.no_truth = None if self.listener.can_judge else f"{run.config.data.source} has no event truth"
-        self.records = [self.source[i] for i in self.indices]
+        self.records = [self.source[i] | {"clip_video": None} for i in self.indices]  # nobody looks at these pictures again
         self.truth = events.true_events(np.stack([record["events"] for record in self.records]))
         self.video = self.listener.embed_video(np.stack([record["video"] for record in self.records]))
         self.real_mels = mel.log_mel(np.stack([record["waveform"] for record in self.records]), run.clip.mel)
@@ -100,9 +103,11 @@ class Evaluation:
             return row
         found, embeddings = self.listener.detect(mels)
         counts = events.clip_counts(self.truth, found, self.section.tolerance_sec)
+        exact = events.clip_counts(self.truth, found, TIMING_SEC)
+        counts |= {f"{name}_40ms": exact[name] for name in ("event_f1", "onset_f1")}
         row |= {name: bootstrap.f1_interval(counts[name], **options) for name in EVENT_FIGURES}
         row["fd_judge"] = distribution.frechet_distance(embeddings, self.real_embeddings)
-        row["counts"] = counts["event_f1"].tolist()
+        row["counts"] = {name: counts[name].tolist() for name in PAIRED_FIGURES}
         return row
 
     @functools.cached_property
@@ -128,31 +133,25 @@ class Evaluation:
     def reward(self) -> dict[str, Any]:
         """How well the reward ranks candidates of the base model for one video: against event F1, which it never saw."""
         if self.no_truth:
-            names = ("within_video_correlation", "headroom_share", "best_beats_worst")
+            names = ("within_video_correlation", "within_video_rank_correlation", "headroom_share", "best_beats_worst")
             return {name: None for name in names} | {f"{name}_reason": self.no_truth for name in names}
         section = self.section
         indices = self.indices[: section.reward_clips]
+        video, truth = jax.tree.map(lambda x: x[: len(indices)], self.video), self.truth[: len(indices)]
         rewards, truths = [], []
         for seed in self.run.config.seeds:
-            done = 0
-            for latents in self.generator.latents(
-                self._variables("base", seed), indices, seed=seed, purpose="reward", candidates=section.reward_candidates,
+            mels, f1 = judged_candidates(
+                self.generator, self.listener, self._variables("base", seed), indices, truth, seed=seed, purpose="reward",
+                tolerance_sec=section.tolerance_sec, candidates=section.reward_candidates,
                 guidance_scale=section.reward_guidance, steps=section.steps, batch_size=section.batch_size,
-            ):
-                here = slice(done, done + len(latents))
-                mels = self.listener.decode(latents.reshape(-1, *latents.shape[2:]))
-                mels = mels.reshape(*latents.shape[:2], *mels.shape[1:])
-                rewards.append(self.listener.score(jax.tree.map(lambda x, here=here: x[here], self.video), mels))
-                truths.append(self.listener.event_f1(self.truth[here], mels))
-                done += len(latents)
+            )
+            rewards.append(self.listener.score(video, mels))
+            truths.append(f1["event_f1"])
         scores = {name: np.concatenate([part[name] for part in rewards]) for name in rewards[0]}
         truth = np.concatenate(truths)
-        figures: dict[str, Any] = {
-            "within_video_correlation": alignment.within_video_correlation(scores["reward"], truth)["value"],
-            "headroom_share": alignment.headroom_share(scores["reward"], truth)["value"],
-            "best_beats_worst": alignment.best_beats_worst(scores["reward"], truth)["value"],
-        }
-        for name in ("semantic", "dynamic", "window"):
+        tables = alignment.ranking_tables(scores["reward"], truth)
+        figures: dict[str, Any] = {name: float(alignment.quotient(table.sum(axis=0))) for name, table in tables.items()}
+        for name in scores.keys() - {"reward"}:
             figures[f"correlation_{name}"] = alignment.within_video_correlation(scores[name], truth)["value"]
         unusable = {name for name, value in figures.items() if not math.isfinite(value)}
         figures |= {name: None for name in unusable}
@@ -160,7 +159,7 @@ class Evaluation:
 
     def examples(self) -> list[dict[str, Any]]:
         """The first clips with the real sound and that of base and tuned model, for ears and eyes."""
-        tuned = [name for name in self.run.config.arms if name == "avp_rpo"]
+        tuned = [name for name in self.run.config.arms if name in ("avp_rpo", "sync_dpo")]
         seed, count = self.run.config.seeds[0], min(self.section.examples, len(self.indices))
         guidance = self.section.reward_guidance
         systems = [System("real")] + [System(name, guidance, seed) for name in ("base", *tuned)]
@@ -185,13 +184,15 @@ def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
     evaluation = Evaluation(run)
     systems = evaluation.systems()
     progress = logging.Progress("evaluate", len(systems), "row")
-    rows = []
-    for system in progress.over(systems):
-        path = folder / "rows" / f"{system.key}.json"
-        if not path.exists():
-            logging.write_atomically(path, json.dumps(evaluation.row(system)))
+    paths = [folder / "rows" / f"{system.key}.json" for system in systems]
+    for i, system in enumerate(progress.over(systems)):
+        if i % jax.process_count() == jax.process_index() and not paths[i].exists():
+            logging.write_atomically(paths[i], json.dumps(evaluation.row(system)))
             preemption.exit_if_requested(f"evaluate {system.key}")
-        rows.append(json.loads(path.read_text()))
+    runtime.barrier(f"rows {folder}")
+    if jax.process_index():
+        return ""  # process 0 writes what is made of all rows
+    rows = [json.loads(path.read_text()) for path in paths]
     results = {
         "rows": [{name: value for name, value in row.items() if name != "counts"} for row in rows],
         "differences": paired_differences(rows, run),
@@ -209,14 +210,14 @@ def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
 
 
 def paired_differences(rows: list[dict], run: Run) -> list[dict]:
-    """Event F1 of every tuned system minus the base at the same guidance and seed, resampled in pairs of clips."""
+    """`PAIRED_FIGURES` of every tuned system minus the base's at the same guidance and seed, resampled in pairs of clips."""
     base = {(row["guidance"], row["seed"]): row for row in rows if row["system"] == "base"}
     return [
         {"system": row["system"], "baseline": "base"} | {name: row[name] for name in ("guidance", "split", "seed")} | {
-            "event_f1": bootstrap.f1_difference_interval(
-                np.array(row["counts"]), np.array(base[row["guidance"], row["seed"]]["counts"]), seed=run.config.seed,
-                resamples=run.config.evaluate.bootstrap,
-            )
+            name: bootstrap.f1_difference_interval(
+                np.array(row["counts"][name]), np.array(base[row["guidance"], row["seed"]]["counts"][name]),
+                seed=run.config.seed, resamples=run.config.evaluate.bootstrap,
+            ) for name in PAIRED_FIGURES
         }
         for row in rows if row["system"] in run.config.arms and "counts" in row
     ]
@@ -226,7 +227,9 @@ def curves(run: Run) -> dict[str, list[dict]]:
     """The metrics of every training in the run, by the folder it was made in."""
     found = {}
     for path in sorted(run.root.glob("**/metrics.jsonl")):
-        found[str(path.parent.relative_to(run.root))] = logging.read_metrics(path)
+        found[str(path.parent.relative_to(run.root))] = [
+            {name: value for name, value in row.items() if name not in metering.FIELDS} for row in logging.read_metrics(path)
+        ]
     return found
 
 

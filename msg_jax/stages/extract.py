@@ -1,50 +1,101 @@
-"""Writes the latents and condition features of every clip once, so that generator training never decodes a video."""
+"""Writes the latents and condition features of every clip once, so that generator training never decodes a video.
 
+A clip that cannot be read is left out; the run's `skipped.jsonl` says why, and `data.json` here how many there were.
+"""
+
+from collections.abc import Iterator
+import functools
+import itertools
+import json
 import pathlib
 
 import jax
 import numpy as np
 
-from msg_jax import networks
+from msg_jax import networks, sampling, system
 from msg_jax.data.features import FeatureSource, FeatureWriter
-from msg_jax.infra import logging, preemption
-from msg_jax.models.condition_encoder import embed_text
+from msg_jax.data.pipeline import Source
+from msg_jax.errors import UnreadableError
+from msg_jax.infra import logging, preemption, runtime
+from msg_jax.infra import mesh as mesh_lib
 from msg_jax.stages.common import Run, text_digest
 from msg_jax.stages.prepare import SPLITS
 
 
+class Extractor:
+    """Latents and condition features of records; the frozen networks are in memory in turn where they are large."""
+
+    def __init__(self, run: Run):
+        config = run.config
+        self._run, self._variables = run, run.frozen("encoder")
+        self._encode_frames, self._embed_text = system.encoders(config, run.clip, run.released, self._variables)
+        self._encode_audio = jax.jit(functools.partial(networks.codec(config, run.clip).apply, method="encode"))
+        self._in_pieces = networks.is_released(config, "encoders.kind")
+        self._null_text = None
+        if self._in_pieces:
+            self._null_text = np.asarray(run.released.load("mmdit", "buffers/empty_text")["buffers"]["empty_text"])[None]
+
+    def __call__(self, records: list[dict]) -> dict[str, np.ndarray]:
+        """Arrays (len(records), ...) by the names of `features.FeatureSource`, for at most a batch of records."""
+        arrays = [self._run.arrays(record) for record in records]
+        batch = {name: np.stack([each[name] for each in arrays]) for name in arrays[0]}
+        (filled,) = sampling.chunks(batch, self._run.config.extract.batch_size)  # one shape, one compilation
+        filled = mesh_lib.spread(filled, self._run.local_mesh)
+        frames = batch if self._in_pieces else filled  # a large encoder takes pieces of its own, and no picture for nothing
+        text = np.concatenate([self._text(record["caption"]) for record in records])
+        clip, sync = self._encode_frames(self._variables["encoders"], frames["video"], frames["clip_video"])
+        latents = self._encode_audio(self._variables["codec"], filled["mel"])
+        found = {"latents": latents, "clip": clip, "sync": sync, "text": text}
+        return {name: np.asarray(value)[: len(records)] for name, value in found.items()}
+
+    def _text(self, caption: str) -> np.ndarray:
+        return self._embed_text(caption) if caption or self._null_text is None else self._null_text
+
+
+def _readable(run: Run, source: Source, indices: range, skipped: list[dict]) -> Iterator[dict]:
+    """The records at these indices. Those that cannot be read are reported, and `skipped` gets {"index", "path", "reason"}."""
+    for i in indices:
+        try:
+            yield source[i]
+        except UnreadableError as error:
+            run.report_skipped(error.row)
+            skipped.append({"index": i} | error.row)
+
+
+def write_shard(
+    run: Run, extract: Extractor, source: Source, writer: FeatureWriter, shard: int, indices: range,
+    progress: logging.Progress | None = None,
+) -> tuple[int, int]:
+    """Writes the features of the clips at `indices`; how many were written, and how many could not be read."""
+    ids, items, skipped = [], [], []
+    records = _readable(run, source, indices, skipped)
+    while batch := list(itertools.islice(records, run.config.extract.batch_size)):
+        features = extract(batch)
+        items += [{name: value[i] for name, value in features.items()} for i in range(len(batch))]
+        ids += [record["id"] for record in batch]
+        if progress is not None:
+            progress.update(indices.start + len(ids) + len(skipped))
+    writer.write(shard, ids, items, skipped)
+    return len(ids), len(skipped)
+
+
 def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
-    config, clip = run.config, run.clip
-    codec = networks.codec(config, clip)
-    params = {"codec": run.load("codec"), "encoders": run.load("encoders")}
-
-    @jax.jit
-    def extract(params, batch):
-        frames = networks.to_unit(batch["video"]), networks.to_unit(batch["clip_video"])
-        clip_features, sync_features = networks.encode_frames(config, clip, params["encoders"], *frames)
-        latents = codec.apply({"params": params["codec"]}, batch["mel"], method="encode")
-        return {"latents": latents, "clip": clip_features, "sync": sync_features}
-
-    digests = []
+    config, extract = run.config.extract, Extractor(run)
+    facts, digests = {"clips": {}, "skipped": {}}, []
     for split in SPLITS:
         source = run.source(split)
-        writer = FeatureWriter(folder / split, len(source), config.extract.shard_clips)
+        writer = FeatureWriter(folder / split, len(source), config.shard_clips, jax.process_index(), jax.process_count())
         progress = logging.Progress(f"extract {split}", len(source), "clip")
         for shard, indices in writer.missing:
-            ids, items = [], []
-            for start in range(0, len(indices), config.extract.batch_size):
-                chosen = indices[start : start + config.extract.batch_size]
-                records = [source[i] for i in chosen]
-                records += records[-1:] * (config.extract.batch_size - len(records))  # one shape, one compilation
-                arrays = [run.arrays(record) for record in records]
-                batch = {name: np.stack([each[name] for each in arrays]) for name in arrays[0]}
-                features = {name: np.asarray(value) for name, value in extract(params, batch).items()}
-                features["text"] = embed_text([r["caption"] for r in records], clip.text_tokens, networks.text_dim(clip))
-                items += [{name: value[i] for name, value in features.items()} for i in range(len(chosen))]
-                ids += [r["id"] for r in records[: len(chosen)]]
-                progress.update(chosen[-1] + 1)
-            writer.write(shard, ids, items)
+            write_shard(run, extract, source, writer, shard, indices, progress)
             preemption.exit_if_requested(f"extract {split} shard {shard}")
+        runtime.barrier(f"extract {split}")
         writer.finish()
-        digests += FeatureSource(folder / split).digests()
+        features = FeatureSource(folder / split)
+        facts["clips"][split], facts["skipped"][split] = len(features), len(features.skipped)
+        digests += features.digests()
+    logging.write_atomically(folder / "data.json", json.dumps(facts, indent=1) + "\n")
+    if skipped := sum(facts["skipped"].values()):
+        logging.info("%-13s %d of %d clips could not be read: %s", "extract", skipped,
+                     skipped + sum(facts["clips"].values()), run.root / "skipped.jsonl")
     return text_digest(*digests)

@@ -9,6 +9,7 @@ import numpy as np
 
 from msg_jax import networks, sampling, train
 from msg_jax.data.features import FeatureSource
+from msg_jax.infra import mesh as mesh_lib
 from msg_jax.stages.base import conditions_of
 from msg_jax.stages.common import Run
 from msg_jax.types import Params
@@ -48,7 +49,7 @@ class Generator:
 
         Prompts are left out: what is heard must come from what is seen.
         """
-        root = train.key_for(seed, purpose)
+        root, variables, mesh = train.key_for(seed, purpose), self._run.local(variables), self._run.local_mesh
         for start in range(0, len(indices), batch_size):
             chosen = list(indices[start : start + batch_size])
             filled = chosen + chosen[-1:] * (batch_size - len(chosen))
@@ -56,6 +57,7 @@ class Generator:
             null = self.model.apply(variables, batch_size, method="null_conditions")
             conditions = conditions.replace(text=null.text) if conditional else null
             keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.asarray(filled))
+            conditions, keys = mesh_lib.spread((conditions, keys), mesh)
             latents = self._sample(
                 variables, conditions, keys, candidates=candidates, guidance_scale=guidance_scale, steps=steps
             )

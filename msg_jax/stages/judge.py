@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from msg_jax import networks, train
@@ -23,20 +22,19 @@ class JudgeTask(train.Task):
     def __post_init__(self):
         section = self.run.config.judge
         self.model = networks.judge(self.source.class_names)
-        self.optimizer = train.make_optimizer(section.optimizer, section.steps)
+        self.optimizer, self.accumulate = train.make_optimizer(section.optimizer, section.steps), section.accumulate
 
     def init(self, rng):
         spec = self.run.clip
         params = self.model.init(rng, jnp.zeros((1, spec.mel_frames, spec.mel.bands)))["params"]
         return train.create_state(params, self.optimizer, ema=False)
 
-    def step(self, state, batch, rng, frozen):
-        def loss_fn(params):
-            logits, _ = self.model.apply({"params": params}, detector.augment(rng, batch["mel"]))
-            return detector.detector_loss(logits, batch["targets"])
+    def draw(self, batch, rng, frozen):
+        return batch | {"mel": detector.augment(rng, batch["mel"])}
 
-        loss, gradients = jax.value_and_grad(loss_fn)(state.params)
-        return train.apply_gradients(state, gradients, self.optimizer), {"loss": loss}
+    def loss(self, params, rows, frozen):
+        logits, _ = self.model.apply({"params": params}, rows["mel"])
+        return detector.detector_loss(logits, rows["targets"]), {}
 
     def batches(self):
         spec, classes = self.run.clip.mel, len(self.source.class_names)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from msg_jax import networks, train
+from msg_jax.errors import UserError
 from msg_jax.infra import checkpoint
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.losses.contrastive import sf_cavp_loss
@@ -26,6 +27,15 @@ class SFCAVPTask(train.Task):
         section = self.run.config.sf_cavp
         self.model = networks.reward_model(self.run.config, self.run.clip)
         self.optimizer = train.make_optimizer(section.optimizer, section.steps)
+        if section.accumulate != 1:
+            raise UserError(f"config.sf_cavp.accumulate={section.accumulate}: a contrastive loss compares every clip with the "
+                            "whole batch, so no micro-batch can stand for it; set it to 1, and add devices instead.")
+
+        crop_sec = section.crop_share * self.run.clip.duration_sec
+        needed_sec = self.model.config.shortest_sec(section.lags)
+        if crop_sec < needed_sec:
+            raise UserError(f"A crop of {crop_sec:g} s, config.sf_cavp.crop_share={section.crop_share} of a clip, is too short for "
+                            f"the windows and lags of SF-CAVP, which need {needed_sec:g} s: crop less, or leave out long lags.")
 
     def init(self, rng):
         clip = self.run.clip
@@ -33,13 +43,14 @@ class SFCAVPTask(train.Task):
         mel = jnp.zeros((1, clip.mel_frames, clip.mel.bands))
         return train.create_state(self.model.init(rng, AVBatch(video, mel))["params"], self.optimizer, ema=False)
 
-    def step(self, state, batch, rng, frozen):
-        section = self.run.config.sf_cavp
+    def draw(self, batch, rng, frozen):
         clips = AVBatch(networks.to_unit(batch["video"]), batch["mel"])
         crop_key, view_key = jax.random.split(rng)
-        clips = random_crop(clips, crop_key, self.run.clip, section.crop_share * self.run.clip.duration_sec)
-        clips = random_view(clips, view_key)
-        axes = mesh_lib.BATCH[0]
+        crop_sec = self.run.config.sf_cavp.crop_share * self.run.clip.duration_sec
+        return random_view(random_crop(clips, crop_key, self.run.clip, crop_sec), view_key)
+
+    def loss(self, params, clips, frozen):
+        section, axes = self.run.config.sf_cavp, mesh_lib.BATCH[0]
 
         # The negatives are the global batch: inside shard_map every device gathers the others' embeddings.
         @functools.partial(
@@ -49,16 +60,16 @@ class SFCAVPTask(train.Task):
         def global_loss(video, audio, scales):
             return sf_cavp_loss(video, audio, scales, section.loss_weights, tuple(section.lags), axis_name=axes)
 
-        def loss_fn(params):
-            output = self.model.apply({"params": params}, clips)
-            return global_loss(output.video, output.audio, output.scales)
-
-        (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        return train.apply_gradients(state, gradients, self.optimizer), {"loss": loss} | metrics
+        output = self.model.apply({"params": params}, clips)
+        return global_loss(output.video, output.audio, output.scales)
 
     def batches(self):
         config = self.run.config
-        return self.run.batches(self.run.source("train"), config.sf_cavp.batch_size, self.run.arrays, seed=config.seed)
+
+        def arrays(record):
+            return {name: value for name, value in self.run.arrays(record).items() if name != "clip_video"}
+
+        return self.run.batches(self.run.source("train"), config.sf_cavp.batch_size, arrays, seed=config.seed)
 
 
 def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:

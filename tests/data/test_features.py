@@ -33,3 +33,25 @@ def test_a_killed_writer_goes_on_and_the_reader_sees_every_item(tmp_path):
             np.testing.assert_array_equal(source[i][name], value)
             assert source[i][name].dtype == value.dtype
     np.testing.assert_array_equal(source.stack([5, 1], ("flags",))["flags"], [[5, -5], [1, -1]])
+
+
+def test_items_that_could_not_be_had_are_known_and_the_rest_keeps_its_place(tmp_path):
+    """Seven clips of which 1, 3, 4 and 5 cannot be read: a whole shard among them."""
+    bad = {1, 3, 4, 5}
+    writer = FeatureWriter(tmp_path, 7, shard_items=3)
+    for shard, rows in writer.missing:
+        good = [i for i in rows if i not in bad]
+        skipped = [{"index": i, "path": f"{i}.mp4", "reason": "broken"} for i in rows if i in bad]
+        writer.write(shard, ["abcdefg"[i] for i in good], [_item(i) for i in good], skipped)
+    writer.finish()
+    source = FeatureSource(tmp_path)
+    assert source.ids == list("acg") and source.kept == [0, 2, 6]
+    assert [row["path"] for row in source.skipped] == ["1.mp4", "3.mp4", "4.mp4", "5.mp4"]
+    np.testing.assert_array_equal(source[1]["flags"], [2, -2])
+    np.testing.assert_array_equal(source[2]["flags"], [6, -6])
+
+    empty = FeatureWriter(tmp_path / "none", 2, shard_items=3)
+    empty.write(0, [], [], [{"index": i, "path": f"{i}.mp4", "reason": "broken"} for i in range(2)])
+    empty.finish()
+    with pytest.raises(UserError, match="none of its 2 clips could be read"):
+        FeatureSource(tmp_path / "none")

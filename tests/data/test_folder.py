@@ -8,7 +8,7 @@ import pytest
 
 from msg_jax import clip as clip_module
 from msg_jax.data import folder, media
-from msg_jax.errors import UserError
+from msg_jax.errors import UnreadableError, UserError
 
 CLIP = clip_module.ClipSpec(duration_sec=0.8, video_px=16, clip_video_px=8)
 
@@ -165,6 +165,10 @@ def test_index_spares_probing_until_a_file_changes(tmp_path, monkeypatch):
     assert len(probed) == 4 and second.skipped == first.skipped and ids(second) == ids(first)
     write(tmp_path / "b.mp4", 1.6)
     assert sum(len(s) for s in sources(tmp_path, index_path=index).values()) == 1 + 2 + 1 and probed[4:] == ["b.mp4"]
+    (tmp_path / "a.mp4").unlink()
+    write(tmp_path / "new.mp4", 1.0)
+    final = sources(tmp_path, index_path=index, index_is_final=True)
+    assert sum(len(s) for s in final.values()) == 1 + 2 + 1 and len(probed) == 5
     assert [path.name for path in index.parent.iterdir()] == ["index.json"]
     for text in ("{", "[1, 2]", json.dumps({"a.mp4": [[1, 2], {"length": 3}]})):
         index.write_text(text)
@@ -178,5 +182,6 @@ def test_a_file_that_breaks_later_is_named(tmp_path):
     source = folder.FolderSource(tmp_path, CLIP, "train")
     path = tmp_path / source[0]["id"].split("@")[0]
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=path.name):
+    with pytest.raises(UnreadableError, match=path.name) as error:
         source[0]
+    assert error.value.row == {"path": str(path), "reason": str(error.value)}

@@ -156,3 +156,10 @@ def test_semantic_parts_hear_the_order_that_a_plain_mean_cannot():
         embed = jax.jit(lambda p, x, model=model: model.apply(p, x, method="encode_audio").semantic)
         cosines.append(float((embed(params, ab) * embed(params, ba)).sum()))
     assert cosines[0] > 0.99 > cosines[1] + 0.005
+
+
+def test_the_shortest_clip_has_a_step_of_everything():
+    """Eight parts of slow features at 6.25 Hz; a window of 0.32 s; a lag of 40 steps at 25 Hz and one step beside it."""
+    assert sf_cavp.tiny().shortest_sec() == pytest.approx(8 / 6.25)
+    assert sf_cavp.r50(MMAUDIO_16K).shortest_sec() == pytest.approx(0.32)
+    assert sf_cavp.r50(MMAUDIO_16K).shortest_sec((-40, 4)) == pytest.approx(41 / 25)

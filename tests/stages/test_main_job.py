@@ -9,8 +9,8 @@ import pytest
 from tests.conftest import ROOT, command, environment
 
 STAGES = (
-    "prepare", "codec", "judge", "sf_cavp", "encoders", "extract", "base", "candidates", "avp_rpo", "random_pairs",
-    "continue_cfm", "evaluate",
+    "prepare", "codec", "judge", "sf_cavp", "sound_events", "encoders", "extract", "base", "candidates", "avp_rpo",
+    "random_pairs", "continue_cfm", "evaluate",
 )
 SYSTEMS = {"real", "reconstructed", "random_clip", "unconditional", "base", "avp_rpo", "random_pairs", "continue_cfm"}
 
@@ -34,8 +34,10 @@ def test_results_have_a_row_for_every_system_and_guidance(smoke_run):
     assert sorted(row["guidance"] for row in results["rows"] if row["system"] == "avp_rpo") == [1.0, 2.0]
     for row in results["rows"]:
         assert row["split"] == "test"
-        for name in ("event_f1", "onset_f1", "class_f1", "semantic", "dynamic", "reward"):
+        for name in ("event_f1", "onset_f1", "class_f1", "event_f1_40ms", "onset_f1_40ms", "semantic", "dynamic", "reward"):
             assert row[name]["low"] <= row[name]["value"] <= row[name]["high"], (row["system"], name)
+        for name in ("event_f1", "onset_f1"):
+            assert row[f"{name}_40ms"]["value"] <= row[name]["value"]
     # One R@1 of 64 needs 64 clips, and smoke has 16: null, with the reason beside it.
     assert results["sf_cavp"]["dynamic_r1_64"] is None and "64" in results["sf_cavp"]["dynamic_r1_64_reason"]
     assert 0 <= results["sf_cavp"]["offset_accuracy_9"] <= 1
