@@ -16,6 +16,12 @@ from ml_collections import ConfigDict
 
 from msg_jax import clip as clip_lib
 
+LORA = dict(
+    lora_rank=0,  # more than 0: low-rank adapters are trained, and nothing else (models/lora.py)
+    lora_scale=1.0,  # alpha / rank
+    lora_targets="^(joint|fused)_.*/(qkv|out|w[123])$",  # attention and feed-forward of every block
+)
+
 
 def optimizer(learning_rate: float, warmup_steps: int, **changes) -> ConfigDict:
     defaults = dict(
@@ -36,14 +42,6 @@ def arm(ranking: str, winner: str = "best_of_n", start: str = "base", **changes)
 def sync_dpo(curriculum: str = "linear", **changes) -> ConfigDict:
     """An arm whose losers are made by rule; its only round has the steps of all rounds of another arm."""
     return arm("rules", "real", curriculum=curriculum, **changes)
-
-
-def lora(rank: int = 0) -> dict:
-    """Low-rank adapters are trained, and nothing else, where `lora_rank` > 0 (models/lora.py). `lora_scale` is alpha / rank."""
-    return dict(
-        lora_rank=rank, lora_scale=1.0,
-        lora_targets="^(joint|fused)_.*/(qkv|out|w[123])$",  # attention and feed-forward of every block
-    )
 
 
 def base(stages: tuple[str, ...]) -> ConfigDict:
@@ -101,7 +99,7 @@ def base(stages: tuple[str, ...]) -> ConfigDict:
         condition_dropout=0.1, text_dropout=0.5, ema_decay=0.995, steps=1500, batch_size=32,
         accumulate=1,  # micro-batches of a step, one after the other: less memory, up to rounding the same result
         optimizer=optimizer(1.5e-3, 100),
-        **lora(),
+        **LORA,
     ))
     config.preference = ConfigDict(dict(
         videos=512, candidates=5, candidate_guidance=1.5, candidate_steps=8,
@@ -109,7 +107,7 @@ def base(stages: tuple[str, ...]) -> ConfigDict:
         rounds=2, steps=100, batch_size=16, accumulate=1, optimizer=optimizer(3e-4, 10),
         dpo_guidance=1.0,  # the preference loss compares the velocities that sampling at this guidance scale follows
         beta=20.0, dpo_weight=1.0, winner_weight=1.0, real_weight=1.0, condition_dropout=0.1, text_dropout=0.5,
-        **lora(),
+        **LORA,
         stop_at_real=True,  # no further round once the reward passes that of real audio heard through the codec
     ))
     config.arms = ConfigDict(dict(

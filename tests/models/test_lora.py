@@ -10,14 +10,14 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from configs.common import lora as lora_fields
+from configs.common import LORA
 from msg_jax import networks
 from msg_jax.errors import UserError
 from msg_jax.models import lora
 from msg_jax.models.layers import Conv, Dense
 from msg_jax.models.mmdit import MMDiT, MMDiTConfig, example_inputs
 
-TARGETS = lora_fields()["lora_targets"]
+TARGETS = LORA["lora_targets"]
 CONFIG = MMDiTConfig(
     latent_channels=5, latent_tokens=10, clip_tokens=4, sync_tokens=8, text_tokens=3, clip_dim=6, sync_dim=6, text_dim=6,
     hidden=16, heads=2, joint_depth=2, fused_depth=1,
