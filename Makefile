@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := PYTHONPATH=. $(VENV)/bin/python
 
-.PHONY: demo test faults lint clean
+.PHONY: demo test slow faults lint clean
 
 $(VENV)/ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,7 +16,11 @@ demo: $(VENV)/ready
 	$(RUN) -m msg_jax.main --config=configs/avp_rpo.py
 
 test: $(VENV)/ready lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -m "not slow"
+
+# make slow: the tests of a minute and more
+slow: $(VENV)/ready
+	$(RUN) -m pytest -m slow
 
 # make faults: some ten minutes of broken disks, killed processes and poisoned losses, and what became of them
 faults: $(VENV)/ready

@@ -151,9 +151,9 @@ class Evaluation:
         truth = np.concatenate(truths)
         tables = alignment.ranking_tables(scores["reward"], truth)
         figures: dict[str, Any] = {name: float(alignment.quotient(table.sum(axis=0))) for name, table in tables.items()}
-        for name in scores.keys() - {"reward"}:
+        for name in (name for name in scores if name != "reward"):
             figures[f"correlation_{name}"] = alignment.within_video_correlation(scores[name], truth)["value"]
-        unusable = {name for name, value in figures.items() if not math.isfinite(value)}
+        unusable = [name for name, value in figures.items() if not math.isfinite(value)]
         figures |= {name: None for name in unusable}
         return figures | {f"{name}_reason": "no video whose candidates differ in truth and in reward" for name in unusable}
 
