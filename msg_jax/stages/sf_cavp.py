@@ -34,8 +34,9 @@ class SFCAVPTask(train.Task):
         crop_sec = section.crop_share * self.run.clip.duration_sec
         needed_sec = self.model.config.shortest_sec(section.lags)
         if crop_sec < needed_sec:
-            raise UserError(f"A crop of {crop_sec:g} s, config.sf_cavp.crop_share={section.crop_share} of a clip, is too short for "
-                            f"the windows and lags of SF-CAVP, which need {needed_sec:g} s: crop less, or leave out long lags.")
+            raise UserError(f"A crop of {crop_sec:g} s, config.sf_cavp.crop_share={section.crop_share} of a clip, is too short "
+                            f"for the windows and lags of SF-CAVP, which need {needed_sec:g} s: crop less, or leave out long "
+                            "lags.")
 
     def init(self, rng):
         clip = self.run.clip
