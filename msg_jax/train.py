@@ -102,14 +102,6 @@ def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTrans
     )
 
 
-def boxed_like(boxed: Params, values: Params) -> Params:
-    """`values` in the boxes of `boxed`: loaded arrays that know their logical axes again."""
-    return jax.tree.map(
-        lambda box, value: box.replace_boxed(value) if isinstance(box, meta.AxisMetadata) else value, boxed, values,
-        is_leaf=lambda x: isinstance(x, meta.AxisMetadata),
-    )
-
-
 def create_state(params: Params, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params),

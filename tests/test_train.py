@@ -6,7 +6,6 @@ import signal
 import sys
 import time
 
-from flax.core import meta
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -284,12 +283,18 @@ def test_after_sigterm_the_step_is_saved_and_the_exit_code_is_0(undisturbed, tmp
     assert checkpoint.digest(_fit(Regression(), tmp_path, 60)) == checkpoint.digest(undisturbed[0])
 
 
-def test_loaded_parameters_get_their_logical_axes_back():
-    boxed = Dense(2).init(jax.random.key(0), jnp.zeros((1, 4)))["params"]
-    plain = jax.tree.map(lambda x: x + 1, meta.unbox(boxed))
-    again = train.boxed_like(boxed, plain)
-    assert again["dense"]["kernel"].names == ("embed", "mlp")
-    np.testing.assert_array_equal(again["dense"]["kernel"].value, plain["dense"]["kernel"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 4, 2)])
+def test_pretrained_parameters_are_where_training_starts_and_lie_on_the_mesh_as_fresh_ones(tmp_path, shape):
+    given = {"dense": {"kernel": jnp.asarray(WEIGHTS), "bias": jnp.zeros(2)}}  # the answer
+    task = Regression()
+    fresh = _fit(task, tmp_path / "fresh", 1, shape)
+    task.pretrained = mesh_lib.replicate(given, mesh_lib.make_mesh(shape))
+    started = _fit(task, tmp_path / "started", 1, shape)
+    assert float(jnp.abs(started.params["dense"]["kernel"] - WEIGHTS).max()) < 1e-3  # a first step of the warm-up is small
+    assert float(jnp.abs(started.ema_params["dense"]["kernel"] - WEIGHTS).max()) < 1e-3
+    assert float(jnp.abs(fresh.params["dense"]["kernel"] - WEIGHTS).max()) > 1
+    assert jax.tree.map(lambda x: x.sharding, started) == jax.tree.map(lambda x: x.sharding, fresh)
+    np.testing.assert_array_equal(task.pretrained["dense"]["kernel"], WEIGHTS)  # the step may not take them for its own
 
 
 def test_keys_differ_by_seed_purpose_and_step():

@@ -237,7 +237,7 @@ def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
         "split": section.split, "clips": len(study.indices), "candidates": section.candidates, "seeds": list(seeds),
         "rewards": section.rewards.to_dict(), "networks": study.makers["sf_cavp"].digests,
         "ranking": [
-            ranking({seed: scores(f"seed_{seed}-{guidance}") for seed in seeds}, section, run.config.seed)
+            ranking({seed: scores(f"seed_{seed}-{guidance}") for seed in seeds}, list(study.rewards), section, run.config.seed)
             | {"guidance": guidance} for guidance in section.guidance_scales
         ],
         "edits": None if no_edits else false_orders(scores("edits"), section, run.config.seed),
@@ -251,13 +251,10 @@ def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
     return text_digest(text)
 
 
-def ranking(by_seed: dict[int, Scores], section: ConfigDict, seed: int) -> dict[str, Any]:
-    """The figures of every reward and, paired, minus those of `config.reward_study.baseline`, from scores (V, N) by seed."""
+def ranking(by_seed: dict[int, Scores], rewards: Sequence[str], section: ConfigDict, seed: int) -> dict[str, Any]:
+    """The figures of `rewards` and, paired, minus those of `config.reward_study.baseline`, from scores (V, N) by seed."""
     options = dict(seed=seed, resamples=section.bootstrap)
-    tables = {
-        name: {s: _tables(scores[name], scores) for s, scores in by_seed.items()}
-        for name in section.rewards if all(name in scores for scores in by_seed.values())
-    }
+    tables = {name: {s: _tables(scores[name], scores) for s, scores in by_seed.items()} for name in rewards}
 
     def figures(name: str, baseline: str | None = None) -> dict[str, Any]:
         found: dict[str, Any] = {}

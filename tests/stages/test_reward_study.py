@@ -40,9 +40,8 @@ def _scores(seed, **rewards):
 
 
 def _ranking(by_seed, baseline="right"):
-    section = _section(baseline=baseline)
-    section.rewards = ConfigDict({name: {} for name in next(iter(by_seed.values())) if not name.endswith("_f1")})
-    return reward_study.ranking(by_seed, section, seed=0)
+    rewards = [name for name in by_seed[0] if not name.endswith("_f1")]
+    return reward_study.ranking(by_seed, rewards, _section(baseline=baseline), seed=0)
 
 
 def test_a_perfect_and_a_perverse_reward():
