@@ -1,6 +1,7 @@
 """The loop on a task whose answer is known: resumed, killed, sharded and poisoned."""
 
 import dataclasses
+import math
 import os
 import signal
 import sys
@@ -288,7 +289,7 @@ def test_pretrained_parameters_are_where_training_starts_and_lie_on_the_mesh_as_
     given = {"dense": {"kernel": jnp.asarray(WEIGHTS), "bias": jnp.zeros(2)}}  # the answer
     task = Regression()
     fresh = _fit(task, tmp_path / "fresh", 1, shape)
-    task.pretrained = mesh_lib.replicate(given, mesh_lib.make_mesh(shape))
+    task.pretrained = mesh_lib.replicate(given, mesh_lib.make_mesh(shape, jax.devices()[: math.prod(shape)]))
     started = _fit(task, tmp_path / "started", 1, shape)
     assert float(jnp.abs(started.params["dense"]["kernel"] - WEIGHTS).max()) < 1e-3  # a first step of the warm-up is small
     assert float(jnp.abs(started.ema_params["dense"]["kernel"] - WEIGHTS).max()) < 1e-3
