@@ -19,8 +19,15 @@ WIDTHS = {
     "passt": {768: "passt", 527: "passt_logits"},
     "imagebind_audio": {1024: "imagebind_audio"},
     "imagebind_video": {1024: "imagebind_video"},
+    "synchformer_audio": {768: "synchformer_features_audio"},
+    "synchformer_video": {768: "synchformer_features_video"},
+    "clap_laion_audio": {512: "clap_laion_audio"},
+    "clap_laion_text": {512: "clap_laion_text"},
+    "clap_ms_audio": {1024: "clap_ms_audio"},
+    "clap_ms_text": {1024: "clap_ms_text"},
 }
 """Word in a file's name -> last dimension of a tensor -> what it is called here."""
+_SEQUENCES = ("vggish", "synchformer_features_audio", "synchformer_features_video")  # the others are one vector a clip
 
 _SUFFIXES = (".wav", ".flac", ".mp3", ".mp4", ".mkv", ".webm")
 
@@ -51,8 +58,10 @@ def _named(tensors: Mapping[str, np.ndarray], widths: Mapping[int, str]) -> dict
     for key, tensor in tensors.items():
         name = widths.get(tensor.shape[-1] if tensor.ndim else 0)
         if name is not None:
-            rows = np.asarray(tensor, np.float32).reshape(-1, tensor.shape[-1])
-            features.setdefault(name, {})[_clip(key)] = rows if name == "vggish" else rows.mean(axis=0)
+            rows = np.asarray(tensor, np.float32)
+            if name not in _SEQUENCES:
+                rows = rows.reshape(-1, tensor.shape[-1]).mean(axis=0)
+            features.setdefault(name, {})[_clip(key)] = rows
     return features
 
 

@@ -192,6 +192,7 @@ OPTIONAL: tuple[PerClip | OfSet, ...] = (
     *_distribution("passt", "passt"),
     *_classification("passt", "passt_logits"),
     _mean("ib_score_imagebind", ("generated.imagebind", "pictures.imagebind"), _cosine),
+    *(_mean(f"clap_score_{kind}", (f"generated.clap_{kind}", f"captions.clap_{kind}"), _cosine) for kind in ("laion", "ms")),
 )
 """What is reported where its features are there, and otherwise not mentioned."""
 

@@ -94,6 +94,7 @@ FAMILIES = {  # what a name begins with, before that of its backbone: the same
     "av_align": ("AV-Align", "↑", 3, "the same, mean over windows of 50 to 800 ms"),
     "desync": ("DeSync", "↓", 3, "mean absolute delay between sound and pictures (spectral flux: real sound), in seconds"),
     "ib_score": ("IB-score", "↑", 3, "cosine of the sound's and the video's embeddings"),
+    "clap_score": ("CLAP score", "↑", 3, "cosine of the sound's and the caption's embeddings"),
     "semantic": ("Semantic", "↑", 3, "cosine of whole clips"),
     "dynamic": ("Dynamic", "↑", 3, "cosine of sound and pictures, step by step"),
     "window": ("Window", "↑", 3, "cosine of short windows"),
@@ -101,7 +102,7 @@ FAMILIES = {  # what a name begins with, before that of its backbone: the same
 BACKBONES = {
     "logmel": "log-mel statistics", "spectral_flux": "spectral flux", "motion_energy": "motion energy", "vggish": "VGGish",
     "panns": "PANNs", "passt": "PaSST", "synchformer": "Synchformer", "imagebind": "ImageBind", "sf_cavp": "SF-CAVP",
-    "judge": "judge",
+    "judge": "judge", "laion": "LAION", "ms": "Microsoft",
 }
 _INK = "#010203"  # stands for the page's text colour in figures, which follows the reader's light or dark theme
 _KEYS = ("system", "baseline", "guidance", "split")

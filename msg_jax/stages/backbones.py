@@ -3,7 +3,7 @@
 A backbone turns one clip into named arrays. Its figures carry its name (evaluation/pairs.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import pathlib
@@ -155,7 +155,7 @@ def released(folder: str, duration_sec: float) -> tuple[list[Backbone], dict[str
         raise UserError(f"config.weights={folder} is not a folder: give the folder of released files, or none.")
     found, reasons = [], {}
     for name, files in bundle.EVALUATION.items():
-        path = next((path for file in files if folder and (path := bundle.find(pathlib.Path(folder), file))), None)
+        path = _file(folder, name)
         if path is not None and duration_sec >= LEAST_SEC[name]:
             found.append(_RELEASED[name](path))
             continue
@@ -167,6 +167,12 @@ def released(folder: str, duration_sec: float) -> tuple[list[Backbone], dict[str
         where = f"{folder} has no {wanted}" if folder else f"it needs {wanted} in config.weights"
         reasons |= dict.fromkeys(FEATURES[name], f"{where} ({bundle.DOCUMENT})")
     return found, reasons
+
+
+def _file(folder: str, name: str) -> pathlib.Path | None:
+    """The first of a network's files that is in the folder."""
+    found = (bundle.find(pathlib.Path(folder), file) for file in bundle.EVALUATION[name] if folder)
+    return next(filter(None, found), None)
 
 
 def _vggish(path: pathlib.Path) -> Backbone:
@@ -193,7 +199,8 @@ def _panns(path: pathlib.Path) -> Backbone:
 
 def _synchformer(path: pathlib.Path) -> Backbone:
     model, variables, digest = _network("synchformer_full", path)
-    encode_audio, logits = (jax.jit(functools.partial(model.apply, method=name)) for name in ("encode_audio", "offset_logits"))
+    encode_audio = jax.jit(functools.partial(model.apply, method="encode_audio"))
+    offsets = _offsets(model, variables)
 
     @jax.jit
     def encode_video(variables, frames):
@@ -201,18 +208,39 @@ def _synchformer(path: pathlib.Path) -> Backbone:
 
     def extract(reader: Reader) -> dict[str, np.ndarray]:
         """`synchformer` (2,): seconds by which the sound is apart from the pictures in the first and the last 4.8 s."""
-        config = model.config
         clip = dataclasses.replace(MMAUDIO_16K, duration_sec=reader.duration_sec)
-        segments = synchformer.cut_segments(reader.frames(clip.video_hz, config.image_px)[None], clip)[0]
+        segments = synchformer.cut_segments(reader.frames(clip.video_hz, model.config.image_px)[None], clip)[0]
         video = np.concatenate([encode_video(variables, segments[i : i + 2]) for i in range(0, len(segments), 2)])
         spectrograms = frontends.synchformer_spectrograms(reader.waveform(frontends.SYNCHFORMER_HZ))
-        audio = np.asarray(encode_audio(variables, spectrograms[None]))[0]
+        return {"synchformer": offsets(video, np.asarray(encode_audio(variables, spectrograms[None]))[0])}
+
+    return Backbone("synchformer", "both", digest, extract)
+
+
+def _offsets(model: synchformer.FullSynchformer, variables) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """From features (S, 8, D) of pictures and (S, steps, D) of sound to seconds (2,), of the first and the last 4.8 s."""
+    logits = jax.jit(functools.partial(model.apply, method="offset_logits"))
+
+    def offsets(video: np.ndarray, audio: np.ndarray) -> np.ndarray:
         windows = [slice(start, start + synchformer.WINDOW_SEGMENTS)
                    for start in synchformer.window_starts(min(len(video), len(audio)))]
         found = logits(variables, *(np.stack([features[window] for window in windows]) for features in (video, audio)))
-        return {"synchformer": synchformer.offset_grid(config.offsets)[np.asarray(found).argmax(axis=-1)]}
+        return synchformer.offset_grid(model.config.offsets)[np.asarray(found).argmax(axis=-1)]
 
-    return Backbone("synchformer", "both", digest, extract)
+    return offsets
+
+
+def cached_offsets(
+    folder: str, ids: Sequence[str], video: Sequence[np.ndarray | None], audio: Sequence[np.ndarray | None]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(clip, seconds (2,)) from Synchformer features made elsewhere, by the released network, if its file is in `folder`."""
+    path = _file(folder, "synchformer")
+    if path is None:
+        return
+    offsets = _offsets(*_network("synchformer_full", path)[:2])
+    for name, seen, heard in zip(ids, video, audio):
+        if seen is not None and heard is not None and min(len(seen), len(heard)) >= synchformer.WINDOW_SEGMENTS:
+            yield name, offsets(seen, heard)
 
 
 _RELEASED = {"vggish": _vggish, "panns": _panns, "synchformer": _synchformer}

@@ -32,6 +32,7 @@ TABLES = "per_clip.npz"
 EVENT_GROUPS = ((1, 1), (2, 3), (4, 7), (8, None))
 LABELS = {None: "Generated", "1": "1 event"}
 _LEAST_SEC = 0.5
+_SYNCHFORMER_CACHED = ("pictures.synchformer_features", "generated.synchformer_features")
 _LEAST_IN_GROUP = 2
 
 
@@ -158,9 +159,12 @@ class Subject:
                 put(f"{side}.{feature}", name, value)
         for side, cache in (("generated", self.generated_cache), ("reference", self.reference_cache)):
             for feature, clips in cache.items():
-                column = "pictures.imagebind" if feature == "imagebind_video" else f"{side}.{feature.removesuffix('_audio')}"
+                column = _column(feature, side)
                 for name in clips.keys() & index.keys():
                     put(column, name, clips[name])
+        if "both.synchformer" not in columns and all(feature in columns for feature in _SYNCHFORMER_CACHED):
+            for name, offsets in backbones.cached_offsets(config.weights, self.ids, *(columns[f] for f in _SYNCHFORMER_CACHED)):
+                put("both.synchformer", name, offsets)
         for name in index.keys() & (self.events or {}).keys():
             put("events.true", name, self._true(name))
         return columns
@@ -232,6 +236,13 @@ class Subject:
         annotated = self.events is not None and name in self.events
         true = self._true(name) if annotated else tracks[0]["detected"]
         return {"id": name, "caption": "", "frames": frames, "events": true, "tracks": tracks}
+
+
+def _column(feature: str, side: str) -> str:
+    """Where a cached feature belongs: what is seen and read is the same for both sides."""
+    name, _, modality = feature.rpartition("_")
+    places = {"audio": f"{side}.{name}", "video": f"pictures.{name}", "text": f"captions.{name}"}
+    return places.get(modality, f"{side}.{feature}")
 
 
 def _of_one_class(onsets_sec: np.ndarray) -> np.ndarray:

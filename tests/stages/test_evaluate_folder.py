@@ -12,10 +12,11 @@ from torch_files import write_state
 from configs import evaluate
 from msg_jax import stages
 from msg_jax.clip import TINY
-from msg_jax.convert import panns, synchformer_full, vggish
+from msg_jax.convert import av_benchmark, panns, synchformer_full, vggish
 from msg_jax.data import media, scenes
 from msg_jax.errors import UserError
 from msg_jax.evaluation import distribution
+from msg_jax.models import synchformer
 from msg_jax.stages import backbones
 
 CLIPS = 6
@@ -217,6 +218,26 @@ def test_cached_features_are_used_as_they_are(tmp_path):
     assert row["kl_softmax_panns"]["value"] == pytest.approx(expected, rel=1e-6)
     assert row["is_panns"]["value"] > 1 and row["fd_vggish"]["value"] > 0
     assert row["onset_f1_spectral_flux_reason"] == "of the generated clips there are cached features alone"
+
+
+def test_desync_and_clap_of_cached_features(toy_weights, tmp_path, monkeypatch):
+    arrays = golden_files.full_synchformer()[0]
+    seen, heard = (np.float32(arrays[f"in/{side}_features"][0]) for side in ("video", "audio"))  # of 4.8 s
+    widths = {f"synchformer_{side}": {seen.shape[-1]: f"synchformer_features_{side}"} for side in ("video", "audio")}
+    monkeypatch.setattr(av_benchmark, "WIDTHS", av_benchmark.WIDTHS | widths)
+    text = np.ones(512)
+    for side, name, tensor in (
+        ("gt", "synchformer_video", seen), ("pred", "synchformer_audio", heard),
+        ("gt", "clap_laion_text", text), ("pred", "clap_laion_audio", np.arange(512) < 128),
+    ):
+        (tmp_path / side).mkdir(exist_ok=True)
+        write_state(tmp_path / side / f"{name}.pth", {clip: np.float32(tensor) for clip in ("a", "b")})
+    caches = dict(generated_cache=tmp_path / "pred", reference_cache=tmp_path / "gt")
+    row = _evaluate(tmp_path / "out", **caches, weights=toy_weights)["rows"][0]
+    expected = abs(synchformer.offset_grid()[arrays["out/offset_logits"].argmax()])
+    assert row["desync_synchformer"]["value"] == pytest.approx(expected, abs=1e-6)
+    assert row["clap_score_laion"]["value"] == pytest.approx(0.5)  # 128 / (sqrt(512) sqrt(128))
+    assert _evaluate(tmp_path / "without", **caches)["rows"][0]["desync_synchformer"] is None
 
 
 def test_evaluations_are_compared_in_pairs(late, folders, tmp_path):
