@@ -1,6 +1,7 @@
 """python -m msg_jax.doctor [--weights=DIR]
 
-What is installed, which of MMAudio's released files are in DIR, and which variants this machine has the memory for.
+What is installed, which released files are in DIR, MMAudio's and those for evaluation, and which variants this machine has the
+memory for.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def report(folder: pathlib.Path | None) -> Iterable[str]:
         return
     import jax
 
-    from msg_jax.convert.bundle import DOCUMENT, VARIANTS, VOCABULARY, find, show_size
+    from msg_jax.convert.bundle import DOCUMENT, EVALUATION, VARIANTS, VOCABULARY, find, show_size
     from msg_jax.infra import memory
 
     available = memory.available_bytes()
@@ -88,6 +89,13 @@ def report(folder: pathlib.Path | None) -> Iterable[str]:
         rows = [(file.name, show_size(file.bytes), state) for file, state in states.items()]
         yield f"Released files in {folder} ({DOCUMENT} says where they are published)\n" + table(
             [("file", "published", "state"), *rows]
+        )
+        rows = [
+            (file.name, show_size(file.bytes), state_of(find(folder, file), file), kind)
+            for kind, files in EVALUATION.items() for file in files
+        ]
+        yield "Of them, for configs/evaluate.py (one of a network's files is enough)\n" + table(
+            [("file", "published", "state", "network"), *rows]
         )
 
     rows = []
@@ -105,7 +113,7 @@ def report(folder: pathlib.Path | None) -> Iterable[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     flags = argparse.ArgumentParser(prog="python -m msg_jax.doctor", description=__doc__.partition("\n\n")[2],
                                     allow_abbrev=False)
-    flags.add_argument("--weights", type=pathlib.Path, metavar="DIR", help="folder of MMAudio's released files")
+    flags.add_argument("--weights", type=pathlib.Path, metavar="DIR", help="folder of released files")
     print("\n\n".join(report(flags.parse_args(argv).weights)))
     return 0
 
