@@ -2,6 +2,8 @@
 
 A `model` here is any Flax module with MM-DiT's three methods `preprocess`, `velocity` and `null_conditions`. Latents
 are normalised, as the network sees them; `model.unnormalize` gives them back to the codec.
+
+A network was trained with flow matching, or with a `Diffusion`: it decides what its output means, and which solvers there are.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,20 +16,91 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from msg_jax.losses.diffusion import Diffusion
 from msg_jax.losses.flow import VelocityFn
 from msg_jax.types import Array, Conditions, Params
 
+Denoiser = Callable[[Array, Array], Array]
+"""(x (B, T, C), t) -> the data (B, T, C) that the network sees in it."""
 
-def _euler(velocity_fn: VelocityFn, x: Array, t: Array, dt: Array) -> Array:
-    return x + dt * velocity_fn(x, t)
+
+Step = Callable[[VelocityFn, Array, Array, Array, Any], tuple[Array, Any]]
+"""(network_fn, x, start, end, memory) -> x at the time `end`, and what the next step wants to know of this one."""
 
 
-def _midpoint(velocity_fn: VelocityFn, x: Array, t: Array, dt: Array) -> Array:
-    halfway = x + dt / 2 * velocity_fn(x, t)
-    return x + dt * velocity_fn(halfway, t + dt / 2)
+def _euler(velocity_fn, x, start, end, memory):
+    return x + (end - start) * velocity_fn(x, start), memory
+
+
+def _midpoint(velocity_fn, x, start, end, memory):
+    dt = end - start
+    halfway = x + dt / 2 * velocity_fn(x, start)
+    return x + dt * velocity_fn(halfway, start + dt / 2), memory
 
 
 SOLVERS = {"euler": _euler, "midpoint": _midpoint}
+
+
+def _ddim(diffusion: Diffusion, denoise: Denoiser, x, start, end, memory):
+    """Towards the predicted data with the noise that is there (Song et al., arXiv 2010.02502, eta = 0)."""
+    (alpha, sigma), (next_alpha, next_sigma) = diffusion.rates(start), diffusion.rates(end)
+    data = denoise(x, start)
+    return next_alpha * data + next_sigma * (x - alpha * data) / sigma, memory
+
+
+def _ddpm(diffusion: Diffusion, denoise: Denoiser, x, start, end, keys):
+    """A sample of the posterior of the next point given this one and the predicted data (Ho et al., arXiv 2006.11239)."""
+    (alpha, sigma), (next_alpha, next_sigma) = diffusion.rates(start), diffusion.rates(end)
+    ratio = alpha / next_alpha
+    added = sigma**2 - (ratio * next_sigma) ** 2  # variance of the noise between the two
+    mean = (ratio * next_sigma**2 * x + next_alpha * added * denoise(x, start)) / sigma**2
+    pairs = jax.vmap(jax.random.split)(keys)
+    noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(pairs[:, 0])
+    return mean + jnp.sqrt(added) * next_sigma / sigma * jnp.where(end < 1, noise, 0), pairs[:, 1]
+
+
+def _dpm_solver(diffusion: Diffusion, denoise: Denoiser, x, start, end, memory):
+    """DPM-Solver++(2M) (Lu et al., arXiv 2211.01095, algorithm 2): extrapolates the data from this and the last prediction.
+
+    The last step, which is long in log-SNR, takes its prediction as it is.
+    """
+    last, last_log_snr = memory
+    (_, sigma), (next_alpha, next_sigma) = diffusion.rates(start), diffusion.rates(end)
+    log_snr, next_log_snr = diffusion.log_snr(start), diffusion.log_snr(end)
+    data, h = denoise(x, start), next_log_snr - log_snr
+    weight = jnp.where(end < 1, h / (2 * (log_snr - last_log_snr)), 0)
+    towards = (1 + weight) * data - weight * last
+    return next_sigma / sigma * x - next_alpha * jnp.expm1(-h) * towards, (data, log_snr)
+
+
+def _row_keys(noise: Array) -> Array:
+    """A key of its own for each row of noise (B, T, C), which depends on that row alone."""
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(noise)[:, 0, 0], jnp.uint32)
+    return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(0), row))(bits)
+
+
+def _nothing_before(noise: Array) -> tuple[Array, Array]:
+    """No prediction, infinitely long ago: it weighs nothing."""
+    return jnp.zeros_like(noise), jnp.array(-jnp.inf)
+
+
+DIFFUSION_SOLVERS = {"ddim": (_ddim, None), "ddpm": (_ddpm, _row_keys), "dpm_solver": (_dpm_solver, _nothing_before)}
+"""Steps, and what makes the first memory of the noise."""
+
+
+def solver_step(solver: str, noise: Array, diffusion: Diffusion | None) -> tuple[Step, Any]:
+    """The step of a key of SOLVERS, or of DIFFUSION_SOLVERS for a `diffusion`, and the memory to begin with."""
+    if diffusion is None:
+        return SOLVERS[solver], None
+    step, remember = DIFFUSION_SOLVERS[solver]
+
+    def diffusion_step(network_fn, x, start, end, memory):
+        def denoise(x, t):
+            return diffusion.to_data(x, network_fn(x, t), jnp.full(1, t))
+
+        return step(diffusion, denoise, x, start, end, memory)
+
+    return diffusion_step, remember and remember(noise)
 
 
 def solver_times(steps: int) -> np.ndarray:
@@ -39,18 +112,25 @@ def solver_times(steps: int) -> np.ndarray:
     return np.where(np.arange(steps + 1) < (steps + 1) // 2, up, 1 - up[::-1])
 
 
-def integrate(velocity_fn: VelocityFn, noise: Array, *, steps: int, solver: str = "euler") -> Array:
-    """Follows the velocity from noise (B, T, C) at t = 0 to data at t = 1 over linspace(0, 1, steps + 1).
+def integrate(
+    velocity_fn: VelocityFn, noise: Array, *, steps: int, solver: str = "euler", diffusion: Diffusion | None = None
+) -> Array:
+    """Follows the network from noise (B, T, C) at t = 0 to data at t = 1 over linspace(0, 1, steps + 1).
 
-    `solver` is a key of SOLVERS: "euler" calls the velocity once a step, "midpoint" twice.
+    `solver` is a key of SOLVERS, or of DIFFUSION_SOLVERS for a `diffusion`; "midpoint" alone calls the network twice a step.
+    DDPM's own noise is a function of the noise it begins with, row by row.
     """
     times = solver_times(steps)
+    step, memory = solver_step(solver, noise, diffusion)
 
-    def step(x, span):
-        start, end = span
-        return SOLVERS[solver](velocity_fn, x, jnp.full(x.shape[0], start), end - start), None
+    def network_fn(x, t):
+        return velocity_fn(x, jnp.full(x.shape[0], t))
 
-    return jax.lax.scan(step, noise, (times[:-1], times[1:]))[0]
+    def scanned(carry, span):
+        x, memory = carry
+        return step(network_fn, x, *span, memory), None
+
+    return jax.lax.scan(scanned, (noise, memory), (times[:-1], times[1:]))[0][0]
 
 
 def guided(velocity_fn: Callable, cond, null, guidance_scale: float) -> VelocityFn:
@@ -71,7 +151,8 @@ def guided(velocity_fn: Callable, cond, null, guidance_scale: float) -> Velocity
 
 def sample(
     model: nn.Module, variables: Params, conditions: Conditions, noise: Array, *,
-    steps: int = 25, guidance_scale: float = 4.5, solver: str = "euler", negative_text: Array | None = None,
+    steps: int = 25, guidance_scale: float = 4.5, solver: str = "euler", diffusion: Diffusion | None = None,
+    negative_text: Array | None = None,
 ) -> Array:
     """Latents (N, T, C) for noise of that shape, conditioned on a batch of B clips.
 
@@ -89,7 +170,7 @@ def sample(
         return model.apply(variables, x_t, t, processed, method="velocity")
 
     velocity_fn = guided(velocity, process(conditions), process(null), guidance_scale)
-    return integrate(velocity_fn, noise, steps=steps, solver=solver)
+    return integrate(velocity_fn, noise, steps=steps, solver=solver, diffusion=diffusion)
 
 
 def window_starts(length: int, window: int, hop: int) -> tuple[int, ...]:
@@ -122,13 +203,13 @@ def chunks(tree: Any, size: int) -> Iterator[Any]:
 
 def sample_windows(
     model: nn.Module, variables: Params, conditions: Conditions, noise: Array, starts: Sequence[int], *,
-    steps: int = 25, guidance_scale: float = 4.5, solver: str = "euler", negative_text: Array | None = None,
-    windows_at_once: int = 4,
+    steps: int = 25, guidance_scale: float = 4.5, solver: str = "euler", diffusion: Diffusion | None = None,
+    negative_text: Array | None = None, windows_at_once: int = 4,
 ) -> np.ndarray:
     """Latents (1, length, C) of one clip longer than the network's own, for noise of that shape.
 
     The conditions' batch is the windows that begin at `starts` (from `window_starts`); all windows are denoised
-    together, their velocities blended at every solver step, so that neighbours agree on what they share
+    together, their outputs blended at every solver step, so that neighbours agree on what they share
     (MultiDiffusion, Bar-Tal et al., arXiv 2302.08113). `negative_text` (1, text_tokens, D) is as in `sample`.
 
     The solver's loop runs on the host and the network on `windows_at_once` windows at a time: neither its memory nor
@@ -147,9 +228,10 @@ def sample_windows(
         return blend(np.concatenate(outputs)[: len(starts)], starts)[None]
 
     x = np.asarray(noise)
+    step, memory = solver_step(solver, x, diffusion)
     for start, end in itertools.pairwise(solver_times(steps)):
-        x = SOLVERS[solver](velocity, x, start, end - start)
-    return x
+        x, memory = step(velocity, x, start, end, memory)
+    return np.asarray(x)
 
 
 @functools.partial(jax.jit, static_argnums=0)

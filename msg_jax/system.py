@@ -30,6 +30,7 @@ from msg_jax.infra.record import RECORD, read_record
 from msg_jax.models.clip_encoder import CLIP
 from msg_jax.models.condition_encoder import embed_text
 from msg_jax.models.mmdit import MMDiT, example_inputs
+from msg_jax.models.motion import motion_energy
 from msg_jax.models.neural_codec import NeuralCodec
 from msg_jax.models.synchformer import Synchformer, cut_segments
 from msg_jax.types import Array, Conditions, Params
@@ -73,6 +74,7 @@ class System:
     codec: nn.Module
     variables: Mapping[str, Params] | InTurn  # of "encoders", "generator" and "codec"
     squashes_clip_video: bool = False  # its pictures are whole, made square, instead of cropped
+    solver: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # arguments of `sampling.sample_windows`
 
     def tokens(self, samples: int) -> int:
         """Latent tokens of a clip of so many waveform samples."""
@@ -88,14 +90,18 @@ class System:
         A window is uint8 `(video, clip_video)` in the sizes of the ClipSpec. Without a prompt the text is the
         generator's own "nothing given".
         """
-        features, rows, size, windows = [], 0, None, iter(windows)
+        features, motion, rows, size, windows = [], [], 0, None, iter(windows)
         while batch := list(itertools.islice(windows, WINDOWS_AT_ONCE)):
             rows, size = rows + len(batch), size or len(batch)
             (frames,) = sampling.chunks(tuple(np.stack(stream) for stream in zip(*batch)), size)
             features.append(jax.tree.map(np.asarray, self.encode_frames(self.variables["encoders"], *frames)))
+            if "motion" in getattr(self.generator.config, "features", ()):
+                motion.append(np.asarray(motion_energy(frames[0], self.clip.sync_tokens)))
         clip, sync = (np.concatenate(parts)[:rows] for parts in zip(*features))
         text = self.embed_text(prompt) if prompt else self._null_text
-        return Conditions(clip=clip, sync=sync, text=np.repeat(text, rows, axis=0))
+        return Conditions(
+            clip=clip, sync=sync, text=np.repeat(text, rows, axis=0), motion=np.concatenate(motion)[:rows] if motion else None,
+        )
 
     def noise(self, seed: int, name: str, tokens: int) -> np.ndarray:
         """(1, tokens, C) that depends on seed and name, and whose beginning does not depend on the number of tokens."""
@@ -115,7 +121,7 @@ class System:
         starts, variables = self.window_starts(noise.shape[1]), self.variables["generator"]
         (latents,) = sampling.sample_windows(
             self.generator, variables, conditions, noise, starts, steps=steps, guidance_scale=guidance_scale,
-            windows_at_once=min(len(starts), WINDOWS_AT_ONCE), negative_text=negative_text,
+            windows_at_once=min(len(starts), WINDOWS_AT_ONCE), negative_text=negative_text, **self.solver,
         )
         pieces = [self._unnormalize(variables, piece) for piece in sampling.chunks(latents, self.clip.latent_tokens)]
         return np.concatenate(pieces)[: len(latents)]
@@ -210,6 +216,7 @@ def load_checkpoint(folder: str | os.PathLike) -> System:
         codec=networks.codec(config, clip),
         variables=variables,
         squashes_clip_video=networks.is_released(config, "encoders.kind"),
+        solver=networks.solver(config),
     )
 
 
@@ -223,13 +230,15 @@ def _finished(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _upstream(folder: pathlib.Path, record: dict[str, Any]) -> dict[str, pathlib.Path]:
-    """Folders of the stages that `folder` was made from, by name: beside it, or one level up if it is in `seed_K/`."""
+    """Folders of the stages that `folder` was made from, by name: where its record says, or beside it or one level up."""
     found = {}
     for stage in ("base", "extract", "codec", "encoders"):
         if stage not in record["upstream"]:
             continue
         beside, above = folder.parent / stage, folder.parent.parent / stage
         needed = above if not beside.exists() and above.exists() else beside
+        if stage in record.get("places", {}):
+            needed = folder / record["places"][stage]
         theirs = _finished(needed)
         if theirs["digest"] != record["upstream"][stage]:
             raise UserError(f"{folder} was made from another {stage} than the one in {needed}: run its stage again.")
@@ -289,6 +298,8 @@ def frozen_loaders(
     """
     theirs = released_loaders(released, *sides)
     loaders = {"encoders": lambda: load("encoders"), "codec": lambda: {"params": load("codec")}}
+    if config.encoders.kind == "joint":
+        loaders["encoders"] = dict  # no parameters: what encodes the frames is a part of the generator
     if networks.is_released(config, "encoders.kind"):
         loaders |= {name: theirs[name] for name in ("encoders", "text")}
     if networks.is_released(config, "codec.kind"):
@@ -321,7 +332,7 @@ def encoders(config: ConfigDict, clip: ClipSpec, released: bundle.Bundle | None,
 
     @jax.jit
     def encode_frames(params, *frames):
-        return networks.encode_frames(config, clip, params, *map(networks.to_unit, frames))
+        return networks.encode_frames(config, clip, params, *frames)
 
     @functools.lru_cache(maxsize=256)
     def embed_caption(caption):

@@ -30,6 +30,7 @@ class Conditions(struct.PyTreeNode):
     clip: Array  # (B, clip_video_frames, D)  semantic features of single frames
     sync: Array  # (B, sync_tokens, D)  frame-aligned features
     text: Array  # (B, text_tokens, D)
+    motion: Array | None = None  # (B, sync_tokens, 1)  energy of the change between frames, for networks that look at it
 
 
 class PreferenceBatch(struct.PyTreeNode):

@@ -19,7 +19,7 @@ ALLOWED = {
     "infra": {"infra", "types"},
     "convert": {"convert", "models", "types"},
     "train": {"infra", "types"},
-    "networks": {"convert", "models", "evaluation", "preference", "types"},
+    "networks": {"convert", "models", "losses", "sampling", "evaluation", "preference", "types"},
     "system": {"sampling", "models", "infra", "convert", "networks", "types"},
     "generate": {"system", "data", "infra", "types"},
     "doctor": {"convert", "infra", "types"},

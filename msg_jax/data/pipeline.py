@@ -64,11 +64,10 @@ def make_source(
     raise UserError(f"data.source is {source!r}; write scenes, folder:PATH or tfds:NAME_OR_FOLDER")
 
 
-class Chosen:
-    """The records of a source at some indices, in that order."""
+class Subset:
+    """The items of anything with random access at some indices, in that order."""
 
-    def __init__(self, source: Source, indices: Sequence[int]):
-        self.spec, self.split, self.class_names, self.skipped = source.spec, source.split, source.class_names, source.skipped
+    def __init__(self, source: Any, indices: Sequence[int]):
         self._source, self._indices = source, indices
 
     def __len__(self) -> int:
@@ -76,6 +75,14 @@ class Chosen:
 
     def __getitem__(self, index: int) -> Element:
         return self._source[self._indices[index]]
+
+
+class Chosen(Subset):
+    """The records of a source at some indices, in that order."""
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        super().__init__(source, indices)
+        self.spec, self.split, self.class_names, self.skipped = source.spec, source.split, source.class_names, source.skipped
 
 
 class Readable:

@@ -65,8 +65,8 @@ class ConditionEncoder(nn.Module):
     def setup(self):
         c, clip = self.config, self.config.clip
         dtype = jnp.dtype(c.dtype)
-        self.clip_encoder = _FrameEncoder(c.widths, c.strides, (1,) * len(c.widths), c.clip_dim, dtype)
-        self.sync_encoder = _FrameEncoder(c.widths, c.strides, c.sync_time_kernels, c.sync_dim, dtype)
+        self.clip_encoder = FrameEncoder(c.widths, c.strides, (1,) * len(c.widths), c.clip_dim, dtype)
+        self.sync_encoder = FrameEncoder(c.widths, c.strides, c.sync_time_kernels, c.sync_dim, dtype)
         self.latent_head = Dense(clip.latent_channels, axes=("embed", None), dtype=dtype)
         self.envelope_head = Dense(clip.latent_stride, axes=("embed", None), dtype=dtype)
         self.clip_head = Dense(clip.latent_channels, axes=("embed", None), dtype=dtype)
@@ -120,7 +120,7 @@ def _word_vector(word: str, dim: int) -> np.ndarray:
     return np.random.default_rng(zlib.crc32(word.encode())).standard_normal(dim, np.float32)
 
 
-class _FrameEncoder(nn.Module):
+class FrameEncoder(nn.Module):
     """Factored CNN, one feature vector per frame: (B, T, H, W, 3) -> (B, T, features)."""
 
     widths: tuple[int, ...]

@@ -7,6 +7,7 @@ blocks are modulated per token by frame-aligned sync features, which is where th
 from collections.abc import Callable
 import dataclasses
 import math
+from typing import Any
 
 from flax import linen as nn
 from flax import struct
@@ -71,12 +72,13 @@ class ProcessedConditions(struct.PyTreeNode):
     pooled: Array  # (B, hidden)
 
 
-def example_inputs(config: MMDiTConfig, batch: int = 1) -> tuple[Array, Array, Conditions]:
-    """Zeros `(x_t, t, conditions)` of the right shapes, for `init` and `eval_shape`."""
+def example_inputs(config: Any, batch: int = 1) -> tuple[Array, Array, Conditions]:
+    """Zeros `(x_t, t, conditions)` of the right shapes, for `init` and `eval_shape` of MM-DiT or a network like it."""
     conditions = Conditions(
         clip=jnp.zeros((batch, config.clip_tokens, config.clip_dim)),
         sync=jnp.zeros((batch, config.sync_tokens, config.sync_dim)),
         text=jnp.zeros((batch, config.text_tokens, config.text_dim)),
+        motion=jnp.zeros((batch, config.sync_tokens, 1)) if "motion" in getattr(config, "features", ()) else None,
     )
     return jnp.zeros((batch, config.latent_tokens, config.latent_channels)), jnp.zeros(batch), conditions
 
@@ -92,12 +94,16 @@ def draw_drops(key: Array, batch: int, rate: float, text_rate: float | None = No
 
 
 def drop_conditions(drops: Array, conditions: Conditions, null: Conditions) -> Conditions:
-    """Replaces by `null` what `drops` (B, 2) of `draw_drops` says. Clip and sync are two views of one video and go together."""
+    """Replaces by `null` what `drops` (B, 2) of `draw_drops` says.
+
+    Clip, sync and motion are views of one video and go together; motion is there if `null` has it.
+    """
     drop_video, drop_text = drops[:, 0, None, None], drops[:, 1, None, None]
     return Conditions(
         clip=jnp.where(drop_video, null.clip, conditions.clip),
         sync=jnp.where(drop_video, null.sync, conditions.sync),
         text=jnp.where(drop_text, null.text, conditions.text),
+        motion=None if null.motion is None else jnp.where(drop_video, null.motion, conditions.motion),
     )
 
 
@@ -250,7 +256,7 @@ class Stream(nn.Module):
         return x + self.mlp(modulate(x, mlp_shift, mlp_scale)) * mlp_gate
 
 
-def _attend(q: Array, k: Array, v: Array, implementation: str | None) -> Array:
+def attend(q: Array, k: Array, v: Array, implementation: str | None) -> Array:
     """(B, T, heads, D) three times -> (B, T, heads * D)."""
     out = jax.nn.dot_product_attention(q, k, v, implementation=implementation)
     return out.reshape(*out.shape[:2], -1)
@@ -278,8 +284,8 @@ class JointBlock(nn.Module):
         qkvs, rests = zip(*(s.before(x, c, a) for s, x, c, a in zip(streams, xs, conditions, angles)))
         q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*qkvs))
         if self.last:
-            return streams[0].after(latent, _attend(qkvs[0][0], k, v, self.attention_implementation), rests[0])
-        attended = _attend(q, k, v, self.attention_implementation)
+            return streams[0].after(latent, attend(qkvs[0][0], k, v, self.attention_implementation), rests[0])
+        attended = attend(q, k, v, self.attention_implementation)
         ends = np.cumsum([x.shape[1] for x in xs])[:-1]
         parts = jnp.split(attended, ends, axis=1)
         return tuple(s.after(x, part, rest) for s, x, part, rest in zip(streams, xs, parts, rests))
@@ -297,7 +303,7 @@ class FusedBlock(nn.Module):
     def __call__(self, latent: Array, extended: Array, angles: Array) -> Array:
         stream = Stream(self.features, self.heads, 3, self.dtype, name="latent")
         qkv, rest = stream.before(latent, extended, angles)
-        return stream.after(latent, _attend(*qkv, self.attention_implementation), rest)
+        return stream.after(latent, attend(*qkv, self.attention_implementation), rest)
 
 
 class MMDiT(nn.Module):

@@ -1,6 +1,6 @@
 """The plan: which stage needs which, and `run`, which makes whatever is missing."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import pathlib
 import time
 
@@ -10,6 +10,7 @@ from msg_jax import networks
 from msg_jax.errors import UserError
 from msg_jax.infra import logging
 from msg_jax.stages import (
+    alignment,
     avp_rpo,
     base,
     candidates,
@@ -18,23 +19,32 @@ from msg_jax.stages import (
     evaluate,
     evaluate_folder,
     extract,
+    figures,
     judge,
     prepare,
     reward_study,
     sf_cavp,
     sound_events,
+    sweep,
 )
 from msg_jax.stages.common import Run, Stage, ensure, read_record
+
+Digests = dict[tuple[str, int | None], str]
+"""Of the stages made or found, by name and seed."""
 
 
 def plan(config: ConfigDict) -> dict[str, Stage]:
     """Every stage that this config can run, by name; a preference arm is a stage. Raises UserError on an arm that cannot be."""
     avp_rpo.check_arms(config)
-    encoder_needs = {"separate": ("codec",), "sf_cavp": ("sf_cavp",), "released": ("prepare",)}[config.encoders.kind]
+    encoder_needs = {
+        "separate": ("codec",), "sf_cavp": ("sf_cavp",), "joint": ("prepare",), "released": ("prepare",),
+    }[config.encoders.kind]
 
     def files(field: str, *kinds: str) -> tuple[str, ...]:
         return kinds if networks.is_released(config, field) else ()
 
+    augment = ("augment",) if "augment" in config else ()
+    filtered = ("alignment",) if config.base.get("keep_share", 1.0) < 1 and config.base.keep_by == "alignment" else ()
     # The file of an MM-DiT also brings the features of the empty text, and the mean and deviation of the latents.
     null_text, statistics = files("encoders.kind", "mmdit"), files("codec.kind", "mmdit")
     stages = [
@@ -44,8 +54,10 @@ def plan(config: ConfigDict) -> dict[str, Stage]:
         Stage("sf_cavp", sf_cavp.make, ("prepare",), ("sf_cavp",)),
         Stage("sound_events", sound_events.make, ("sf_cavp",), ("sound_events",)),
         Stage("encoders", encoders.make, encoder_needs, ("encoders",), weights=files("encoders.kind", "clip", "synchformer")),
-        Stage("extract", extract.make, ("codec", "encoders"), ("extract",), weights=null_text),
-        Stage("base", base.make, ("extract",), ("base",), seeded=True, weights=null_text or statistics),
+        Stage("extract", extract.make, ("codec", "encoders"), ("extract", *augment), weights=null_text),
+        Stage("alignment", alignment.make, ("sf_cavp", "extract"), ("reward",)),
+        Stage("base", base.make, ("extract", *filtered), ("base",), seeded=True, weights=null_text or statistics),
+        Stage("figures", figures.make, ("judge", "base"), ("evaluate",), seeded=True),
     ]
     reward = ("sf_cavp", "sound_events") if config.sound_events.kinds else ("sf_cavp",)
     judge_needs = ("base", *reward, "judge")
@@ -71,6 +83,9 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> None:
     if "generated" in config:
         evaluate_folder.run(config, workdir)
         return
+    if "sweep" in config:
+        sweep.run(config, workdir, plan, _maker)
+        return
     begun = time.monotonic()
     this = Run.create(config, workdir)
     networks.check(config, this.clip)
@@ -82,7 +97,17 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> None:
         logging.info("%-13s released files in %s", "weights", this.released.folder)
     if not config.data.source:
         raise UserError("config.data.source is not given: --config.data.source=folder:PATH, or tfds:NAME_OR_FOLDER.")
-    digests: dict[tuple[str, int | None], str] = {}
+    digests: Digests = {}
+    make = _maker(this, stages, digests)
+    for name in config.stages:
+        for seed in config.seeds:
+            make(name, seed)
+    _summary(this, digests, time.monotonic() - begun)
+
+
+def _maker(this: Run, stages: dict[str, Stage], digests: Digests | None = None) -> Callable[[str, int | None], str]:
+    """A function that makes a stage for a seed, and first all that it needs; `digests` are filled with what there is."""
+    digests = {} if digests is None else digests
 
     def make(name: str, seed: int | None) -> str:
         stage = stages[name]
@@ -92,15 +117,12 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> None:
             upstream = {
                 f"{need}" if not (stages[need].seeded and seed is None) else f"seed_{each}/{need}": make(need, each)
                 for need in stage.needs
-                for each in (config.seeds if stages[need].seeded and seed is None else (seed,))
+                for each in (this.config.seeds if stages[need].seeded and seed is None else (seed,))
             }
             digests[name, seed] = ensure(this, stage, seed, upstream)
         return digests[name, seed]
 
-    for name in config.stages:
-        for seed in config.seeds:
-            make(name, seed)
-    _summary(this, digests, time.monotonic() - begun)
+    return make
 
 
 def _needed(stages: dict[str, Stage], names: Iterable[str]) -> set[str]:

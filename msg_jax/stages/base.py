@@ -1,4 +1,4 @@
-"""Trains the base model M0: an MM-DiT with conditional flow matching, on extracted features."""
+"""Trains the base model M0 on extracted features: by default an MM-DiT with conditional flow matching."""
 
 import dataclasses
 import pathlib
@@ -9,32 +9,37 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from msg_jax import networks, train
+from msg_jax.data import pipeline
 from msg_jax.data.features import FeatureSource
 from msg_jax.errors import UserError
 from msg_jax.infra import checkpoint, logging, mesh
 from msg_jax.losses import flow
+from msg_jax.losses.diffusion import Diffusion
 from msg_jax.models import lora
 from msg_jax.models.mmdit import draw_drops, drop_conditions, example_inputs
+from msg_jax.stages import alignment
 from msg_jax.stages.common import Run
 from msg_jax.types import Array, Conditions, Params, TrainState
 
 
 def conditions_of(batch: dict[str, Array]) -> Conditions:
-    return Conditions(clip=batch["clip"], sync=batch["sync"], text=batch["text"])
+    return Conditions(clip=batch["clip"], sync=batch["sync"], text=batch["text"], motion=batch.get("motion"))
 
 
 class GeneratorTask(train.Task):
-    """What the tasks that train the MM-DiT share: they train all of it, or adapters of it where `section.lora_rank` > 0.
+    """What the tasks that train the generator share: they train all of it, or adapters of it where `section.lora_rank` > 0.
 
     With adapters, gradients, optimiser state and EMA are those of the adapters alone; the network is frozen beside them.
     """
 
     run: Run
     section: ConfigDict  # steps, batch_size, optimizer, the two dropout rates and the three fields of LoRA
+    diffusion: Diffusion | None = None  # what it is trained for, unless that is flow matching
     base: Params  # the network that training starts from; where there is none, its buffers alone
 
     def build(self, dims: dict[str, int]) -> None:
         self.model = networks.generator(self.run.config, self.run.clip, dims, self.run.dtype)
+        self.diffusion = networks.diffusion(self.run.config)
         self.optimizer = train.make_optimizer(self.section.optimizer, self.section.steps)
         self.accumulate, self.ema_decay = self.section.accumulate, self.section.get("ema_decay", 0.0)
 
@@ -67,7 +72,7 @@ class GeneratorTask(train.Task):
 
 @dataclasses.dataclass
 class FlowTask(GeneratorTask):
-    """Conditional flow matching; also the control arm that merely continues it, with `initial` variables to start from."""
+    """Flow matching, or the diffusion of the `base` section; also the control arm that merely continues it from `initial`."""
 
     run: Run
     source: FeatureSource
@@ -75,6 +80,7 @@ class FlowTask(GeneratorTask):
     seed: int
     initial: Params | None = None
     name: str = "base"
+    kept: list[int] | None = None  # the clips of the source that are trained with; None: all
 
     def __post_init__(self):
         self.build(self.source.dims)
@@ -98,32 +104,41 @@ class FlowTask(GeneratorTask):
         return train.create_state(self.start(rng), self.optimizer, ema=self.section.ema_decay > 0)
 
     def draw(self, batch, rng, frozen):
-        return batch | {"flow": flow_draws(rng, batch["latents"], self.section)}
+        return batch | {"flow": flow_draws(rng, batch["latents"], self.section, self.diffusion)}
 
     def loss(self, trained, rows, frozen):
         variables = self.variables(trained, frozen)
-        return flow_loss(self.model, variables, rows["latents"], conditions_of(rows), rows["flow"]), {}
+        return flow_loss(self.model, variables, rows["latents"], conditions_of(rows), rows["flow"], self.diffusion), {}
 
     def batches(self):
-        return self.run.batches(self.source, self.section.batch_size, seed=self.seed)
+        source = self.source if self.kept is None else pipeline.Subset(self.source, self.kept)
+        return self.run.batches(source, self.section.batch_size, seed=self.seed)
 
 
-def flow_draws(rng: Array, latents: Array, section: ConfigDict) -> dict[str, Array]:
+def flow_draws(
+    rng: Array, latents: Array, section: ConfigDict, diffusion: Diffusion | None = None
+) -> dict[str, Array]:
     """The random numbers of `flow_loss` for latents (B, T, C): noise, times (B,), dropped conditions (B, 2)."""
     noise_key, time_key, drop_key = jax.random.split(rng, 3)
+    sample_t = diffusion.sample_t if diffusion else flow.sample_t
     return {
-        "noise": jax.random.normal(noise_key, latents.shape), "t": flow.sample_t(time_key, len(latents)),
+        "noise": jax.random.normal(noise_key, latents.shape), "t": sample_t(time_key, len(latents)),
         "drops": draw_drops(drop_key, len(latents), section.condition_dropout, section.text_dropout),
     }
 
 
 def flow_loss(
-    model: Any, variables: Params, latents: Array, conditions: Conditions, draws: dict[str, Array]
+    model: Any, variables: Params, latents: Array, conditions: Conditions, draws: dict[str, Array],
+    diffusion: Diffusion | None = None,
 ) -> Array:
-    """Mean flow error () of codec latents (B, T, C), with conditions dropped at random so that guidance has its null."""
+    """Mean flow error () of codec latents (B, T, C), with conditions dropped at random so that guidance has its null.
+
+    With a `diffusion`, that error is the one of its prediction.
+    """
     null = model.apply(variables, len(latents), method="null_conditions")
     conditions = drop_conditions(draws["drops"], conditions, null)
-    return jnp.mean(flow.flow_error(
+    error = diffusion.error if diffusion else flow.flow_error
+    return jnp.mean(error(
         lambda x_t, t: model.apply(variables, x_t, t, conditions),
         model.apply(variables, latents, method="normalize"), draws["noise"], draws["t"],
     ))
@@ -134,6 +149,8 @@ def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
     if initial and not run.config.base.steps:
         logging.info("%-13s is the released network as it is", "base")
         return checkpoint.export(folder / "params", initial)
-    task = FlowTask(run, FeatureSource(run.folder("extract") / "train"), run.config.base, seed, initial)
+    source = FeatureSource(run.folder("extract") / "train")
+    kept = alignment.best(run, source) if run.config.base.get("keep_share", 1.0) < 1 else None
+    task = FlowTask(run, source, run.config.base, seed, initial, kept=kept)
     state = train.fit(task, seed=seed, **run.fit_options(run.config.base, folder))
     return checkpoint.export(folder / "params", task.result(state))

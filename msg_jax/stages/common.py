@@ -1,11 +1,12 @@
 """A run: one folder, one config, and what its stages leave for each other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import subprocess
@@ -39,6 +40,7 @@ class Run:
     config: ConfigDict
     clip: ClipSpec
     mesh: jax.sharding.Mesh
+    places: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)  # of unseeded stages that lie elsewhere
 
     @classmethod
     def create(cls, config: ConfigDict, workdir: str | pathlib.Path) -> "Run":
@@ -48,6 +50,8 @@ class Run:
         return cls(pathlib.Path(workdir), config, ClipSpec.from_dict(config.clip.to_dict()), mesh_lib.make_mesh(config.mesh))
 
     def folder(self, stage: str, seed: int | None = None) -> pathlib.Path:
+        if stage in self.places:
+            return self.places[stage]
         return self.root / stage if seed is None or len(self.config.seeds) == 1 else self.root / f"seed_{seed}" / stage
 
     def source(self, split: str, kept: Sequence[int] | None = None) -> pipeline.Source:
@@ -222,6 +226,7 @@ def ensure(run: Run, stage: Stage, seed: int | None, upstream: dict[str, str]) -
         "stage": stage.name, "finished": False, "git_revision": git_revision(), "versions": versions(), "seconds": 0.0,
         "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}", "clip_spec": run.clip.to_dict(),
         "config": json.loads(run.config.to_json_best_effort()),
+        "places": {name: os.path.relpath(place, folder) for name, place in run.places.items()},
     }
     _write_record(folder, record)
     begun = time.monotonic()

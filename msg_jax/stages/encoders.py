@@ -51,6 +51,9 @@ def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
     if networks.is_released(run.config, "encoders.kind"):
         logging.info("%-13s CLIP and Synchformer", "encoders")
         return text_digest(*run.released.checksums("clip", "synchformer").values())
+    if run.config.encoders.kind == "joint":
+        logging.info("%-13s trained jointly with the generator", "encoders")
+        return text_digest("joint")
     if run.config.encoders.kind == "sf_cavp":
         logging.info("%-13s SF-CAVP's own features condition the generator", "encoders")
         return checkpoint.export(folder / "params", run.load("sf_cavp"))

@@ -13,11 +13,13 @@ import jax
 import numpy as np
 
 from msg_jax import networks, sampling, system
+from msg_jax.data.augment import Augmented
 from msg_jax.data.features import FeatureSource, FeatureWriter
 from msg_jax.data.pipeline import Source
 from msg_jax.errors import UnreadableError
 from msg_jax.infra import logging, preemption, runtime
 from msg_jax.infra import mesh as mesh_lib
+from msg_jax.models.motion import motion_energy
 from msg_jax.stages.common import Run, text_digest
 from msg_jax.stages.prepare import SPLITS
 
@@ -30,6 +32,7 @@ class Extractor:
         self._run, self._variables = run, run.frozen("encoder")
         self._encode_frames, self._embed_text = system.encoders(config, run.clip, run.released, self._variables)
         self._encode_audio = jax.jit(functools.partial(networks.codec(config, run.clip).apply, method="encode"))
+        self._motion = jax.jit(functools.partial(motion_energy, steps=run.clip.sync_tokens))
         self._in_pieces = networks.is_released(config, "encoders.kind")
         self._null_text = None
         if self._in_pieces:
@@ -46,6 +49,8 @@ class Extractor:
         clip, sync = self._encode_frames(self._variables["encoders"], frames["video"], frames["clip_video"])
         latents = self._encode_audio(self._variables["codec"], filled["mel"])
         found = {"latents": latents, "clip": clip, "sync": sync, "text": text}
+        if self._run.config.extract.get("motion", False):
+            found["motion"] = self._motion(batch["video"])
         return {name: np.asarray(value)[: len(records)] for name, value in found.items()}
 
     def _text(self, caption: str) -> np.ndarray:
@@ -79,11 +84,21 @@ def write_shard(
     return len(ids), len(skipped)
 
 
+def training_source(run: Run) -> Source:
+    """The clips that the generator is trained with: those of the training split, and what `config.augment` makes of them."""
+    source, section = run.source("train"), run.config.get("augment")
+    if section is None or not (section.concat or section.speed):
+        return source
+    return Augmented(
+        source, concat=section.concat, speed=section.speed, speeds=section.speeds, seed=run.config.data.seed,
+    )
+
+
 def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
     config, extract = run.config.extract, Extractor(run)
     facts, digests = {"clips": {}, "skipped": {}}, []
     for split in SPLITS:
-        source = run.source(split)
+        source = training_source(run) if split == "train" else run.source(split)
         writer = FeatureWriter(folder / split, len(source), config.shard_clips, jax.process_index(), jax.process_count())
         progress = logging.Progress(f"extract {split}", len(source), "clip")
         for shard, indices in writer.missing:

@@ -16,7 +16,7 @@ from msg_jax.stages.common import Run
 from msg_jax.types import Params
 
 
-def _in_batches(run: Run, function, batch_size: int, *arrays: np.ndarray):
+def in_batches(run: Run, function, batch_size: int, *arrays: np.ndarray):
     """`function` over the leading axis in batches of one shape, split over this process's devices; a last one is filled up."""
     outputs = []
     for start in range(0, len(arrays[0]), batch_size):
@@ -41,10 +41,10 @@ class RewardModel:
 
     def embed_video(self, video: np.ndarray):
         """uint8 frames (B, T, H, W, 3) -> embeddings of the reward."""
-        return _in_batches(self._run, lambda x: self._embed_video(self._reward, x), self._batch, video)
+        return in_batches(self._run, lambda x: self._embed_video(self._reward, x), self._batch, video)
 
     def embed_audio(self, log_mels: np.ndarray):
-        return _in_batches(self._run, lambda x: self._embed_audio(self._reward, x), self._batch, log_mels)
+        return in_batches(self._run, lambda x: self._embed_audio(self._reward, x), self._batch, log_mels)
 
     def score(self, video, log_mels: np.ndarray) -> dict[str, np.ndarray]:
         """Reward terms (B, N) of candidates (B, N, T, M) against video embeddings of B clips."""
@@ -54,23 +54,18 @@ class RewardModel:
         def score(log_mels, *leaves):
             return self._score(self._reward, jax.tree.unflatten(structure, leaves), log_mels)
 
-        return _in_batches(self._run, score, batch, log_mels, *leaves)
+        return in_batches(self._run, score, batch, log_mels, *leaves)
 
 
-class Listener(RewardModel):
-    """The run's own reward, its codec and its judge."""
+class Hearing:
+    """The run's codec and its judge."""
 
     def __init__(self, run: Run, class_names: tuple[str, ...]):
-        config, clip = run.config, run.clip
-        rewarder = networks.reward(config, clip)
-        super().__init__(run, rewarder, {
-            name: run.load(name) for name in ("sf_cavp", "sound_events") if getattr(rewarder, name) is not None
-        })
-        codec, self._codec = networks.codec(config, clip), run.frozen("encoder", "decoder")["codec"]
+        self._run, self._batch, self._class_names = run, run.config.evaluate.batch_size, class_names
+        codec, self._codec = networks.codec(run.config, run.clip), run.frozen("encoder", "decoder")["codec"]
         self._decode, self._encode, self._vocode = (
             jax.jit(functools.partial(codec.apply, method=method)) for method in ("decode", "encode", "vocode")
         )
-        self._class_names = class_names
 
     @property
     def can_judge(self) -> bool:
@@ -85,15 +80,15 @@ class Listener(RewardModel):
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Latents (..., T, C) -> log-mels (..., T, M)."""
         flat = latents.reshape(-1, *latents.shape[-2:])
-        log_mels = _in_batches(self._run, lambda x: self._decode(self._codec, x), self._batch, flat)
+        log_mels = in_batches(self._run, lambda x: self._decode(self._codec, x), self._batch, flat)
         return log_mels.reshape(*latents.shape[:-2], *log_mels.shape[1:])
 
     def encode(self, log_mels: np.ndarray) -> np.ndarray:
-        return _in_batches(self._run, lambda x: self._encode(self._codec, x), self._batch, log_mels)
+        return in_batches(self._run, lambda x: self._encode(self._codec, x), self._batch, log_mels)
 
     def vocode(self, log_mels: np.ndarray) -> np.ndarray:
         """Log-mels (B, T, M) -> waveforms (B, S)."""
-        return _in_batches(self._run, lambda x: self._vocode(self._codec, x), min(8, self._batch), log_mels)
+        return in_batches(self._run, lambda x: self._vocode(self._codec, x), min(8, self._batch), log_mels)
 
     def heard_again(self, latents: np.ndarray) -> np.ndarray:
         """Latents through waveform and back: real audio with every trace that the codec leaves on generated audio."""
@@ -103,7 +98,7 @@ class Listener(RewardModel):
     def detect(self, log_mels: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """The judge's event lists and embeddings (B, D)."""
         section = self._run.config.judge
-        probability, embedding = _in_batches(self._run, self._judge, self._batch, log_mels)
+        probability, embedding = in_batches(self._run, self._judge, self._batch, log_mels)
         found = events.decode_events(probability, self._run.clip.mel.frames_hz, section.threshold, section.min_gap_sec)
         return found, embedding
 
@@ -118,3 +113,14 @@ class Listener(RewardModel):
     def event_f1(self, truth: Sequence[np.ndarray], log_mels: np.ndarray) -> np.ndarray:
         """Class-aware event F1 (B, N) of candidates (B, N, T, M): the oracle."""
         return self.f1(truth, log_mels, self._run.config.evaluate.tolerance_sec)["event_f1"]
+
+
+class Listener(Hearing, RewardModel):
+    """The run's own reward, its codec and its judge."""
+
+    def __init__(self, run: Run, class_names: tuple[str, ...]):
+        Hearing.__init__(self, run, class_names)
+        rewarder = networks.reward(run.config, run.clip)
+        RewardModel.__init__(self, run, rewarder, {
+            name: run.load(name) for name in ("sf_cavp", "sound_events") if getattr(rewarder, name) is not None
+        })

@@ -1,0 +1,198 @@
+"""A one-dimensional transformer over latent tokens that looks at the video by cross-attention (VTA-LDM, arXiv 2407.07464).
+
+Each of the chosen `features` is projected to the network's width; one after the other they are the context that every block
+attends to. Time enters by AdaLN. It has MM-DiT's methods, so that either network does with either objective: `velocity` is
+whatever the objective has the network predict.
+"""
+
+import dataclasses
+import functools
+import math
+
+from flax import linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from msg_jax.clip import ClipSpec
+from msg_jax.models.condition_encoder import ConditionEncoderConfig, FrameEncoder
+from msg_jax.models.layers import Dense, logical
+from msg_jax.models.mmdit import AdaLN, GatedMLP, TimeEmbedding, apply_rope, attend, modulate, rope_angles
+from msg_jax.types import Array, Conditions
+
+FEATURES = ("clip", "sync", "text", "motion")  # fields of Conditions
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossAttentionConfig:
+    """The shape of one network. `hidden / heads` must be even (rotary pairs)."""
+
+    latent_channels: int
+    latent_tokens: int
+    clip_tokens: int
+    sync_tokens: int
+    text_tokens: int
+    clip_dim: int
+    sync_dim: int
+    text_dim: int
+    hidden: int = 448
+    heads: int = 7
+    depth: int = 12
+    features: tuple[str, ...] = ("clip", "sync")  # of FEATURES: what is in the context
+    positions: bool = True  # whether the context says when its tokens are
+    pooled_tokens: int = 0  # each of the visual features averaged to so many tokens; 0: as they come
+    frame_encoder: bool = False  # clip and sync are pixels in 0..255, (B, T, px * px * 3), and a CNN is part of the network
+
+    @classmethod
+    def for_clip(cls, clip: ClipSpec, **fields) -> "CrossAttentionConfig":
+        """The configuration whose lengths are those of `clip`; `fields` are the rest."""
+        return cls(
+            latent_channels=clip.latent_channels, latent_tokens=clip.latent_tokens, clip_tokens=clip.clip_video_frames,
+            sync_tokens=clip.sync_tokens, text_tokens=clip.text_tokens, **fields,
+        )
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """Tokens and width of one of FEATURES."""
+        return {
+            "clip": (self.clip_tokens, self.clip_dim), "sync": (self.sync_tokens, self.sync_dim),
+            "text": (self.text_tokens, self.text_dim), "motion": (self.sync_tokens, 1),
+        }[name]
+
+
+class Attention(nn.Module):
+    """x (B, T, D) looks at `context` (B, N, D); `angles` (T, d) and (N, d) say when their tokens are, None: nobody does."""
+
+    features: int
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array, angles: tuple[np.ndarray, np.ndarray] | None) -> Array:
+        def project(inputs, chunks, name):
+            out = Dense(chunks * self.features, axes=("embed", "heads"), dtype=self.dtype, name=name)(inputs)
+            return jnp.split(out.reshape(*out.shape[:2], self.heads, -1), chunks, axis=-1)
+
+        def norm(name):
+            return nn.RMSNorm(dtype=jnp.float32, scale_init=logical(nn.initializers.ones_init(), None), name=name)
+
+        (q,), (k, v) = project(x, 1, "q"), project(context, 2, "kv")
+        q, k = norm("q_norm")(q), norm("k_norm")(k)
+        if angles is not None:
+            q, k = apply_rope(q, angles[0]), apply_rope(k, angles[1])
+        attended = attend(q.astype(v.dtype), k.astype(v.dtype), v, None)
+        return Dense(self.features, axes=("heads", "embed"), dtype=self.dtype, name="out")(attended)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and feed-forward; the first and the last are modulated by time and start closed."""
+
+    features: int
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, time: Array, context: Array, angles: np.ndarray, context_angles: np.ndarray | None) -> Array:
+        attention = functools.partial(Attention, self.features, self.heads, self.dtype)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = AdaLN(6, self.dtype, name="adaln")(time)
+        modulated = modulate(x, shift, scale)
+        x = x + gate * attention(name="self")(modulated, modulated, (angles, angles))
+        both = None if context_angles is None else (angles, context_angles)
+        x = x + attention(name="cross")(modulate(x, 0.0, 0.0), context, both)
+        return x + mlp_gate * GatedMLP(self.features, dtype=self.dtype, name="mlp")(modulate(x, mlp_shift, mlp_scale))
+
+
+class CrossAttentionTransformer(nn.Module):
+    """The network's output for x_t, t and conditions; parameters and `buffers` are as in `mmdit.MMDiT`.
+
+    What stands for "nothing given" is learnt for every feature that is used, in the place of the feature itself. Parameters
+    are only those that the chosen features need.
+    """
+
+    config: CrossAttentionConfig
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    def setup(self):
+        c, dtype, zeros = self.config, self.dtype, nn.initializers.zeros_init()
+        self.latent_input = Dense(c.hidden, axes=(None, "embed"), dtype=dtype)
+        self.t_embed = TimeEmbedding(c.hidden, v2=True, dtype=dtype)
+        self.projections = {name: Dense(c.hidden, axes=(None, "embed"), dtype=dtype) for name in c.features}
+        if c.frame_encoder:
+            like = ConditionEncoderConfig
+            self.frame_encoders = {
+                name: FrameEncoder(like.widths, like.strides, kernels, like.sync_dim, dtype)
+                for name, kernels in (("clip", (1, 1)), ("sync", like.sync_time_kernels)) if name in c.features
+            }
+        block = nn.remat(Block) if self.remat else Block
+        self.blocks = [block(c.hidden, c.heads, dtype) for _ in range(c.depth)]
+        self.final_adaln = AdaLN(2, dtype)
+        self.final = Dense(c.latent_channels, axes=("embed", None), dtype=dtype, kernel_init=zeros)
+        self.empty = {
+            name: self.param(f"empty_{name}", logical(nn.initializers.normal(0.02), None), (c.shape(name)[1],))
+            for name in c.features
+        }
+        self.latent_mean = self.variable("buffers", "latent_mean", jnp.zeros, (c.latent_channels,))
+        self.latent_std = self.variable("buffers", "latent_std", jnp.ones, (c.latent_channels,))
+
+    def __call__(self, x_t: Array, t: Array, conditions: Conditions) -> Array:
+        """x_t (B, T, C), t (B,), conditions -> (B, T, C) float32."""
+        return self.velocity(x_t, t, self.preprocess(conditions))
+
+    def preprocess(self, conditions: Conditions) -> Array:
+        """The context (B, N, hidden), once per clip."""
+        return jnp.concatenate([self._tokens(name, getattr(conditions, name)) for name in self.config.features], axis=1)
+
+    def _tokens(self, name: str, values: Array) -> Array:
+        """One of the features (B, T, any) -> (B, tokens, hidden)."""
+        c = self.config
+        if c.frame_encoder and name in self.frame_encoders:
+            px = math.isqrt(values.shape[-1] // 3)
+            values = self.frame_encoders[name](values.reshape(*values.shape[:2], px, px, 3) / 127.5 - 1)
+        tokens = self.projections[name](values)
+        if not c.pooled_tokens or name == "text":
+            return tokens
+        return jnp.stack([part.mean(axis=1) for part in jnp.array_split(tokens, c.pooled_tokens, axis=1)], axis=1)
+
+    def _context_angles(self) -> np.ndarray | None:
+        """Rotary angles (N, hidden / heads / 2) on the latent's scale: where two are equal, so are the times. Text has none."""
+        c = self.config
+        if not c.positions:
+            return None
+        angles = []
+        for name in c.features:
+            tokens = c.shape(name)[0] if name == "text" or not c.pooled_tokens else c.pooled_tokens
+            angles.append(rope_angles(tokens, c.hidden // c.heads, scale=0.0 if name == "text" else c.latent_tokens / tokens))
+        return np.concatenate(angles)
+
+    def velocity(self, x_t: Array, t: Array, context: Array) -> Array:
+        """x_t (B, T, C), t (B,) in [0, 1], the context of the same batch -> (B, T, C) float32."""
+        c, time = self.config, self.t_embed(t)[:, None]
+        angles, context_angles = rope_angles(x_t.shape[1], c.hidden // c.heads), self._context_angles()
+        x = self.latent_input(x_t)
+        for block in self.blocks:
+            x = block(x, time, context, angles, context_angles)
+        return self.final(modulate(x, *self.final_adaln(time))).astype(jnp.float32)
+
+    def null_conditions(self, batch: int, text: Array | None = None) -> Conditions:
+        """The learned "nothing given", for guidance; `text` (B or 1, text_tokens, D) is a negative prompt.
+
+        A feature that the network does not use is zero.
+        """
+        c = self.config
+
+        def null(name):
+            if name == "text" and text is not None:
+                return jnp.broadcast_to(text, (batch, *c.shape(name)))
+            empty = self.empty[name] if name in c.features else jnp.zeros(c.shape(name)[1])
+            if c.frame_encoder and name in ("clip", "sync"):
+                empty = (1 + empty) * 127.5
+            return jnp.broadcast_to(empty, (batch, *c.shape(name)))
+
+        return Conditions(**{name: null(name) for name in FEATURES if name != "motion" or name in c.features})
+
+    def normalize(self, latents: Array) -> Array:
+        """Codec latents (B, T, C) -> zero mean, unit deviation per channel."""
+        return (latents - self.latent_mean.value) / self.latent_std.value
+
+    def unnormalize(self, latents: Array) -> Array:
+        """Inverse of `normalize`."""
+        return latents * self.latent_std.value + self.latent_mean.value

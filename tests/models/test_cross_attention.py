@@ -1,0 +1,139 @@
+"""The cross-attention network: what it looks at, that all of it learns, and that it is one of two networks of one interface."""
+
+import functools
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import vta_ldm
+from msg_jax import networks, sampling, train
+from msg_jax.clip import TINY
+from msg_jax.models.cross_attention import FEATURES
+from msg_jax.models.mmdit import drop_conditions, example_inputs
+from msg_jax.models.motion import motion_energy
+from msg_jax.stages.base import flow_draws, flow_loss
+
+BATCH = 4
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile
+
+
+def make(joint=False, **changes):
+    """Network, random variables, and inputs for it."""
+    config = vta_ldm.get_config("smoke")
+    config.base.update(changes)
+    config.encoders.kind = "joint" if joint else "separate"
+    networks.check(config, TINY)
+    pixels = TINY.video_px**2 * 3
+    dims = {"clip": pixels, "sync": pixels, "text": 5} if joint else {"clip": 6, "sync": 7, "text": 5}
+    model = networks.generator(config, TINY, dims, jnp.float32)
+    draw = np.random.default_rng(0).normal
+    x_t, _, conditions = example_inputs(model.config, BATCH)
+    x_t, conditions = jax.tree.map(lambda x: jnp.asarray(draw(size=x.shape), jnp.float32), (x_t, conditions))
+    if joint:
+        conditions = conditions.replace(clip=127.5 * (1 + conditions.clip), sync=127.5 * (1 + conditions.sync))
+    variables = jax.jit(model.init, compiler_options=FAST)(jax.random.key(0), *example_inputs(model.config))
+    return config, model, variables, x_t, conditions
+
+
+def leaves(params):
+    return {name: np.asarray(value.unbox() if hasattr(value, "unbox") else value)
+            for name, value in traverse_util.flatten_dict(params, sep="/").items()}
+
+
+def trained(steps=3, **changes):
+    """Parameters before and after some optimiser steps on one batch, half of it without conditions."""
+    config, model, variables, x, conditions = make(**changes)
+    section, diffusion = config.base, networks.diffusion(config)
+    section.optimizer.update(weight_decay=0.0, warmup_steps=0)  # what changes has a gradient
+    section.update(condition_dropout=0.5, text_dropout=0.5)
+    optimizer = train.make_optimizer(section.optimizer, 100)
+    params = jax.tree.map(lambda x: x.unbox() if hasattr(x, "unbox") else x, variables["params"],
+                          is_leaf=lambda x: hasattr(x, "unbox"))
+    state, buffers = train.create_state(params, optimizer, ema=False), variables.get("buffers", {})
+
+    @functools.partial(jax.jit, compiler_options=FAST)
+    def step(state, key):
+        draws = flow_draws(key, x, section, diffusion) | {"drops": jnp.array([[True, False], [False, True]] * (BATCH // 2))}
+        gradients = jax.grad(
+            lambda params: flow_loss(model, {"params": params, "buffers": buffers}, x, conditions, draws, diffusion)
+        )(state.params)
+        return train.apply_gradients(state, gradients, optimizer), gradients
+
+    for i in range(steps):
+        state, gradients = step(state, jax.random.key(i))
+    return leaves(params), leaves(state.params), leaves(gradients)
+
+
+@pytest.mark.parametrize("changes", [
+    dict(features=FEATURES),
+    dict(joint=True, features=("clip",)),
+], ids=["every_feature", "joint_frame_encoder"])
+def test_every_parameter_is_trained(changes):
+    """Also the projections of the features, which VTA-LDM's released code left out of the optimiser."""
+    before, after, gradients = trained(**changes)
+    same = [name for name in before if not (before[name] != after[name]).any()]
+    assert not same
+    assert all(np.abs(gradients[name]).max() > 0 for name in gradients)
+    assert {name for name in before if name.startswith("empty_")} == {f"empty_{name}" for name in changes["features"]}
+
+
+@pytest.mark.parametrize("network", ["mmdit", "cross_attention"])
+@pytest.mark.parametrize("objective", ["flow", "diffusion"])
+def test_network_and_objective_are_independent(network, objective):
+    config, model, variables, x, conditions = make(network=network, objective=objective, features=("clip", "sync", "text"))
+    out = sampling.sample(model, variables, conditions, x, steps=2, guidance_scale=2.0, **networks.solver(config))
+    assert out.shape == x.shape and bool(jnp.isfinite(out).all())
+    assert (networks.diffusion(config) is None) == (objective == "flow")
+    back = model.apply(variables, model.apply(variables, x, method="normalize"), method="unnormalize")
+    np.testing.assert_allclose(back, x, rtol=1e-5)
+
+
+def output(model, variables, x, conditions):
+    """Of a network whose modulations are open."""
+    draw = np.random.default_rng(1).normal
+    variables = jax.tree.map(lambda leaf: leaf + 0.1 * draw(size=leaf.shape).astype(np.float32), variables)
+    apply = jax.jit(model.apply, compiler_options=FAST)
+    return np.asarray(apply(variables, x, jnp.full(len(x), 0.3), conditions))
+
+
+def test_the_network_looks_at_its_features_and_at_no_other():
+    _, model, variables, x, conditions = make(features=("sync", "motion"))
+    seen = output(model, variables, x, conditions)
+    for name, matters in (("clip", False), ("text", False), ("sync", True), ("motion", True)):
+        changed = output(model, variables, x, conditions.replace(**{name: getattr(conditions, name) + 1}))
+        assert np.allclose(changed, seen, atol=1e-5) != matters, name
+
+
+@pytest.mark.parametrize(("changes", "notices"), [({}, True), ({"positions": False}, False), ({"pooled_tokens": 1}, False)])
+def test_when_a_feature_is_seen_matters_unless_positions_or_time_are_taken_away(changes, notices):
+    _, model, variables, x, conditions = make(features=("sync",), **changes)
+    reversed_ = conditions.replace(sync=conditions.sync[:, ::-1])
+    same = np.allclose(output(model, variables, x, conditions), output(model, variables, x, reversed_), atol=1e-4)
+    assert same != notices
+
+
+def test_dropped_conditions_are_the_null():
+    _, model, variables, _, conditions = make(features=FEATURES)
+    null = model.apply(variables, BATCH, method="null_conditions")
+    dropped = drop_conditions(jnp.ones((BATCH, 2), bool), conditions, null)
+    for name in FEATURES:
+        np.testing.assert_array_equal(getattr(dropped, name), getattr(null, name))
+
+
+def test_frames_are_read_as_bytes_or_as_numbers():
+    _, model, variables, x, conditions = make(joint=True, features=("clip",))
+    clip, sync = (jnp.clip(frames, 0, 255).astype(jnp.uint8) for frames in (conditions.clip, conditions.sync))
+    frames = conditions.replace(clip=clip, sync=sync)
+    floats = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), frames)
+    np.testing.assert_allclose(output(model, variables, x, frames), output(model, variables, x, floats), atol=1e-6)
+
+
+def test_motion_energy_by_hand():
+    """A quarter of the picture goes from black to white at the third frame: a quarter of the range, times 16."""
+    video = np.zeros((1, 4, 2, 2, 3), np.uint8)
+    video[0, 2:, 0, 0] = 255
+    np.testing.assert_allclose(motion_energy(video, 4)[0, :, 0], [0, 0, 4, 0], rtol=1e-6)
+    assert motion_energy(video, 8).shape == (1, 8, 1)
