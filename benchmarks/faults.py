@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 import re
@@ -26,6 +27,7 @@ import time
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "--xla_force_host_platform_device_count=8")  # a worker is told
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+from flax.core import meta
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,10 +98,14 @@ class Work(train.Task):
         )
 
 
+def mesh_of(shape) -> jax.sharding.Mesh:
+    """A mesh of this process's first devices, or of all devices of all processes."""
+    return mesh_lib.make_mesh(shape, jax.devices()[: math.prod(shape)] if jax.process_count() == 1 else jax.devices())
+
+
 def trained(folder, shape=(1, 1, 1), steps=STEPS, **work) -> dict:
     """Trains, and returns the parameters."""
-    devices = jax.devices()[: int(np.prod(shape))] if jax.process_count() == 1 else jax.devices()
-    mesh = mesh_lib.make_mesh(shape, devices)
+    mesh = mesh_of(shape)
     watch = train.Watch(guard.Limits(data_timeout_sec=2.0 if work.get("what") == "hang" else 60.0))
     state = train.fit(
         Work(mesh, **work), steps=steps, workdir=folder, mesh=mesh, seed=0, log_every=SAVE, checkpoint_every=SAVE, watch=watch
@@ -112,6 +118,19 @@ def fit(*args, **kwargs) -> str:
     return checkpoint.digest(trained(*args, **kwargs))
 
 
+def restored(folder, shape=(1, 1, 1)) -> tuple[dict, dict]:
+    """The state that a training stands at, and the batch that it meets next, both whole wherever their parts lie."""
+    mesh = mesh_of(shape)
+    task, key = Work(mesh), jax.random.key(0)
+    with jax.set_mesh(mesh):
+        layout = mesh_lib.shardings(jax.eval_shape(task.init, key), mesh)
+        fresh = jax.jit(lambda key: meta.unbox(task.init(key)), out_shardings=layout)(key)
+        iterator = iter(task.batches())
+        state, _ = checkpoint.Checkpoints(folder / "checkpoints").restore(fresh, iterator)
+        batch = {name: value for name, value in next(iterator).items() if name != "id"}
+        return mesh_lib.to_host((state, mesh_lib.put_batch(batch, mesh)))
+
+
 # The worker: one process of a training, started by the cases below.
 
 
@@ -121,7 +140,11 @@ def worker(arguments) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (arguments.file_bytes, arguments.file_bytes))
         runtime.start()
         shape = tuple(int(size) for size in arguments.mesh.split(","))
-        print(fit(arguments.worker, shape, arguments.steps, pause_sec=arguments.pause), flush=True)
+        folder = pathlib.Path(arguments.worker)
+        if arguments.restore:
+            print(checkpoint.digest(restored(folder, shape)), flush=True)
+        else:
+            print(fit(folder, shape, arguments.steps, pause_sec=arguments.pause), flush=True)
 
 
 def start(folder, *flags, devices=1, **variables) -> subprocess.Popen:
@@ -457,6 +480,7 @@ def main() -> None:
     for name, kind, default in (("worker", str, None), ("mesh", str, "1,1,1"), ("steps", int, STEPS), ("pause", float, 0.0),
                                 ("file_bytes", int, 0)):
         parser.add_argument(f"--{name}", type=kind, default=default, help=argparse.SUPPRESS)
+    parser.add_argument("--restore", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         return worker(arguments)

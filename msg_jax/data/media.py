@@ -431,7 +431,7 @@ class _GridSampler:
             frame,
             width=shape[0],
             height=shape[1],
-            format="rgb24",
+            format="gbrp",  # planes: the same bits as packed rgb24, from twice as fast code of the scaler
             interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT,
         ).to_ndarray()
         top, left = (resized.shape[0] - px) // 2, (resized.shape[1] - px) // 2

@@ -53,6 +53,8 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=data))
             if jax.process_index() == 0:
                 _write_sums(self.folder / str(step))
+        except jax.errors.JaxRuntimeError:  # another process is lost, or a device: no fault of the storage
+            raise
         except Exception as error:
             kept = "there is none from before" if before is None else f"the one of step {before} stands"
             raise UserError(
@@ -75,6 +77,8 @@ class Checkpoints:
                 args=ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore()),
             )
             iterator.set_state(restored["data"])
+        except jax.errors.JaxRuntimeError:
+            raise
         except Exception as error:
             raise UserError(
                 f"The checkpoint {self._manager.directory}/{step} cannot be restored ({_first_line(error)}); delete that "

@@ -2,9 +2,10 @@
 
 import jax
 import numpy as np
+import pytest
 
 from benchmarks import faults
-from msg_jax.infra import logging
+from msg_jax.infra import checkpoint, logging, runtime
 
 
 def test_two_processes_train_as_one_and_one_continues_their_run(tmp_path):
@@ -17,3 +18,30 @@ def test_two_processes_train_as_one_and_one_continues_their_run(tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     steps = [row["step"] for row in logging.read_metrics(tmp_path / "metrics.jsonl")]
     assert steps == [5, 10, 15, 20, 25, 30]  # written once, by process 0
+
+
+def test_a_state_and_its_next_batch_are_the_same_on_every_mesh_and_on_two_processes(tmp_path):
+    """Saved on (2, 2, 2): parameters, moments and the clips that come next, bit for bit."""
+    parameters = faults.trained(tmp_path, (2, 2, 2), steps=15)
+    state, batch = faults.restored(tmp_path, (2, 2, 2))
+    assert state.step == 15 and checkpoint.digest(state.params) == checkpoint.digest(parameters)
+    met = iter(faults.Work(faults.mesh_of((1, 1, 1))).batches())
+    for _ in range(15):
+        next(met)
+    np.testing.assert_array_equal(batch["x"], next(met)["x"])
+    saved = checkpoint.digest((state, batch))
+    for shape in ((8, 1, 1), (1, 1, 1)):
+        assert checkpoint.digest(faults.restored(tmp_path, shape)) == saved, shape
+    ended = [faults.ends(process) for process in faults.start_two(tmp_path, "--restore")]
+    assert ended == [(0, saved)] * 2
+
+
+def test_a_process_that_is_lost_during_a_save_is_no_fault_of_the_disk(tmp_path, monkeypatch):
+    def lost(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", lost)
+    with pytest.raises(jax.errors.JaxRuntimeError) as error:
+        faults.trained(tmp_path, steps=5)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert runtime.sentence(error.value).startswith("Process 0 of 2 has lost another (UNKNOWN: Gloo AllGather failed")
