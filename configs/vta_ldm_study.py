@@ -1,6 +1,6 @@
 """VTA-LDM's study: vision encoders, auxiliary embeddings and augmentation, one change to the baseline at a time, in one table.
 
-    python -m msg_jax.main --config=configs/vta_ldm_study.py          # preset tiny: 3 seeds, about two hours on one CPU core
+    python -m msg_jax.main --config=configs/vta_ldm_study.py          # preset tiny: 3 seeds, about 90 minutes on one CPU core
     python -m msg_jax.main --config=configs/vta_ldm_study.py:smoke    # every cell, nothing learnt
 
 The table is runs/PRESET/table.md, the same in numbers results.json beside it. A stopped sweep continues with the same command.
