@@ -3,8 +3,10 @@
 Beside what Orbax writes lies the SHA-256 of every file: what was changed since, by a disk or by hand, is never computed with.
 """
 
+import errno
 import hashlib
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -186,4 +188,7 @@ def digest(tree: Any) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    full = os.strerror(errno.ENOSPC)
+    if full in str(error):  # TensorStore says it at the end of a long line
+        return full
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]
