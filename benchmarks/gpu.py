@@ -14,7 +14,7 @@ network in float32 is off by more than 1e-4.
 
 import argparse
 from collections.abc import Callable
-import json
+import dataclasses
 import pathlib
 import sys
 import tempfile
@@ -27,24 +27,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import rows
 from benchmarks.inference import RandomBundle, cases
 from benchmarks.lora import batch_for, task_for
 from msg_jax import networks
 from msg_jax.convert import bundle
 from msg_jax.infra import metering
 from msg_jax.stages.base import FlowTask
+from msg_jax.stages.preference import PreferenceTask
 
 LIMIT = 1e-4
 
 
 def parity(name: str, variant: bundle.Variant) -> dict[str, float]:
     """Relative error of a network on the default device against the CPU."""
+
     def result(device: jax.Device, dtype: Any) -> np.ndarray:
-        original, networks.compute_dtype = networks.compute_dtype, lambda: dtype
-        try:
-            case = cases(variant)[name]()
-        finally:
-            networks.compute_dtype = original
+        case = cases(variant, dtype)[name]()
         rng = np.random.default_rng(0)
         inputs = jax.tree.map(lambda leaf: rng.uniform(0, 1, leaf.shape).astype(leaf.dtype), case.inputs)
         weights = RandomBundle(variant).load(case.kind, *case.prefixes)
@@ -63,18 +62,14 @@ def flow_task(variant: str, folder: str) -> FlowTask:
     """Flow matching of all parameters of a released MM-DiT's shape."""
     template = task_for(variant, 0, folder)
     weights = RandomBundle(bundle.VARIANTS[variant]).load("mmdit")
-    weights["buffers"]["latent_std"] = jnp.ones_like(weights["buffers"]["latent_std"])
     source = types.SimpleNamespace(dims=template.dims)
     return FlowTask(template.run, source, template.run.config.base, 0, initial=weights)
 
 
-def adapters_task(variant: str, folder: str):
+def adapters_task(variant: str, folder: str) -> PreferenceTask:
     """Preference tuning of adapters of rank 16, with weights for the reference."""
-    task = task_for(variant, 16, folder)
-    weights = RandomBundle(bundle.VARIANTS[variant]).load("mmdit")
-    weights["buffers"]["latent_std"] = jnp.ones_like(weights["buffers"]["latent_std"])
-    task.base, task.frozen = weights, {"reference": weights}
-    return task
+    task, weights = task_for(variant, 16, folder), RandomBundle(bundle.VARIANTS[variant]).load("mmdit")
+    return dataclasses.replace(task, reference=weights)
 
 
 def training(name: str, make: Callable[[str, str], Any], variant: str, batch: int, repeats: int = 5) -> dict[str, float]:
@@ -82,15 +77,15 @@ def training(name: str, make: Callable[[str, str], Any], variant: str, batch: in
     with tempfile.TemporaryDirectory() as folder:
         task = make(variant, folder)
     key = jax.random.key(0)
-    rows = jax.device_put(batch_for(task_for(variant, 0, ""), batch))
+    pairs = jax.device_put(batch_for(task, batch))
     state = jax.jit(lambda key: nn.unbox(task.init(key)))(key)
-    lowered = jax.jit(task.step, donate_argnums=0).lower(state, rows, key, task.frozen)
+    lowered = jax.jit(task.step, donate_argnums=0).lower(state, pairs, key, task.frozen)
     flops, step = metering.step_flops(lowered, 1), lowered.compile()
-    state, metrics = step(state, rows, key, task.frozen)
+    state, metrics = step(state, pairs, key, task.frozen)
     jax.block_until_ready(metrics)
     begun = time.perf_counter()
     for _ in range(repeats):
-        state, metrics = step(state, rows, key, task.frozen)
+        state, metrics = step(state, pairs, key, task.frozen)
     jax.block_until_ready((state, metrics))
     seconds = (time.perf_counter() - begun) / repeats
     device = jax.devices()[0]
@@ -121,17 +116,15 @@ def main(argv: list[str] | None = None) -> int:
     args = flags.parse_args(argv)
     device = jax.devices()[0]
     print(f"{len(jax.devices())} x {device.device_kind}, {args.variant}", flush=True)
-    rows = []
+    measured = []
     for name in filter(None, args.networks.split(",")):
-        rows.append(parity(name, bundle.VARIANTS[args.variant]))
-        print(show(rows[-1]), flush=True)
+        measured.append(parity(name, bundle.VARIANTS[args.variant]))
+        print(show(measured[-1]), flush=True)
     for name, make in TRAININGS.items():
-        rows.append(training(name, make, args.variant, args.batch))
-        print(show(rows[-1]), flush=True)
-    if args.json:
-        record = {"variant": args.variant, "device": device.device_kind, "rows": rows}
-        args.json.write_text(json.dumps(record, indent=1))
-    return int(any(row.get("float32", 0.0) > LIMIT for row in rows))
+        measured.append(training(name, make, args.variant, args.batch))
+        print(show(measured[-1]), flush=True)
+    rows.save(args.json, args.variant, measured)
+    return int(any(row.get("float32", 0.0) > LIMIT for row in measured))
 
 
 if __name__ == "__main__":

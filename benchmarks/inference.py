@@ -10,26 +10,28 @@ that its peak memory is its own. Columns:
     weights   of the network, in GB
     working   memory that the compiled program takes beside weights and inputs, in GB
     peak      resident memory of the whole process, in GB (on an accelerator: of the host alone)
+
+and, of `generate`, the seconds of its parts: encode, sample, decode.
 """
 
 import argparse
 from collections.abc import Callable
+import contextlib
 import functools
 import json
 import math
 import pathlib
-import resource
-import subprocess
-import sys
 import tempfile
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest import mock
 
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import rows
 from msg_jax import generate, networks, sampling, system
 from msg_jax.convert import bundle
 from msg_jax.convert.weights import shapes_of
@@ -42,6 +44,7 @@ from msg_jax.models.vocoder import BigVGAN
 from msg_jax.types import Array, Params
 
 STEPS, GUIDANCE = 25, 4.5
+PARTS = ("encode", "sample", "decode")  # methods of a System
 
 
 class RandomBundle(bundle.Bundle):
@@ -56,7 +59,8 @@ class RandomBundle(bundle.Bundle):
     def load(self, kind: str, *prefixes: str) -> Params:
         rng = np.random.default_rng(0)
         return traverse_util.unflatten_dict({
-            name: jnp.asarray(rng.uniform(-0.03, 0.03, leaf.shape).astype(np.float32))
+            name: jnp.ones(leaf.shape) if name.endswith("_std")  # what is divided by
+            else jnp.asarray(rng.uniform(-0.03, 0.03, leaf.shape).astype(np.float32))
             for name, leaf in self._shapes[kind].items() if name.startswith(prefixes or "")
         }, sep="/")
 
@@ -77,9 +81,9 @@ class Case(NamedTuple):
     calls: int
 
 
-def cases(variant: bundle.Variant) -> dict[str, Callable[[], Case]]:
-    """Networks by name, as `generate` calls them for a clip of one window."""
-    clip, dtype = variant.clip, networks.compute_dtype()
+def cases(variant: bundle.Variant, dtype: Any = None) -> dict[str, Callable[[], Case]]:
+    """Networks by name, as `generate` calls them for a clip of one window, in its own type unless another is given."""
+    clip, dtype = variant.clip, dtype or networks.compute_dtype()
     config = {kind: network.config for kind, network in variant.networks.items()}
 
     def pictures(count, px):
@@ -161,8 +165,23 @@ def measure_network(case: Case, variables: Params, repeats: int) -> dict[str, fl
 
 
 def measure_generate(variant: bundle.Variant, repeats: int) -> dict[str, float]:
-    """A video of one clip from its file to its waveform, loading weights each time; the first time compiles."""
-    made = system.from_bundle(RandomBundle(variant))
+    """A video of one clip from its file to its waveform, loading weights each time; the first time compiles.
+
+    Of the last time also the seconds of its parts: encoders, solver, codec.
+    """
+    made, parts = system.from_bundle(RandomBundle(variant)), {}
+
+    def timed(name: str) -> Callable[..., Any]:
+        method = getattr(system.System, name)
+
+        def call(*args, **options):
+            begun = time.perf_counter()
+            result = jax.block_until_ready(method(*args, **options))
+            parts[f"{name}_sec"] = time.perf_counter() - begun
+            return result
+
+        return call
+
     pictures = np.random.default_rng(0).integers(0, 256, (variant.clip.video_frames, 240, 320, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "clip.mp4"
@@ -173,8 +192,11 @@ def measure_generate(variant: bundle.Variant, repeats: int) -> dict[str, float]:
         def make_sound():
             return next(generate.sounds_for(made, video, settings))
 
-        first, rest = best_of(make_sound, 1), best_of(make_sound, repeats)
-    return {"compile_sec": first - rest, "wall_sec": rest}
+        with contextlib.ExitStack() as stack:
+            for name in PARTS:
+                stack.enter_context(mock.patch.object(system.System, name, timed(name)))
+            first, rest = best_of(make_sound, 1), best_of(make_sound, repeats)
+    return {"compile_sec": first - rest, "wall_sec": rest} | parts
 
 
 def measure(name: str, variant: bundle.Variant, repeats: int) -> dict[str, float]:
@@ -184,8 +206,7 @@ def measure(name: str, variant: bundle.Variant, repeats: int) -> dict[str, float
     else:
         case = cases(variant)[name]()
         row = measure_network(case, RandomBundle(variant).load(case.kind, *case.prefixes), repeats)
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
-    return {"network": name, **row, "peak_gb": kilobytes * 1024 / 1e9}
+    return {"network": name, **row, "peak_gb": rows.peak_gb()}
 
 
 COLUMNS = {
@@ -196,7 +217,8 @@ COLUMNS = {
 
 def show(row: dict) -> str:
     cells = [f"{row[name]:>9.3g}" if name in row else " " * 9 for name in COLUMNS]
-    return " ".join([f"{row['network']:<12}", *cells])
+    parts = [f"{name} {row[f'{name}_sec']:.3g}" for name in PARTS if f"{name}_sec" in row]
+    return " ".join([f"{row['network']:<12}", *cells, *parts])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -211,15 +233,12 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(measure(args.here, bundle.VARIANTS[args.variant], args.repeats)))
         return
     print(" ".join([f"{'network':<12}", *(f"{title:>9}" for title in COLUMNS.values())]))
-    rows = []
+    measured = []
     for name in args.networks.split(","):
-        command = [sys.executable, __file__, f"--variant={args.variant}", f"--repeats={args.repeats}", f"--here={name}"]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        rows.append(json.loads(output.splitlines()[-1]))
-        print(show(rows[-1]), flush=True)
-    if args.json:
-        record = {"variant": args.variant, "device": jax.devices()[0].device_kind, "rows": rows}
-        args.json.write_text(json.dumps(record, indent=1))
+        flags_of_row = (f"--variant={args.variant}", f"--repeats={args.repeats}", f"--here={name}")
+        measured.append(rows.measured_apart(__file__, *flags_of_row))
+        print(show(measured[-1]), flush=True)
+    rows.save(args.json, args.variant, measured)
 
 
 if __name__ == "__main__":

@@ -18,23 +18,21 @@ warm up and once for the time; `full` is only compiled. Each is measured in a pr
 import argparse
 import json
 import pathlib
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import rows
 from benchmarks.inference import RandomBundle
 from configs import common
 from msg_jax import networks
 from msg_jax.convert import bundle
 from msg_jax.convert.weights import shapes_of
 from msg_jax.models.mmdit import example_inputs
+from msg_jax.stages.base import GeneratorTask
 from msg_jax.stages.common import Run
 from msg_jax.stages.preference import PreferenceTask
 from msg_jax.types import TrainState
@@ -50,10 +48,11 @@ def task_for(variant: str, rank: int, folder: str) -> PreferenceTask:
     return PreferenceTask(run, None, config.preference, 0, shapes, dims, "benchmark")
 
 
-def batch_for(task: PreferenceTask, batch: int) -> dict[str, np.ndarray]:
+def batch_for(task: GeneratorTask, batch: int) -> dict[str, np.ndarray]:
     x, _, conditions = example_inputs(task.model.config, batch)
     draw = np.random.default_rng(0).normal
-    shapes = dict.fromkeys(("winner", "loser", "latents"), x) | {name: getattr(conditions, name) for name in task.dims}
+    shapes = dict.fromkeys(("winner", "loser", "latents"), x)
+    shapes |= {name: getattr(conditions, name) for name in ("clip", "sync", "text")}
     return {name: draw(size=leaf.shape).astype(np.float32) for name, leaf in shapes.items()}
 
 
@@ -80,15 +79,13 @@ def measure(variant: str, rank: int, batch: int) -> dict[str, float]:
     }
     if rank:
         reference = RandomBundle(bundle.VARIANTS[variant]).load("mmdit")
-        reference["buffers"]["latent_std"] = jnp.ones_like(reference["buffers"]["latent_std"])
         state = jax.jit(lambda key: nn.unbox(task.init(key)))(key)
         for _ in range(2):  # the first may also be the first to touch its memory
             begun = time.perf_counter()
             state, metrics = step(state, pairs, key, {"reference": reference})
             row["loss"] = float(metrics["loss"])
             row["step_sec"] = time.perf_counter() - begun
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
-    return row | {"resident_gb": kilobytes * 1024 / 1e9}
+    return row | {"resident_gb": rows.peak_gb()}
 
 
 COLUMNS = {  # of a row: title, width, format
@@ -117,15 +114,13 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(measure(args.variant, args.here, args.batch)))
         return
     print(" ".join([" " * 8, *(f"{title:>{width}}" for title, width, _ in COLUMNS.values())]))
-    rows = []
+    measured = []
     for rank in (args.rank, 0):
-        command = [sys.executable, __file__, f"--variant={args.variant}", f"--batch={args.batch}", f"--here={rank}"]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        rows.append(json.loads(output.splitlines()[-1]))
-        print(show(rows[-1]), flush=True)
-    if args.json:
-        record = {"variant": args.variant, "device": jax.devices()[0].device_kind, "rows": rows}
-        args.json.write_text(json.dumps(record, indent=1))
+        measured.append(rows.measured_apart(
+            __file__, f"--variant={args.variant}", f"--batch={args.batch}", f"--here={rank}"
+        ))
+        print(show(measured[-1]), flush=True)
+    rows.save(args.json, args.variant, measured)
 
 
 if __name__ == "__main__":

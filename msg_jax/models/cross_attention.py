@@ -120,7 +120,7 @@ class CrossAttentionTransformer(nn.Module):
             like = ConditionEncoderConfig
             self.frame_encoders = {
                 name: FrameEncoder(like.widths, like.strides, kernels, like.sync_dim, dtype)
-                for name, kernels in (("clip", (1, 1)), ("sync", like.sync_time_kernels)) if name in c.features
+                for name, kernels in (("clip", (1,) * len(like.widths)), ("sync", like.sync_time_kernels)) if name in c.features
             }
         block = nn.remat(Block) if self.remat else Block
         self.blocks = [block(c.hidden, c.heads, dtype) for _ in range(c.depth)]

@@ -38,3 +38,5 @@ def test_a_row_of_a_network_and_of_the_whole():
         row = inference.measure(name, VARIANT, repeats=1)
         assert row["wall_sec"] > 0 and 0.05 < row["peak_gb"] < 100
         assert inference.show(row).split()[0] == name
+    assert all(row[f"{part}_sec"] > 0 for part in inference.PARTS)  # of the last one, `generate`
+    assert sum(row[f"{part}_sec"] for part in inference.PARTS) < row["wall_sec"]
