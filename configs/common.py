@@ -35,6 +35,8 @@ def arm(ranking: str, winner: str = "best_of_n", start: str = "base", **changes)
     """One preference-tuned system, which starts from `base` or another arm; `changes` are of the `preference` section.
 
     `ranking`: reward | random | oracle | rules (SyncDPO) | none (continued flow matching, no pairs).
+    `winner`: best_of_n | stitched (winner and loser are joined of the best and of the worst moments of all candidates)
+    | real | real_reconstructed (through the codec).
     """
     return ConfigDict(dict(ranking=ranking, winner=winner, start=start) | changes)
 
@@ -104,7 +106,9 @@ def base(stages: tuple[str, ...]) -> ConfigDict:
     config.preference = ConfigDict(dict(
         videos=512, candidates=5, candidate_guidance=1.5, candidate_steps=8,
         keep_share=0.5,  # of the pairs, those with the largest score difference
+        join_cost=0.005,  # what a join of `stitched` pairs must gain in the clip's reward
         rounds=2, steps=100, batch_size=16, accumulate=1, optimizer=optimizer(3e-4, 10),
+        winner_guidance=1.0,
         dpo_guidance=1.0,  # the preference loss compares the velocities that sampling at this guidance scale follows
         beta=20.0, dpo_weight=1.0, winner_weight=1.0, real_weight=1.0, condition_dropout=0.1, text_dropout=0.5,
         **LORA,

@@ -82,6 +82,12 @@ def assign(
     return np.stack([explained, partner[explained]], axis=1)
 
 
+def errors(true: np.ndarray, predicted: np.ndarray, tolerance_sec: float = TOLERANCE_SEC) -> np.ndarray:
+    """Onsets in seconds of the events of one clip that are missed, and of those that are too many, under `assign`."""
+    hits = assign(true, predicted, tolerance_sec)
+    return np.concatenate([np.delete(true[:, 1], hits[:, 0]), np.delete(predicted[:, 1], hits[:, 1])])
+
+
 def match(
     true: np.ndarray, predicted: np.ndarray, tolerance_sec: float = TOLERANCE_SEC, class_aware: bool = True
 ) -> tuple[int, int, int]:

@@ -61,7 +61,8 @@ def plan(config: ConfigDict) -> dict[str, Stage]:
     ]
     reward = ("sf_cavp", "sound_events") if config.sound_events.kinds else ("sf_cavp",)
     judge_needs = ("base", *reward, "judge")
-    stages.append(Stage("candidates", candidates.make, judge_needs, ("preference", "reward"), seeded=True))
+    decisive = tuple(f"preference.{name}" for name in candidates.DECISIVE)
+    stages.append(Stage("candidates", candidates.make, judge_needs, (*decisive, "reward"), seeded=True))
     for name, arm in config.arms.items():
         ranks = arm.ranking not in ("none", "rules")
         needs = list(judge_needs) if ranks else ["base"]

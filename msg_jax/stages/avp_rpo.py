@@ -48,13 +48,13 @@ class PairSource:
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         row = self.rows[i]
-        item, candidates = self.features[self.indices[i]], self.candidates[row]
+        item, latents = self.features[self.indices[i]], self.candidates[row]["latents"]
+        steps = np.arange(latents.shape[1])
         winner = {
-            "best_of_n": lambda: candidates["latents"][self.pairs.best[row]],
             "real": lambda: item["latents"],
             "real_reconstructed": lambda: self.reconstructed[i],
-        }[self.winner]()
-        return item | {"winner": winner, "loser": candidates["latents"][self.pairs.worst[row]]}
+        }.get(self.winner, lambda: latents[self.pairs.best[row], steps])()
+        return item | {"winner": winner, "loser": latents[self.pairs.worst[row], steps]}
 
 
 class Arm:
@@ -117,13 +117,22 @@ class Arm:
             self.pool.fill(shared, number, variables)
         candidates = FeatureSource(shared)
         chosen = self.pool.clips(number)
-        scores = np.stack([candidates[row]["scores"] for row in range(len(candidates))])  # (V, N, SCORES)
-        ranking = {
-            "reward": scores[..., SCORES.index("reward")],
-            "oracle": scores[..., SCORES.index("event_f1")],
-            "random": np.random.default_rng((self.seed, number, 1)).random(scores.shape[:2]),
-        }[self.arm.ranking]
-        pairs = pairing.rank_candidates(ranking, section.keep_share)
+        said = candidates.stack(range(len(candidates)), ("scores", "step_rewards", "step_errors"))
+        scores = said["scores"]  # (V, N, SCORES)
+        if self.arm.winner == "stitched":
+            ranking = {
+                "reward": said["step_rewards"],
+                "oracle": -said["step_errors"],
+                "random": np.roll(said["step_rewards"], 1, axis=0),  # those of another video's candidates
+            }[self.arm.ranking]
+            pairs = pairing.stitch_candidates(ranking, section.keep_share, section.join_cost)
+        else:
+            ranking = {
+                "reward": scores[..., SCORES.index("reward")],
+                "oracle": scores[..., SCORES.index("event_f1")],
+                "random": np.random.default_rng((self.seed, number, 1)).random(scores.shape[:2]),
+            }[self.arm.ranking]
+            pairs = pairing.rank_candidates(ranking, section.keep_share)
         self._write_pairs(folder, candidates.ids, scores, pairs)
         rows = np.flatnonzero(pairs.kept)
         if not len(rows):
@@ -146,8 +155,8 @@ class Arm:
         ))
         logging.write_jsonl(folder / "pairs.jsonl", (
             {
-                "id": name, "winner": int(pairs.best[row]) if self.arm.winner == "best_of_n" else self.arm.winner,
-                "loser": int(pairs.worst[row]), "gap": _rounded(pairs.gap[row]), "kept": bool(pairs.kept[row]),
+                "id": name, "winner": self.arm.winner if self.arm.winner.startswith("real") else pairs.best[row].tolist(),
+                "loser": pairs.worst[row].tolist(), "gap": _rounded(pairs.gap[row]), "kept": bool(pairs.kept[row]),
             }
             for row, name in enumerate(ids)
         ))

@@ -20,7 +20,7 @@ from msg_jax.types import Params
 
 # The last is the truth, by the judge: the oracle arm ranks by it, all others only log it. NaN is what is not known.
 SCORES = ("semantic", "dynamic", "window", "events", "reward", "event_f1")
-_DECIDE_CANDIDATES = ("videos", "candidates", "candidate_guidance", "candidate_steps")
+DECISIVE = ("videos", "candidates", "candidate_guidance", "candidate_steps")
 
 
 def section_of(config: ConfigDict, arm: str) -> ConfigDict:
@@ -31,7 +31,7 @@ def section_of(config: ConfigDict, arm: str) -> ConfigDict:
 
 def changes_candidates(arm: ConfigDict) -> bool:
     """Whether the arm samples another model or otherwise than the `preference` section says, and so cannot share candidates."""
-    return arm.start != "base" or any(name in arm for name in _DECIDE_CANDIDATES)
+    return arm.start != "base" or any(name in arm for name in DECISIVE)
 
 
 class CandidatePool:
@@ -51,7 +51,11 @@ class CandidatePool:
         return np.random.default_rng((self.seed, number)).permutation(len(self.features))[: self.section.videos]
 
     def fill(self, folder: pathlib.Path, number: int, variables: Params) -> None:
-        """Writes N candidates of each clip, resuming where a kill left it: `latents` (N, T, C), `scores` (N, SCORES)."""
+        """Writes N candidates of each clip, resuming where a kill left it.
+
+        `latents` (N, T, C), `scores` (N, SCORES), and of every step of the latents `step_rewards` (N, T) and, NaN where no
+        judge can tell, `step_errors` (N, T).
+        """
         section, batch, chosen = self.section, self.run.config.evaluate.batch_size, self.clips(number)
         variables = self.run.local(variables)
         writer = FeatureWriter(folder, len(chosen), batch, jax.process_index(), jax.process_count())
@@ -65,13 +69,20 @@ class CandidatePool:
             records = [self.source[int(i)] for i in indices]
             mels = self.listener.decode(latents.reshape(-1, *latents.shape[2:]))
             mels = mels.reshape(*latents.shape[:2], *mels.shape[1:])
-            scores = self.listener.score(self.listener.embed_video(np.stack([r["video"] for r in records])), mels)
+            video = self.listener.embed_video(np.stack([r["video"] for r in records]))
+            scores, rewards = self.listener.score_steps(video, mels)
+            errors = np.full(latents.shape[:3], np.nan, np.float32)
             if self.listener.can_judge:
                 truth = events.true_events(np.stack([r["events"] for r in records]))
                 scores["event_f1"] = self.listener.event_f1(truth, mels)
+                errors = self.listener.step_errors(truth, mels, latents.shape[2])
             unknown = np.full(latents.shape[:2], np.nan)
             table = np.stack([scores.get(name, unknown) for name in SCORES], axis=-1).astype(np.float32)
-            items = [{"latents": latents[i], "scores": table[i]} for i in range(len(records))]
+            rewards = np.asarray(jax.image.resize(rewards, latents.shape[:3], "linear"))
+            items = [
+                {"latents": latents[i], "scores": table[i], "step_rewards": rewards[i], "step_errors": errors[i]}
+                for i in range(len(records))
+            ]
             writer.write(shard, [r["id"] for r in records], items)
             progress.update(rows.stop)
             preemption.exit_if_requested(f"candidates {rows.stop}")

@@ -190,14 +190,14 @@ class Stage:
 def settings(run: Run, stage: Stage) -> dict:
     """The part of the config that decides the stage's result."""
     config = json.loads(run.config.to_json_best_effort())
-    kept = {name: config[name] for name in ("clip", "data", "seed", *(section.split(".")[0] for section in stage.sections))}
-    kept["data"] = {name: value for name, value in kept["data"].items() if name not in ("cache", "read_threads")}
-    for section in {name.split(".")[0] for name in stage.sections} & kept.keys():  # how it is computed, not what
-        kept[section] = _without(kept[section], "accumulate", "remat")
+    kept = {name: config[name] for name in ("clip", "data", "seed")}
+    kept["data"] = _without(kept["data"], "cache", "read_threads")
     for section in stage.sections:
-        if "." in section:
-            outer, inner = section.split(".")
-            kept[outer] = {inner: config[outer][inner]}
+        outer, _, inner = section.partition(".")
+        if inner:
+            kept.setdefault(outer, {})[inner] = config[outer][inner]
+        else:
+            kept[outer] = _without(config[outer], "accumulate", "remat")  # how it is computed, not what
     if stage.weights:
         kept["weights"] = run.released.checksums(*stage.weights)
     return kept

@@ -48,6 +48,10 @@ class RewardModel:
 
     def score(self, video, log_mels: np.ndarray) -> dict[str, np.ndarray]:
         """Reward terms (B, N) of candidates (B, N, T, M) against video embeddings of B clips."""
+        return self.score_steps(video, log_mels)[0]
+
+    def score_steps(self, video, log_mels: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The same, and the reward step by step (B, N, steps)."""
         leaves, structure = jax.tree.flatten(video)
         batch = max(1, self._batch // log_mels.shape[1])
 
@@ -109,6 +113,17 @@ class Hearing:
         repeated = [events_ for events_ in truth for _ in range(candidates)]
         counts = events.clip_counts(repeated, found, tolerance_sec)
         return {name: np.nan_to_num(events.micro_f1(each), nan=1.0).reshape(clips, candidates) for name, each in counts.items()}
+
+    def step_errors(self, truth: Sequence[np.ndarray], log_mels: np.ndarray, steps: int) -> np.ndarray:
+        """How many events are missed or too many at each of `steps` of candidates (B, N, T, M): (B, N, steps)."""
+        clips, candidates = log_mels.shape[:2]
+        found, _ = self.detect(log_mels.reshape(-1, *log_mels.shape[2:]))
+        counts = np.zeros((clips * candidates, steps), np.float32)
+        for row, predicted in enumerate(found):
+            wrong = events.errors(truth[row // candidates], predicted, self._run.config.evaluate.tolerance_sec)
+            at = np.clip(wrong / self._run.clip.duration_sec * steps, 0, steps - 1).astype(int)
+            np.add.at(counts[row], at, 1)
+        return counts.reshape(clips, candidates, steps)
 
     def event_f1(self, truth: Sequence[np.ndarray], log_mels: np.ndarray) -> np.ndarray:
         """Class-aware event F1 (B, N) of candidates (B, N, T, M): the oracle."""

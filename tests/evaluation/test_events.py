@@ -82,6 +82,11 @@ def test_assign_names_the_partners():
     assert sorted(map(tuple, events.assign(true, predicted, 0.08))) == [(0, 1), (1, 2), (2, 0)]
 
 
+def test_errors_are_where_an_event_is_missed_or_too_many():
+    true, predicted = np.array([(0, 1.0), (0, 1.5), (2, 2.0)]), np.array([(0, 1.05), (1, 2.0), (0, 3.0)])
+    assert sorted(events.errors(true, predicted).tolist()) == [1.5, 2.0, 2.0, 3.0]
+
+
 def test_match_equals_the_best_over_all_assignments():
     rng = np.random.default_rng(1)
     for _ in range(40):

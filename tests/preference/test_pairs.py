@@ -1,6 +1,10 @@
+import doctest
+import itertools
+
 import numpy as np
 
-from msg_jax.preference.pairs import rank_candidates
+from msg_jax.preference import pairs as pairing
+from msg_jax.preference.pairs import best_path, rank_candidates, stitch_candidates
 
 
 def test_best_worst_and_the_largest_gaps_are_kept():
@@ -18,3 +22,32 @@ def test_videos_whose_candidates_tie_are_never_kept():
 
 def test_at_least_one_pair_is_kept():
     assert rank_candidates(np.array([[0.0, 1.0]] * 3), keep_share=0.01).kept.sum() == 1
+
+
+def test_the_best_path_is_the_best_of_all_paths():
+    scores, cost = np.random.default_rng(0).normal(size=(6, 3, 5)), 0.2
+    paths = np.array(list(itertools.product(range(3), repeat=5)))
+    for clip, found in zip(scores, best_path(scores, cost)):
+        values = clip[paths, np.arange(5)].mean(axis=1) - cost * (np.diff(paths) != 0).sum(axis=1)
+        assert found.tolist() == paths[values.argmax()].tolist()
+
+
+def test_stitched_pairs_take_what_is_good_and_what_is_bad_of_each():
+    scores = np.array([[[0.9, 0.9, 0.1, 0.1], [0.2, 0.2, 0.8, 0.8]], np.zeros((2, 4))])
+    pairs = stitch_candidates(scores, keep_share=1.0, join_cost=0.1)
+    assert pairs.best.tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
+    assert pairs.worst[0].tolist() == [1, 1, 0, 0]
+    np.testing.assert_allclose(pairs.gap, [0.85 - 0.15, 0.0])
+    assert pairs.kept.tolist() == [True, False]
+
+
+def test_dear_joins_leave_whole_candidates():
+    scores = np.random.default_rng(0).normal(size=(8, 3, 5))
+    whole, stitched = rank_candidates(scores.mean(axis=2), 0.5), stitch_candidates(scores, 0.5, join_cost=100.0)
+    np.testing.assert_array_equal(stitched.best, np.repeat(whole.best[:, None], 5, axis=1))
+    np.testing.assert_array_equal(stitched.worst, np.repeat(whole.worst[:, None], 5, axis=1))
+    np.testing.assert_array_equal(stitched.kept, whole.kept)
+
+
+def test_doctest():
+    assert doctest.testmod(pairing).failed == 0
