@@ -108,7 +108,6 @@ def base(stages: tuple[str, ...]) -> ConfigDict:
         keep_share=0.5,  # of the pairs, those with the largest score difference
         join_cost=0.005,  # what a join of `stitched` pairs must gain in the clip's reward
         rounds=2, steps=100, batch_size=16, accumulate=1, optimizer=optimizer(3e-4, 10),
-        winner_guidance=1.0,
         dpo_guidance=1.0,  # the preference loss compares the velocities that sampling at this guidance scale follows
         beta=20.0, dpo_weight=1.0, winner_weight=1.0, real_weight=1.0, condition_dropout=0.1, text_dropout=0.5,
         **LORA,

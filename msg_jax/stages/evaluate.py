@@ -161,6 +161,8 @@ class Evaluation:
         """The first clips with the real sound and that of base and tuned model, for ears and eyes."""
         tuned = [name for name in self.run.config.arms if name in ("avp_rpo", "sync_dpo")]
         seed, count = self.run.config.seeds[0], min(self.section.examples, len(self.indices))
+        if not count:
+            return []
         guidance = self.section.reward_guidance
         systems = [System("real")] + [System(name, guidance, seed) for name in ("base", *tuned)]
         examples = [

@@ -54,10 +54,7 @@ class PreferenceTask(GeneratorTask):
         sides = [self.errors(each, pairs, noise, t, section.dpo_guidance) for each in (policy, frozen["reference"])]
         errors = PairErrors(*sides[0], *sides[1])
         dpo, metrics = preference_loss(errors, section.beta)
-        if section.winner_guidance == section.dpo_guidance:
-            winner = errors.policy_winner.mean()
-        else:
-            winner = self.errors(policy, pairs, noise, t, section.winner_guidance)[0].mean()
+        winner = self.errors(policy, pairs, noise, t)[0].mean()  # the same numbers, computed once, at guidance 1
         real = flow_loss(self.model, policy, pairs.real, pairs.conditions, batch["flow"])
         loss = section.dpo_weight * dpo + section.winner_weight * winner + section.real_weight * real
         return loss, {"dpo": dpo, "error_real": real} | metrics | self.more_metrics(errors, batch)
