@@ -31,12 +31,12 @@ def optimizer(learning_rate: float, warmup_steps: int, **changes) -> ConfigDict:
     return ConfigDict(defaults | changes)
 
 
-def arm(ranking: str, winner: str = "best_of_n", start: str = "base", **changes) -> ConfigDict:
+def arm(ranking: str, winner: str = "stitched", start: str = "base", **changes) -> ConfigDict:
     """One preference-tuned system, which starts from `base` or another arm; `changes` are of the `preference` section.
 
     `ranking`: reward | random | oracle | rules (SyncDPO) | none (continued flow matching, no pairs).
-    `winner`: best_of_n | stitched (winner and loser are joined of the best and of the worst moments of all candidates)
-    | real | real_reconstructed (through the codec).
+    `winner`: stitched (winner and loser are joined of the best and of the worst moments of all candidates) | best_of_n (the
+    best and the worst candidate) | real | real_reconstructed (through the codec).
     """
     return ConfigDict(dict(ranking=ranking, winner=winner, start=start) | changes)
 
@@ -104,10 +104,10 @@ def base(stages: tuple[str, ...]) -> ConfigDict:
         **LORA,
     ))
     config.preference = ConfigDict(dict(
-        videos=512, candidates=5, candidate_guidance=1.5, candidate_steps=8,
+        videos=1024, candidates=5, candidate_guidance=2.0, candidate_steps=8,
         keep_share=0.5,  # of the pairs, those with the largest score difference
         join_cost=0.005,  # what a join of `stitched` pairs must gain in the clip's reward
-        rounds=2, steps=100, batch_size=16, accumulate=1, optimizer=optimizer(3e-4, 10),
+        rounds=1, steps=150, batch_size=16, accumulate=1, optimizer=optimizer(3e-4, 10),
         dpo_guidance=1.0,  # the preference loss compares the velocities that sampling at this guidance scale follows
         beta=20.0, dpo_weight=1.0, winner_weight=1.0, real_weight=1.0, condition_dropout=0.1, text_dropout=0.5,
         **LORA,
@@ -135,9 +135,13 @@ def base(stages: tuple[str, ...]) -> ConfigDict:
 
 def tiny_study(config: ConfigDict) -> None:
     config.seeds = (0, 1, 2)
-    config.arms.avp_rpo_real = arm("reward", winner="real")
-    config.arms.avp_rpo_real_reconstructed = arm("reward", winner="real_reconstructed")
-    config.arms.oracle = arm("oracle")
+    config.evaluate.guidance_scales = (1.0, 1.5, 2.0, 2.5)
+    config.arms.update(
+        avp_rpo_whole=arm("reward", winner="best_of_n"), oracle=arm("oracle"),
+        avp_rpo_two_rounds=arm("reward", rounds=2, steps=config.preference.steps // 2),
+        sync_dpo=sync_dpo("linear"), sync_dpo_uniform=sync_dpo("uniform"),
+        avp_rpo_sync_dpo=sync_dpo("linear", start="avp_rpo"),
+    )
 
 
 def smoke(config: ConfigDict) -> None:
@@ -149,7 +153,7 @@ def smoke(config: ConfigDict) -> None:
         config[section].optimizer.warmup_steps = 2
     config.extract.update(batch_size=16, shard_clips=32)
     config.base.update(hidden=32, heads=2, joint_depth=1, fused_depth=1)
-    config.preference.update(videos=8, candidates=3, candidate_steps=2)
+    config.preference.update(videos=8, candidates=3, candidate_steps=2, rounds=2)
     config.evaluate.update(clips=16, guidance_scales=(1.0, 2.0), steps=2, batch_size=16, reward_clips=8,
                            reward_candidates=3, bootstrap=100, examples=1)
     config.every.update(log=2, checkpoint=3)

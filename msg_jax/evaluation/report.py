@@ -39,12 +39,14 @@ SYSTEMS = {
     "random_clip": ("Another clip's sound", "real sound that belongs to another video: chance"),
     "unconditional": ("No video", "the base model without any condition: chance for a generator"),
     "base": ("Base", "MM-DiT trained with conditional flow matching"),
-    "avp_rpo": ("AVP-RPO", "base tuned on pairs ranked by SF-CAVP"),
+    "avp_rpo": ("AVP-RPO", "base tuned on pairs joined of its best and worst moments, by the reward"),
+    "avp_rpo_whole": ("AVP-RPO, whole candidates", "the same with the best and the worst of its candidates as they are"),
+    "avp_rpo_two_rounds": ("AVP-RPO, two rounds", "the same steps, the second half on candidates of the first half's model"),
     "sync_dpo": ("SyncDPO", "base tuned against rule-made distortions of real sound, coarse ones first"),
     "sync_dpo_uniform": ("SyncDPO, no curriculum", "the same with distortions of all levels from the start"),
     "avp_rpo_sync_dpo": ("AVP-RPO, then SyncDPO", "the AVP-RPO system tuned on with SyncDPO: twice the steps"),
     "generated": ("Generated", "the clips that are evaluated"),
-    "random_pairs": ("Random pairs", "control: the AVP-RPO loss on pairs drawn at random"),
+    "random_pairs": ("Random pairs", "control: the AVP-RPO loss on pairs that other videos' rewards made"),
     "continue_cfm": ("Continued training", "control: flow matching continued at equal compute"),
     "oracle": ("Oracle ranking", "control: AVP-RPO with pairs ranked by the true event F1"),
 }
@@ -132,6 +134,7 @@ def write_report(
         headline=_group_table(results.get("rows", []), footnotes),
         differences=_group_table(results.get("differences", []), footnotes),
         chart=_event_chart(results.get("rows", [])),
+        gains=gain_chart(results.get("rows", [])),
         scores=[
             ("SF-CAVP on held-out clips", _score_list(results.get("sf_cavp", {}), footnotes)),
             ("SF-CAVP as a reward", _score_list(results.get("reward", {}), footnotes)),
@@ -384,6 +387,38 @@ def _event_chart(rows: list[dict]) -> str | None:
     if len(scales) > 1:
         figure.legend(frameon=False, labelcolor=_INK, loc="outside upper left", ncols=len(scales), fontsize=9)
     return _svg(figure, salt="event chart")
+
+
+def gain_chart(rows: list[dict]) -> str | None:
+    """SVG of event F1 minus the base's of the same seed over guidance scales: a line for each system that has them.
+
+    Points are means over seeds, bars their standard errors where there are several. None where nothing can be compared.
+    """
+    found = {(row["system"], row.get("seed"), row.get("guidance")): _number(row.get("event_f1")) for row in rows}
+    scales = sorted({scale for system, _, scale in found if system == "base" and scale is not None})
+    seeds = list(dict.fromkeys(seed for system, seed, _ in found if system == "base"))
+    lines = {}
+    for name in dict.fromkeys(row["system"] for row in rows if row["system"] != "base"):
+        pairs = np.array([
+            [(found.get((name, seed, scale)), found["base", seed, scale]) for scale in scales] for seed in seeds
+        ], np.float64)
+        if pairs.size and np.isfinite(pairs).all():
+            lines[name] = pairs[..., 0] - pairs[..., 1]  # (seeds, scales)
+    if len(scales) < 2 or not lines:
+        return None
+    figure, axes = _figure(8, 3.6)
+    axes.axhline(0, color=_INK, alpha=0.5, linewidth=1)
+    for index, (name, gains) in enumerate(lines.items()):
+        error = gains.std(axis=0, ddof=1) / math.sqrt(len(seeds)) if len(seeds) > 1 else None
+        at = np.array(scales) + 0.012 * (index - (len(lines) - 1) / 2)  # bars beside each other
+        axes.errorbar(at, gains.mean(axis=0), yerr=error, fmt="o-", markersize=4, linewidth=1.4, elinewidth=1,
+                      color=f"C{index}", label=_key_text("system", name))
+    axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
+    axes.set(xlabel="Guidance", ylabel="Event F1, minus the base's")
+    axes.yaxis.label.set_color(_INK)
+    axes.grid(axis="y", color=_INK, alpha=0.12)
+    figure.legend(frameon=False, labelcolor=_INK, loc="outside right upper", fontsize=9)
+    return _svg(figure, salt="gain chart")
 
 
 def _curve_figures(stage: str, log: list[dict[str, float]]) -> list[tuple[str, str]]:

@@ -2,8 +2,8 @@
 
 Round k, in `round_k/`: `candidates/` are N samples of the current model for each of `videos` training clips with their
 scores (round 0 takes the ones that the `candidates` stage made for all arms); `scores.jsonl` and `pairs.jsonl` say which became
-winner and loser, and why; `training/` tunes the current model on the pairs with itself at the start of the round as reference;
-`validation.json` compares rewards on held-out clips.
+winner and loser, of stitched pairs at each step, and why; `training/` tunes the current model on the pairs with itself at the
+start of the round as reference; `validation.json` compares rewards on held-out clips.
 """
 
 from collections.abc import Callable
@@ -50,10 +50,12 @@ class PairSource:
         row = self.rows[i]
         item, latents = self.features[self.indices[i]], self.candidates[row]["latents"]
         steps = np.arange(latents.shape[1])
-        winner = {
-            "real": lambda: item["latents"],
-            "real_reconstructed": lambda: self.reconstructed[i],
-        }.get(self.winner, lambda: latents[self.pairs.best[row], steps])()
+        if self.winner == "real":
+            winner = item["latents"]
+        elif self.winner == "real_reconstructed":
+            winner = self.reconstructed[i]
+        else:
+            winner = latents[self.pairs.best[row], steps]
         return item | {"winner": winner, "loser": latents[self.pairs.worst[row], steps]}
 
 
@@ -118,22 +120,8 @@ class Arm:
         candidates = FeatureSource(shared)
         chosen = self.pool.clips(number)
         said = candidates.stack(range(len(candidates)), ("scores", "step_rewards", "step_errors"))
-        scores = said["scores"]  # (V, N, SCORES)
-        if self.arm.winner == "stitched":
-            ranking = {
-                "reward": said["step_rewards"],
-                "oracle": -said["step_errors"],
-                "random": np.roll(said["step_rewards"], 1, axis=0),  # those of another video's candidates
-            }[self.arm.ranking]
-            pairs = pairing.stitch_candidates(ranking, section.keep_share, section.join_cost)
-        else:
-            ranking = {
-                "reward": scores[..., SCORES.index("reward")],
-                "oracle": scores[..., SCORES.index("event_f1")],
-                "random": np.random.default_rng((self.seed, number, 1)).random(scores.shape[:2]),
-            }[self.arm.ranking]
-            pairs = pairing.rank_candidates(ranking, section.keep_share)
-        self._write_pairs(folder, candidates.ids, scores, pairs)
+        pairs = self._ranked(said, number)
+        self._write_pairs(folder, candidates.ids, said["scores"], pairs)
         rows = np.flatnonzero(pairs.kept)
         if not len(rows):
             raise UserError(f"{folder}: all candidates of every video have the same score, so there is no pair to learn from; "
@@ -147,6 +135,23 @@ class Arm:
         )
         state = train.fit(task, seed=self.seed, **self.run.fit_options(section, folder / "training"))
         return task.result(state)
+
+    def _ranked(self, said: dict[str, np.ndarray], number: int) -> pairing.Pairs:
+        """Winner and loser of every video by `scores` (V, N, SCORES), or joined by what is said of each step (V, N, T)."""
+        if self.arm.winner == "stitched":
+            steps = {
+                "reward": said["step_rewards"],
+                "oracle": -said["step_errors"],
+                "random": np.roll(said["step_rewards"], 1, axis=0),  # those of another video's candidates
+            }[self.arm.ranking]
+            return pairing.stitch_candidates(steps, self.section.keep_share, self.section.join_cost)
+        scores = said["scores"]
+        ranking = {
+            "reward": scores[..., SCORES.index("reward")],
+            "oracle": scores[..., SCORES.index("event_f1")],
+            "random": np.random.default_rng((self.seed, number, 1)).random(scores.shape[:2]),
+        }[self.arm.ranking]
+        return pairing.rank_candidates(ranking, self.section.keep_share)
 
     def _write_pairs(self, folder: pathlib.Path, ids: list[str], scores: np.ndarray, pairs: pairing.Pairs) -> None:
         logging.write_jsonl(folder / "scores.jsonl", (

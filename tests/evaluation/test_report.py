@@ -51,6 +51,17 @@ def _row(system, guidance=None, seed=0, **metrics):
     return {"system": system, "guidance": guidance, "split": "test", "seed": seed, **metrics}
 
 
+def test_gains_are_drawn_where_a_system_has_the_base_s_seeds_and_scales():
+    rows = [
+        _row(system, scale, seed, event_f1=0.8 + gain * scale + 0.01 * seed)
+        for system, gain in (("base", 0.0), ("avp_rpo", 0.02), ("half", -0.01)) for scale in (1.0, 2.0) for seed in (0, 1)
+        if (system, scale, seed) != ("half", 2.0, 1)
+    ]
+    chart = report.gain_chart([_row("real", event_f1=0.99), *rows])
+    assert "AVP-RPO" in chart and "half" not in chart and "Real sound" not in chart
+    assert report.gain_chart([row for row in rows if row["guidance"] == 1.0]) is None
+
+
 @pytest.fixture
 def results():
     interval = {"value": 0.75, "low": 0.731, "high": 0.769}

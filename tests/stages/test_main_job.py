@@ -4,8 +4,10 @@ import html.parser
 import json
 import subprocess
 
+import numpy as np
 import pytest
 
+from msg_jax.data.features import FeatureSource
 from tests.conftest import ROOT, command, environment
 
 STAGES = (
@@ -47,11 +49,16 @@ def test_a_round_leaves_candidates_scores_and_pairs(smoke_run):
     folder = smoke_run / "avp_rpo" / "round_0"
     scores = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
     pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    candidates = FeatureSource(smoke_run / "candidates")
     assert len(pairs) == 8 and len(scores) == 8 * 3
     for pair in pairs:
-        mine = {row["candidate"]: row["reward"] for row in scores if row["id"] == pair["id"]}
-        assert mine[pair["winner"]] == max(mine.values()) and mine[pair["loser"]] == min(mine.values())
-        assert pair["gap"] == pytest.approx(max(mine.values()) - min(mine.values()), abs=2e-5)
+        steps = candidates[candidates.ids.index(pair["id"])]["step_rewards"]
+        winner, loser = (steps[pair[side], np.arange(steps.shape[1])].mean() for side in ("winner", "loser"))
+        assert winner >= steps.mean(axis=1).max() - 1e-5 and loser <= steps.mean(axis=1).min() + 1e-5
+        assert pair["gap"] == pytest.approx(winner - loser, abs=2e-5)
+        # Step by step and as a whole, the reward finds the same differences between candidates.
+        rewards = [row["reward"] for row in scores if row["id"] == pair["id"]]
+        assert np.corrcoef(steps.mean(axis=1), rewards)[0, 1] > 0.9
     assert sum(pair["kept"] for pair in pairs) == 4
 
 
