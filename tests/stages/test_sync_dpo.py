@@ -169,7 +169,7 @@ def test_rules_and_strengths_depend_on_seed_arm_and_step_alone(workdir):
     ({"a": common.sync_dpo(start="b"), "b": common.arm("reward", start="a")}, "makes a circle"),
     ({"a": common.sync_dpo(start="a")}, "makes a circle"),
     ({"a": common.sync_dpo("steep")}, "curriculum='steep'.*linear, uniform"),
-    ({"a": common.arm("rules")}, "curriculum=None, winner='best_of_n'"),
+    ({"a": common.arm("rules")}, "curriculum=None, winner='stitched'"),
     ({"a": common.arm("rewards")}, "ranking='rewards'.*reward, random, oracle, rules, none"),
 ])
 def test_an_arm_that_cannot_be_is_one_sentence(arms, sentence):
