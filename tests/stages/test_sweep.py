@@ -154,7 +154,7 @@ def finished(tmp_path_factory, scenes_cache):
         joined=dict(augment=dict(concat=0.25, speed=0.25), base=dict(features=("sync", "motion"))),
         failing=dict(base=dict(keep_share=0.01)),
     )
-    config.data.cache, config.mesh = str(scenes_cache), (1, 1, 1)
+    config.data.cache, config.mesh = str(scenes_cache), (-1, 1, 1)
     config.seeds = (0, 1)
     workdir = tmp_path_factory.mktemp("sweep")
     stages.run(config, workdir)
