@@ -48,7 +48,7 @@ SYSTEMS = {
     "generated": ("Generated", "the clips that are evaluated"),
     "random_pairs": ("Random pairs", "control: the AVP-RPO loss on pairs that other videos' rewards made"),
     "continue_cfm": ("Continued training", "control: flow matching continued at equal compute"),
-    "oracle": ("Oracle ranking", "control: AVP-RPO with pairs ranked by the true event F1"),
+    "oracle": ("Oracle ranking", "control: AVP-RPO with pairs made by the true events, as no system could"),
 }
 METRICS = {  # name: (label, direction, digits, meaning)
     "event_f1": ("Event F1", "↑", 3, "detected events with the right class within ±80 ms of a true onset"),

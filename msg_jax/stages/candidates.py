@@ -20,6 +20,7 @@ from msg_jax.types import Params
 
 # The last is the truth, by the judge: the oracle arm ranks by it, all others only log it. NaN is what is not known.
 SCORES = ("semantic", "dynamic", "window", "events", "reward", "event_f1")
+# The fields of `config.preference` on which candidates depend; arms that differ in others share them.
 DECISIVE = ("videos", "candidates", "candidate_guidance", "candidate_steps")
 
 

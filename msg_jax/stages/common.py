@@ -181,7 +181,7 @@ class Stage:
     name: str
     make: Any
     needs: tuple[str, ...] = ()
-    sections: tuple[str, ...] = ()  # config sections beside `clip` and `data` on which the result depends
+    sections: tuple[str, ...] = ()  # SECTION or SECTION.FIELD of the config: what decides the result beside `clip` and `data`
     seeded: bool = False
     alone: bool = False  # process 0 makes it while the others wait
     weights: tuple[str, ...] = ()  # kinds of the released networks on whose files the result depends
