@@ -16,7 +16,7 @@ demo: $(VENV)/ready
 	$(RUN) -m msg_jax.main --config=configs/avp_rpo.py
 
 test: $(VENV)/ready lint
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow" --numprocesses=2 --dist=loadfile
 
 # make slow: the tests of a minute and more
 slow: $(VENV)/ready

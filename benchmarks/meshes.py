@@ -1,4 +1,5 @@
-"""python benchmarks/meshes.py [--stages=judge,sf_cavp,...] [--meshes=8,1,1;...] [--steps=10] [--workdir=DIR] [--json=FILE]
+"""python benchmarks/meshes.py [--stages=judge,sf_cavp,...] [--meshes=8,1,1;...] [--steps=10] [--float64] [--workdir=DIR]
+[--json=FILE]
 
 Every stage that trains, at the smoke preset, on every mesh of eight virtual CPU devices, against one device: the largest
 relative difference of a tensor, |a - b| / |b| in the L2 norm. `a step` and `worst`: of Adam's first moment after a step from
@@ -7,7 +8,9 @@ A ReLU that one rounding opens and another closes is a jump in the last two, now
 would be in all steps. What is to be expected of `10 steps` says the row `nudged`: one device, whose parameters begin 1e-7 of
 themselves elsewhere. What a stage needs is made once, on one device, and is the same for all. Prints the table of
 docs/SCALING.md, and exits with code 1 if `a step` exceeds 1e-4. With `--workdir` the stages on one device are kept.
+With `--float64` the same programs round at 1e-16, and what they round cannot be what two of them differ in.
 """
+# ruff: noqa: E402
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -23,14 +26,22 @@ import time
 from typing import Any
 from unittest import mock
 
+import numpy as np
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+import jax
+import jax.numpy as jnp
+
+FLOAT64 = "--float64" in sys.argv
+if FLOAT64:  # before any network says that it works in float32
+    jax.config.update("jax_enable_x64", True)
+    jnp.float32 = jnp.float64
+
 from absl import logging as absl_logging
 from flax.core import meta
-import jax
 from ml_collections import ConfigDict
-import numpy as np
 import optax
 
 from configs import avp_rpo as config_lib
@@ -42,6 +53,19 @@ from msg_jax.infra import mesh as mesh_lib
 from msg_jax.stages import plan
 from msg_jax.stages.common import Run, ensure
 from msg_jax.types import TrainState
+
+
+def wide(x: Any) -> Any:
+    """float32 becomes float64: what a type is called, and what has it."""
+    if isinstance(x, np.ndarray):
+        return x.astype(np.float64) if x.dtype == np.float32 else x
+    return np.dtype("float64" if x == "float32" else x)
+
+
+if FLOAT64:
+    put_batch = mesh_lib.put_batch
+    mesh_lib.put_batch = lambda batch, mesh: put_batch(jax.tree.map(wide, batch), mesh)
+    jnp.dtype = wide  # with which networks read the type that their config names
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (2, 4, 1), (1, 2, 4)]
 LIMIT = 1e-4
@@ -157,6 +181,7 @@ def main() -> None:
     parser.add_argument("--stages", default=",".join(SECTIONS))
     parser.add_argument("--meshes", default=";".join(",".join(map(str, shape)) for shape in MESHES))
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--float64", action="store_true")
     parser.add_argument("--workdir")
     parser.add_argument("--json")
     arguments = parser.parse_args()

@@ -89,7 +89,8 @@ def base(stages: tuple[str, ...]) -> ConfigDict:
     ))
     config.reward = ConfigDict(dict(semantic=0.0, dynamic=0.0, window=2.0, events=1.0))  # weights of the cosines
     config.encoders = ConfigDict(dict(
-        # separate | sf_cavp: the reward model's features also condition the base model | released: CLIP and Synchformer
+        # separate: trained to predict latents | sf_cavp: the reward's features also condition the base model
+        # second_sf_cavp: those of an SF-CAVP of its own, by the section `sf_cavp` | released: CLIP and Synchformer
         kind="separate",
         steps=600, batch_size=32, accumulate=1, optimizer=optimizer(2e-3, 50),
     ))

@@ -28,11 +28,14 @@ from msg_jax.types import Array, Params
 MMDIT_CONTEXT = {"features": ("clip", "sync", "text"), "positions": True, "pooled_tokens": 0}
 """What an MM-DiT always sees, in the terms of the cross-attention network."""
 KINDS = {
-    "codec.kind": ("pca", "released"), "encoders.kind": ("separate", "sf_cavp", "joint", "released"),
+    "codec.kind": ("pca", "released"), "encoders.kind": ("separate", "sf_cavp", "second_sf_cavp", "joint", "released"),
     "base.initial": ("", "released"), "sf_cavp.preset": ("tiny", "r50"),
 }
 """Fields that choose a network; "released" is one of the files in `config.weights`, for `config.variant`."""
 
+
+SF_CAVP_KINDS = ("sf_cavp", "second_sf_cavp")
+"""Values of `encoders.kind` that condition the generator on the features of an SF-CAVP: the reward's, or one of its own."""
 
 NETWORKS = {"network": ("mmdit", "cross_attention"), "objective": ("flow", "diffusion")}
 """Fields of the `base` section that choose among generators; a config without them means the first of each."""
@@ -91,13 +94,14 @@ def check(config: ConfigDict, clip: ClipSpec) -> None:
             encoder(clip)
         except ValueError as error:
             raise UserError(f"config.encoders.kind=separate does not fit config.clip: {error}.") from error
-    if config.encoders.kind == "sf_cavp":
+    if config.encoders.kind in SF_CAVP_KINDS:
         video = reward_model(config, clip).config.video
         fast = math.ceil(clip.video_frames / video.fast_stride)
         slow = math.ceil(fast / video.alpha)
         if (slow, fast) != (clip.clip_video_frames, clip.sync_tokens):
-            raise UserError(f"config.encoders.kind=sf_cavp does not fit config.clip: SF-CAVP has {slow} slow and {fast} fast "
-                            f"steps, and the clip {clip.clip_video_frames} clip frames and {clip.sync_tokens} sync tokens.")
+            raise UserError(f"config.encoders.kind={config.encoders.kind} does not fit config.clip: SF-CAVP has {slow} slow "
+                            f"and {fast} fast steps, and the clip {clip.clip_video_frames} clip frames and "
+                            f"{clip.sync_tokens} sync tokens.")
 
 
 def _check_generator(config: ConfigDict, clip: ClipSpec) -> None:
@@ -186,7 +190,7 @@ def encode_frames(
     if config.encoders.kind == "joint":
         return tuple(frames.reshape(*frames.shape[:2], -1) for frames in (clip_video, video))
     video, clip_video = to_unit(video), to_unit(clip_video)
-    if config.encoders.kind == "sf_cavp":
+    if config.encoders.kind in SF_CAVP_KINDS:
         slow, fast = reward_model(config, clip).apply({"params": params}, video, method="video_features")
         return slow, fast
     features = encoder(clip).apply({"params": params}, video, clip_video, method="encode")

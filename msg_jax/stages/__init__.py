@@ -37,12 +37,14 @@ def plan(config: ConfigDict) -> dict[str, Stage]:
     """Every stage that this config can run, by name; a preference arm is a stage. Raises UserError on an arm that cannot be."""
     avp_rpo.check_arms(config)
     encoder_needs = {
-        "separate": ("codec",), "sf_cavp": ("sf_cavp",), "joint": ("prepare",), "released": ("prepare",),
-    }[config.encoders.kind]
+        "separate": ("codec",), "sf_cavp": ("sf_cavp",),
+    }.get(config.encoders.kind, ("prepare",))
+    encoder_sections = ("encoders", "sf_cavp") if config.encoders.kind == "second_sf_cavp" else ("encoders",)
 
     def files(field: str, *kinds: str) -> tuple[str, ...]:
         return kinds if networks.is_released(config, field) else ()
 
+    encoder_files = files("encoders.kind", "clip", "synchformer")
     augment = ("augment",) if "augment" in config else ()
     filtered = ("alignment",) if config.base.get("keep_share", 1.0) < 1 and config.base.keep_by == "alignment" else ()
     # The file of an MM-DiT also brings the features of the empty text, and the mean and deviation of the latents.
@@ -53,7 +55,7 @@ def plan(config: ConfigDict) -> dict[str, Stage]:
         Stage("judge", judge.make, ("prepare",), ("judge",)),
         Stage("sf_cavp", sf_cavp.make, ("prepare",), ("sf_cavp",)),
         Stage("sound_events", sound_events.make, ("sf_cavp",), ("sound_events",)),
-        Stage("encoders", encoders.make, encoder_needs, ("encoders",), weights=files("encoders.kind", "clip", "synchformer")),
+        Stage("encoders", encoders.make, encoder_needs, encoder_sections, weights=encoder_files),
         Stage("extract", extract.make, ("codec", "encoders"), ("extract", *augment), weights=null_text),
         Stage("alignment", alignment.make, ("sf_cavp", "extract"), ("reward",)),
         Stage("base", base.make, ("extract", *filtered), ("base",), seeded=True, weights=null_text or statistics),

@@ -9,6 +9,7 @@ from msg_jax import networks, train
 from msg_jax.infra import checkpoint, logging
 from msg_jax.models.condition_encoder import pretraining_loss
 from msg_jax.stages.common import Run, text_digest
+from msg_jax.stages.sf_cavp import SFCAVPTask
 
 
 @dataclasses.dataclass
@@ -54,6 +55,9 @@ def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
     if run.config.encoders.kind == "joint":
         logging.info("%-13s trained jointly with the generator", "encoders")
         return text_digest("joint")
+    if run.config.encoders.kind == "second_sf_cavp":
+        state = train.fit(SFCAVPTask(run, "encoders"), seed=run.config.seed, **run.fit_options(run.config.sf_cavp, folder))
+        return checkpoint.export(folder / "params", state.params)
     if run.config.encoders.kind == "sf_cavp":
         logging.info("%-13s SF-CAVP's own features condition the generator", "encoders")
         return checkpoint.export(folder / "params", run.load("sf_cavp"))

@@ -20,6 +20,8 @@ from msg_jax.types import AVBatch
 
 @dataclasses.dataclass
 class SFCAVPTask(train.Task):
+    """SF-CAVP by the `sf_cavp` section; another `name` draws other weights and crops and so gives a second one."""
+
     run: Run
     name: str = "sf_cavp"
 

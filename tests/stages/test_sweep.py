@@ -52,6 +52,8 @@ def test_stages_are_shared_by_those_who_agree_on_them(tmp_path):
         slow=dict(encoders=dict(kind="sf_cavp"), base=dict(features=("clip",))),
         fast=dict(encoders=dict(kind="sf_cavp"), base=dict(features=("sync",))),
         deeper=dict(base=dict(depth=2)), joined=dict(augment=dict(concat=0.5)),
+        second=dict(encoders=dict(kind="second_sf_cavp")),
+        second_shorter=dict(encoders=dict(kind="second_sf_cavp"), sf_cavp=dict(steps=1)),
     )
     cells = {cell.name: cell.config(config) for cell in sweep.cells_of(config)}
     runs = {name: Run.create(changed, tmp_path / "cells" / name) for name, changed in cells.items()}
@@ -59,8 +61,10 @@ def test_stages_are_shared_by_those_who_agree_on_them(tmp_path):
     places = {name: sweep.place(runs[name], plan(cells[name]), shared, plan(shared.config)).places for name in cells}
     assert places["deeper"] == places["baseline"] and places["baseline"]["extract"] == tmp_path / "extract"
     assert places["slow"]["extract"] == places["fast"]["extract"] != places["joined"]["extract"] != tmp_path / "extract"
-    for name in ("prepare", "codec", "judge", "sf_cavp"):
+    for name in ("prepare", "codec", "judge"):
         assert {places[cell][name] for cell in cells} == {tmp_path / name}
+    assert {cell for cell in cells if places[cell]["sf_cavp"] != tmp_path / "sf_cavp"} == {"second_shorter"}
+    assert len({places[cell]["encoders"] for cell in ("baseline", "slow", "second", "second_shorter")}) == 4
     assert places["joined"]["encoders"] == tmp_path / "encoders" != places["slow"]["encoders"]
     assert "base" not in places["slow"]  # a cell's own
 
