@@ -8,7 +8,15 @@ A ReLU that one rounding opens and another closes is a jump in the last two, now
 would be in all steps. What is to be expected of `10 steps` says the row `nudged`: one device, whose parameters begin 1e-7 of
 themselves elsewhere. What a stage needs is made once, on one device, and is the same for all. Prints the table of
 docs/SCALING.md, and exits with code 1 if `a step` exceeds 1e-4. With `--workdir` the stages on one device are kept.
-With `--float64` the same programs round at 1e-16, and what they round cannot be what two of them differ in.
+With `--float64` the same programs round at 1e-16: what two of them then differ in is no rounding.
+
+On several processes, with the stages on one device that an earlier call has left in `--workdir`:
+
+    python benchmarks/meshes.py --workdir=DIR --meshes=
+    for i in 0 1; do
+      JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=$i JAX_COORDINATOR_ADDRESS=localhost:12355 DEVICES=2 \\
+        python benchmarks/meshes.py --workdir=DIR --meshes=1,2,2 &
+    done
 """
 # ruff: noqa: E402
 
@@ -16,10 +24,12 @@ import argparse
 from collections.abc import Iterator, Sequence
 import contextlib
 import functools
+import itertools
 import json
 import math
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 import time
@@ -29,7 +39,9 @@ from unittest import mock
 import numpy as np
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    f" --xla_force_host_platform_device_count={os.environ.get('DEVICES', 8)}"
+)
 
 import jax
 import jax.numpy as jnp
@@ -176,6 +188,38 @@ def differences(ours: Any, theirs: Any, floor: float = 0.0) -> dict[str, float]:
     }
 
 
+def compared_meshes(names: Sequence[str], config: ConfigDict, folder: pathlib.Path, shapes: list[tuple]) -> Iterator[dict]:
+    """A row for every stage on every mesh, after one for its nudged training."""
+    for name in names:
+        states: list[TrainState] = []
+        with tempfile.TemporaryDirectory() as again, keeping(states):
+            one = make(name, on_mesh(config, folder, (1, 1, 1)), pathlib.Path(again))
+        for shape in (None, *shapes):
+            begun, step = time.process_time(), []
+            with tempfile.TemporaryDirectory() as fresh, following(states, step) if shape else nudged():
+                found = make(name, on_mesh(config, folder, shape or (1, 1, 1)), pathlib.Path(fresh))
+            yield row(name, shape, step, differences(found, one), time.process_time() - begun)
+
+
+def compared_processes(names: Sequence[str], config: ConfigDict, folder: pathlib.Path, shapes: list[tuple]) -> Iterator[dict]:
+    """The same on the devices of all processes, against the stages in the folder of a run that one process made."""
+    for name, shape in itertools.product(names, shapes):
+        begun, made = time.process_time(), folder.with_name(f"{jax.process_count()}_processes") / name
+        runtime.first_process_alone(lambda made=made: shutil.rmtree(made, ignore_errors=True), name)
+        found = make(name, on_mesh(config, folder, shape), made)
+        one = mesh_lib.to_host(checkpoint.load(folder / name / "params"))
+        yield row(name, shape, [], differences(found, one), time.process_time() - begun)
+
+
+def row(name: str, shape: tuple[int, int, int] | None, steps: list[float], found: dict[str, float], seconds: float) -> dict:
+    """Printed in passing."""
+    worst, label = max(found, key=found.get), ",".join(map(str, shape)) if shape else "nudged"
+    figures = [f"{figure:.1e}" for figure in (np.median(steps), max(steps))] if steps else ["-", "-"]
+    figures = [f"{figure:>8}" for figure in (*figures, f"{found[worst]:.1e}")]
+    print(f"{name:<13} {label:<7}", *figures, f"{seconds:>6.0f}  {worst}", flush=True)
+    return {"stage": name, "mesh": label, "steps": steps, "parameters": found[worst], "tensor": worst}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", default=",".join(SECTIONS))
@@ -190,29 +234,16 @@ def main() -> None:
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
     runtime.start()
     names = arguments.stages.split(",")
-    meshes = [tuple(int(size) for size in shape.split(",")) for shape in arguments.meshes.split(";") if shape]
-    rows = []
+    shapes = [tuple(int(size) for size in shape.split(",")) for shape in arguments.meshes.split(";") if shape]
     with tempfile.TemporaryDirectory() as temporary:
         workdir = pathlib.Path(arguments.workdir or temporary)
-        config = settings(arguments.steps, workdir / "data")
-        make_on_one_device(names, config, workdir / "run")
-        print(f"on one device: {time.process_time():.0f} s\n")
+        config, compared = settings(arguments.steps, workdir / "data"), compared_processes
+        if jax.process_count() == 1:
+            make_on_one_device(names, config, workdir / "run")
+            print(f"on one device: {time.process_time():.0f} s\n")
+            compared = compared_meshes
         print(f"{'stage':<13} {'mesh':<7} {'a step':>8} {'worst':>8} {arguments.steps:>2} steps {'CPU s':>6}")
-        for name in names:
-            states: list[TrainState] = []
-            with tempfile.TemporaryDirectory() as again, keeping(states):
-                one = make(name, on_mesh(config, workdir / "run", (1, 1, 1)), pathlib.Path(again))
-            rest = [(",".join(map(str, shape)), shape) for shape in meshes]
-            for label, shape in [("nudged", (1, 1, 1)), *rest]:
-                begun, step = time.process_time(), []
-                context = nudged() if label == "nudged" else following(states, step)
-                with tempfile.TemporaryDirectory() as fresh, context:
-                    found = differences(make(name, on_mesh(config, workdir / "run", shape), pathlib.Path(fresh)), one)
-                worst = max(found, key=found.get)
-                rows.append({"stage": name, "mesh": label, "steps": step, "parameters": found[worst], "tensor": worst})
-                steps = [f"{figure:.1e}" for figure in (np.median(step), max(step))] if step else ["-", "-"]
-                print(f"{name:<13} {label:<7}", *(f"{figure:>8}" for figure in (*steps, f"{found[worst]:.1e}")),
-                      f"{time.process_time() - begun:>6.0f}  {worst}", flush=True)
+        rows = list(compared(names, config, workdir / "run", shapes)) if shapes else []
     if arguments.json:
         pathlib.Path(arguments.json).write_text(json.dumps(rows, indent=1))
     sys.exit(any(np.median(row["steps"]) > LIMIT for row in rows if row["steps"]))

@@ -1,6 +1,6 @@
 """SF-CAVP alone: contrastive audio-visual pretraining, the reward model.
 
-    python -m msg_jax.main --config=configs/sf_cavp.py    # preset tiny: about 4 minutes on 2 CPU cores
+    python -m msg_jax.main --config=configs/sf_cavp.py    # preset tiny: 4 to 12 minutes on 2 CPU cores
 """
 
 from configs import common

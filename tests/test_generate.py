@@ -22,6 +22,7 @@ from msg_jax.generate import Settings, Video, find_videos, generate, sounds_for
 from msg_jax.infra import checkpoint, runtime
 from msg_jax.models.codec import fit_pca
 from msg_jax.models.mmdit import example_inputs
+from msg_jax.types import AVBatch
 
 SETTINGS = Settings(steps=2, guidance_scale=1.5)
 
@@ -42,12 +43,17 @@ def make_encoders(run, folder, seed):
     clip = run.clip
     video = jnp.zeros((1, clip.video_frames, clip.video_px, clip.video_px, 3))
     clip_video = jnp.zeros((1, clip.clip_video_frames, clip.clip_video_px, clip.clip_video_px, 3))
-    variables = jax.jit(networks.encoder(clip).init)(jax.random.key(0), video, clip_video)
+    if run.config.encoders.kind == "second_sf_cavp":
+        clips = AVBatch(video, jnp.zeros((1, clip.mel_frames, clip.mel.bands)))
+        variables = jax.jit(networks.reward_model(run.config, clip).init)(jax.random.key(0), clips)
+    else:
+        variables = jax.jit(networks.encoder(clip).init)(jax.random.key(0), video, clip_video)
     return checkpoint.export(folder / "params", random_params(variables["params"], seed=1))
 
 
 def make_base(run, folder, seed):
-    model = networks.generator(run.config, run.clip, {"clip": 64, "sync": 64, "text": 64}, jnp.float32)
+    dims = networks.feature_dims(run.config, run.clip, run.load("encoders"))
+    model = networks.generator(run.config, run.clip, dims, jnp.float32)
     variables = jax.jit(model.init)(jax.random.key(0), *example_inputs(model.config))
     variables = {"params": random_params(variables["params"], seed), "buffers": variables["buffers"]}
     return checkpoint.export(folder / "params", variables)
@@ -56,10 +62,10 @@ def make_base(run, folder, seed):
 CHEAP = {"codec": make_codec, "encoders": make_encoders, "base": make_base}
 
 
-def make_run(workdir: pathlib.Path, seeds: tuple[int, ...]) -> pathlib.Path:
+def make_run(workdir: pathlib.Path, seeds: tuple[int, ...], encoders: str = "separate") -> pathlib.Path:
     """A run up to `base` as `stages.run` leaves it, its networks untrained."""
     config = base_config.get_config("smoke")
-    config.stages, config.seeds = ("base",), seeds
+    config.stages, config.seeds, config.encoders.kind = ("base",), seeds, encoders
     config.codec.vocoder_iterations = 4
     plan = {
         name: dataclasses.replace(stage, make=CHEAP.get(name, lambda run, folder, seed: "nothing"))
@@ -141,6 +147,17 @@ def test_a_video_gets_the_same_sound_alone_and_a_variant_is_its_seed(untrained, 
     alone = read(tmp_path / "long.flac")
     np.testing.assert_array_equal(alone, read(finished / "long_1.wav"))
     assert np.abs(alone - read(finished / "long_0.wav")).mean() > 1e-3
+
+
+def test_a_generator_may_look_through_an_sf_cavp_of_its_own(videos, tmp_path):
+    seeing = system.load_checkpoint(make_run(tmp_path / "run", (0,), encoders="second_sf_cavp") / "base")
+    generate(seeing, [videos / "short.mp4"], tmp_path / "out", SETTINGS)
+    waveform = read(tmp_path / "out" / "short.wav")
+    assert len(waveform) == 16_640 and np.abs(waveform).max() > 1e-3
+    frames = [np.zeros((1, *shape), np.uint8) for shape in ((80, 24, 24, 3), (20, 24, 24, 3))]
+    features = seeing.encode_frames(seeing.variables["encoders"], *frames)
+    assert [x.shape[:2] for x in features] == [(1, 20), (1, 80)]
+    assert not np.allclose(seeing.encode_frames(seeing.variables["encoders"], frames[0] + 255, frames[1])[1], features[1])
 
 
 def test_prompts_change_the_sound_only_where_they_can(untrained, videos, finished):
