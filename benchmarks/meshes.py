@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--stages", default=",".join(SECTIONS))
     parser.add_argument("--meshes", default=";".join(",".join(map(str, shape)) for shape in MESHES))
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--float64", action="store_true")
+    parser.add_argument("--float64", action="store_true")  # read above, before the networks are imported
     parser.add_argument("--workdir")
     parser.add_argument("--json")
     arguments = parser.parse_args()
@@ -238,6 +238,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         workdir = pathlib.Path(arguments.workdir or temporary)
         config, compared = settings(arguments.steps, workdir / "data"), compared_processes
+        if jax.process_count() > 1 and not arguments.workdir:
+            parser.error("several processes need the --workdir of an earlier call")
         if jax.process_count() == 1:
             make_on_one_device(names, config, workdir / "run")
             print(f"on one device: {time.process_time():.0f} s\n")

@@ -51,12 +51,12 @@ def scenes_cache(tmp_path_factory) -> pathlib.Path:
 def smoke_run(tmp_path_factory, worker_id) -> pathlib.Path:
     """The folder of a finished main job at the smoke preset. Read it; copy it before changing anything.
 
-    The worker that asks first makes it, for all of them.
+    The worker that asks first makes it, for all of them; where that failed, the next one fails with the same words.
     """
     own = tmp_path_factory.getbasetemp()
     folder = (own if worker_id == "master" else own.parent) / "smoke"
     with filelock.FileLock(f"{folder}.lock"):
-        if not folder.exists():
+        if not (folder / "run" / "results.json").exists():
             arguments = command(f"--workdir={folder / 'run'}", f"--config.data.cache={folder / 'scenes'}")
             subprocess.run(arguments, env=environment(), check=True, cwd=ROOT)
     return folder / "run"
