@@ -34,7 +34,7 @@ def optimizer(learning_rate: float, warmup_steps: int, **changes) -> ConfigDict:
 def arm(ranking: str, winner: str = "stitched", start: str = "base", **changes) -> ConfigDict:
     """One preference-tuned system, which starts from `base` or another arm; `changes` are of the `preference` section.
 
-    `ranking`: reward | random | oracle | rules (SyncDPO) | none (continued flow matching, no pairs).
+    `ranking`: reward | random | oracle | rules (SyncDPO) | none (continued flow matching, no pairs) | merged (see `merged`).
     `winner`: stitched (winner and loser are joined of the best and of the worst moments of all candidates) | best_of_n (the
     best and the worst candidate) | real | real_reconstructed (through the codec).
     """
@@ -44,6 +44,11 @@ def arm(ranking: str, winner: str = "stitched", start: str = "base", **changes) 
 def sync_dpo(curriculum: str = "linear", **changes) -> ConfigDict:
     """An arm whose losers are made by rule; its only round has the steps of all rounds of another arm."""
     return arm("rules", "real", curriculum=curriculum, **changes)
+
+
+def merged(start: str = "base", **shares: float) -> ConfigDict:
+    """An arm without training: `start`, moved by these shares of the way to other arms; `merged(avp_rpo=0.5)` is half-way."""
+    return arm("merged", start=start, shares=ConfigDict(shares))
 
 
 def base(stages: tuple[str, ...]) -> ConfigDict:
@@ -119,6 +124,7 @@ def base(stages: tuple[str, ...]) -> ConfigDict:
     ))
     config.evaluate = ConfigDict(dict(
         split="test", clips=256, guidance_scales=(1.0, 1.5, 2.0), steps=8, batch_size=64, tolerance_sec=0.08,
+        samples=1,  # of every clip by every system: four halve what chance does to a comparison
         reward_clips=128, reward_candidates=6, reward_guidance=1.5, bootstrap=1000, examples=3,
     ))
     config.every = ConfigDict(dict(log=25, checkpoint=200))
@@ -136,12 +142,16 @@ def base(stages: tuple[str, ...]) -> ConfigDict:
 
 def tiny_study(config: ConfigDict) -> None:
     config.seeds = (0, 1, 2)
-    config.evaluate.guidance_scales = (1.0, 1.5, 2.0, 2.5)
+    config.evaluate.update(guidance_scales=(1.0, 1.5, 2.0, 2.5), samples=4)
     config.arms.update(
         avp_rpo_whole=arm("reward", winner="best_of_n"), oracle=arm("oracle"),
         avp_rpo_two_rounds=arm("reward", rounds=2, steps=config.preference.steps // 2),
         sync_dpo=sync_dpo("linear"), sync_dpo_uniform=sync_dpo("uniform"),
         avp_rpo_sync_dpo=sync_dpo("linear", start="avp_rpo"),
+        avp_rpo_midway=merged(avp_rpo=0.5), oracle_midway=merged(oracle=0.5),
+        avp_rpo_and_sync_dpo=merged(avp_rpo=0.5, sync_dpo=0.5),
+        soup=merged(avp_rpo=0.5, sync_dpo=0.5, continue_cfm=0.5),
+        continue_cfm_thrice=arm("none", steps=3 * config.preference.steps),  # the soup's compute
     )
 
 

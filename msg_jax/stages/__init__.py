@@ -66,12 +66,11 @@ def plan(config: ConfigDict) -> dict[str, Stage]:
     decisive = tuple(f"preference.{name}" for name in candidates.DECISIVE)
     stages.append(Stage("candidates", candidates.make, judge_needs, (*decisive, "reward"), seeded=True))
     for name, arm in config.arms.items():
-        ranks = arm.ranking not in ("none", "rules")
+        ranks = arm.ranking not in ("none", "rules", "merged")
         needs = list(judge_needs) if ranks else ["base"]
         if ranks and not candidates.changes_candidates(arm):
             needs.append("candidates")
-        if arm.start != "base":
-            needs.append(arm.start)
+        needs += [origin for origin in avp_rpo.made_from(arm).values() if origin != "base"]
         sections = ("preference", f"arms.{name}", *(("reward",) if ranks else ()))
         stages.append(Stage(name, avp_rpo.arm(name), tuple(needs), sections, seeded=True))
     evaluate_needs = ("judge", *reward, "base", *config.arms)

@@ -13,6 +13,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 import numpy as np
+import optax
 
 from msg_jax import train
 from msg_jax.data.features import FeatureSource
@@ -28,7 +29,7 @@ from msg_jax.stages.listening import Listener
 from msg_jax.stages.preference import PreferenceTask
 from msg_jax.types import Params
 
-RANKINGS = (*pairing.RANKINGS, "rules", "none")
+RANKINGS = (*pairing.RANKINGS, "rules", "none", "merged")
 
 
 @dataclasses.dataclass
@@ -75,7 +76,21 @@ class Arm:
             return self.continue_flow(start)
         if self.arm.ranking == "rules":
             return sync_dpo.tune(self.run, self.name, self.section, self.seed, self.folder, start)
+        if self.arm.ranking == "merged":
+            return self.merge(start)
         return self.tune(start)
+
+    def merge(self, start: Params) -> Params:
+        """No training: from `start` a share of the way to each of the named arms, in the space of parameters.
+
+        With one arm, linear interpolation towards what it was tuned from (Wortsman et al., arXiv 2109.01903); with several, a
+        soup of models tuned for different ends (Rame et al., arXiv 2306.04488).
+        """
+        merged = start
+        for name, share in sorted(self.arm.shares.items()):
+            tuned = self.run.load(name, self.seed)
+            merged = optax.tree.add_scale(merged, share, optax.tree.sub(tuned, start))
+        return merged
 
     def continue_flow(self, start: Params) -> Params:
         """The control without pairs: as many forward and backward passes spent on flow matching of real audio."""
@@ -213,12 +228,28 @@ def check_arms(config: ConfigDict) -> None:
             )
         if arm.ranking == "rules":
             sync_dpo.check_arm(name, arm)
-        path = [name]
-        while (start := config.arms[path[-1]].start) != "base":
-            if start not in config.arms:
-                raise UserError(f"config.arms.{path[-1]}.start={start!r} is no system: choose base or another arm "
-                                f"({', '.join(other for other in config.arms if other != path[-1])}).")
-            if start in path:
-                raise UserError(f"config.arms.{path[-1]}.start={start!r} makes a circle ({' <- '.join([*path, start])}): let "
-                                "one of them start from base.")
-            path.append(start)
+        shares = dict(arm.get("shares") or {})
+        if (arm.ranking == "merged") != bool(shares):
+            raise UserError(f"config.arms.{name} has ranking={arm.ranking!r} and shares={shares}: `merged`, and it alone, "
+                            "needs shares of other arms, as shares.avp_rpo=0.5.")
+    for name in config.arms:
+        _check_origin(config.arms, [name])
+
+
+def made_from(arm: ConfigDict) -> dict[str, str]:
+    """What an arm is made from: the system by the field that names it."""
+    return {f"start={arm.start!r}": arm.start} | {f"shares.{name}": name for name in arm.get("shares") or {}}
+
+
+def _check_origin(arms: ConfigDict, path: list[str]) -> None:
+    """Raises UserError where what the last arm of `path` is made from is no system, or is on the path itself."""
+    for field, origin in made_from(arms[path[-1]]).items():
+        if origin == "base":
+            continue
+        if origin not in arms:
+            raise UserError(f"config.arms.{path[-1]}.{field} is no system: choose base or another arm "
+                            f"({', '.join(other for other in arms if other != path[-1])}).")
+        if origin in path:
+            raise UserError(f"config.arms.{path[-1]}.{field} makes a circle ({' <- '.join([*path, origin])}): let "
+                            "one of them start from base.")
+        _check_origin(arms, [*path, origin])

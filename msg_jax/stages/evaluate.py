@@ -75,40 +75,45 @@ class Evaluation:
             ]
         return rows
 
-    def mels(self, system: System, clips: int | None = None) -> np.ndarray:
-        """What the system lets us hear, as log-mels (B, T, M) of the (first `clips`) test clips."""
+    def mels(self, system: System, clips: int | None = None, samples: int = 1) -> np.ndarray:
+        """What the system lets us hear, as log-mels (B, S, T, M) of the (first `clips`) test clips; of references S is 1."""
         if system.name == "real":
-            return self.real_mels[:clips]
+            return self.real_mels[:clips, None]
         if system.name == "reconstructed":
-            return self.listener.decode(self.real_latents[:clips])
+            return self.listener.decode(self.real_latents[:clips, None])
         if system.name == "random_clip":
-            return np.roll(self.real_mels, 1, axis=0)[:clips]
+            return np.roll(self.real_mels, 1, axis=0)[:clips, None]
         stage = "base" if system.name == "unconditional" else system.name
         latents = self.generator.latents(
             self._variables(stage, system.seed), self.indices[:clips], seed=system.seed, purpose="test",
             guidance_scale=system.guidance, steps=self.section.steps, batch_size=self.section.batch_size,
-            conditional=system.name != "unconditional",
+            conditional=system.name != "unconditional", candidates=samples,
         )
-        return np.concatenate([self.listener.decode(chunk[:, 0]) for chunk in latents])
+        return np.concatenate([self.listener.decode(chunk) for chunk in latents])
 
     def row(self, system: System) -> dict[str, Any]:
-        mels = self.mels(system)
+        mels = self.mels(system, samples=self.section.samples)
         row = {"system": system.name, "guidance": system.guidance, "split": self.section.split, "seed": system.seed}
         options = dict(seed=self.run.config.seed, resamples=self.section.bootstrap)
-        scores = self.listener.score(self.video, mels[:, None])
-        row |= {name: bootstrap.mean_interval(value[:, 0], **options) for name, value in scores.items()}
+        scores = self.listener.score(self.video, mels)
+        row |= {name: bootstrap.mean_interval(value.mean(axis=1), **options) for name, value in scores.items()}
         if self.no_truth:
             for name in (*EVENT_FIGURES, "fd_judge"):
                 row |= {name: None, f"{name}_reason": self.no_truth}
             return row
-        found, embeddings = self.listener.detect(mels)
-        counts = events.clip_counts(self.truth, found, self.section.tolerance_sec)
-        exact = events.clip_counts(self.truth, found, TIMING_SEC)
-        counts |= {f"{name}_40ms": exact[name] for name in ("event_f1", "onset_f1")}
+        heard = [self.listener.detect(mels[:, sample]) for sample in range(mels.shape[1])]
+        each = [self._counts(found) for found, _ in heard]
+        counts = {name: sum(part[name] for part in each) for name in EVENT_FIGURES}  # a clip's samples stay together
         row |= {name: bootstrap.f1_interval(counts[name], **options) for name in EVENT_FIGURES}
-        row["fd_judge"] = distribution.frechet_distance(embeddings, self.real_embeddings)
+        row["fd_judge"] = np.mean([distribution.frechet_distance(found, self.real_embeddings) for _, found in heard])
         row["counts"] = {name: counts[name].tolist() for name in PAIRED_FIGURES}
         return row
+
+    def _counts(self, found: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """Counts (B, 3) of every one of EVENT_FIGURES for one sample of each clip."""
+        exact = events.clip_counts(self.truth, found, TIMING_SEC)
+        counts = events.clip_counts(self.truth, found, self.section.tolerance_sec)
+        return counts | {f"{name}_40ms": exact[name] for name in ("event_f1", "onset_f1")}
 
     @functools.cached_property
     def real_embeddings(self) -> np.ndarray:
@@ -170,7 +175,7 @@ class Evaluation:
             for record, truth in zip(self.records[:count], self.truth)
         ]
         for system in systems:
-            mels = self.mels(system, count)
+            mels = self.mels(system, count)[:, 0]
             waveforms = np.stack([r["waveform"] for r in self.records[:count]])
             if system.name != "real":
                 waveforms = self.listener.vocode(mels)

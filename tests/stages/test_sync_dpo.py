@@ -42,7 +42,7 @@ def workdir(smoke_run, tmp_path_factory):
 def arms(workdir, scenes_cache):
     subprocess.run(
         [sys.executable, "-m", "msg_jax.main", "--config=configs/sync_dpo.py:smoke", f"--workdir={workdir}",
-         f"--config.data.cache={scenes_cache}", "--config.stages=('sync_dpo', 'avp_rpo_sync_dpo')"],
+         f"--config.data.cache={scenes_cache}", "--config.stages=('sync_dpo', 'avp_rpo_sync_dpo', 'avp_rpo_and_sync_dpo')"],
         env=environment(), cwd=ROOT, check=True,
     )
     return workdir
@@ -112,11 +112,22 @@ def test_the_last_third_is_weighed_by_pairs():
     assert told["levels"]["fine"]["validation"] == {"pairs": 4, "accuracy": 0.75, "margin": 2.0}
 
 
-def test_an_arm_that_started_from_another_can_be_generated_from(arms):
+def test_an_arm_made_from_others_can_be_generated_from(arms):
     record = json.loads((arms / "avp_rpo_sync_dpo" / "run.json").read_text())
     start = json.loads((arms / "avp_rpo" / "run.json").read_text())
     assert record["upstream"]["avp_rpo"] == start["digest"]
     assert system.load_checkpoint(arms / "avp_rpo_sync_dpo").digest == record["digest"]
+    assert system.load_checkpoint(arms / "avp_rpo_and_sync_dpo").digest not in (record["digest"], start["digest"])
+
+
+def test_a_merged_arm_goes_its_share_of_the_way_to_each(arms):
+    base, avp, sync, merged = (
+        jax.tree.leaves(checkpoint.load(arms / name / "params"))
+        for name in ("base", "avp_rpo", "sync_dpo", "avp_rpo_and_sync_dpo")
+    )
+    assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(avp, base))
+    for start, one, other, found in zip(base, avp, sync, merged, strict=True):
+        np.testing.assert_allclose(found, start + 0.5 * (one - start) + 0.5 * (other - start), atol=1e-6)
 
 
 # The task itself
@@ -170,7 +181,11 @@ def test_rules_and_strengths_depend_on_seed_arm_and_step_alone(workdir):
     ({"a": common.sync_dpo(start="a")}, "makes a circle"),
     ({"a": common.sync_dpo("steep")}, "curriculum='steep'.*linear, uniform"),
     ({"a": common.arm("rules")}, "curriculum=None, winner='stitched'"),
-    ({"a": common.arm("rewards")}, "ranking='rewards'.*reward, random, oracle, rules, none"),
+    ({"a": common.arm("rewards")}, "ranking='rewards'.*reward, random, oracle, rules, none, merged"),
+    ({"a": common.merged(b=0.5)}, "arms.a.shares.b is no system"),
+    ({"a": common.merged(b=0.5), "b": common.sync_dpo(start="a")}, "makes a circle"),
+    ({"a": common.merged()}, "needs shares"),
+    ({"a": common.arm("reward", shares=ConfigDict(dict(b=0.5))), "b": common.sync_dpo()}, "needs shares"),
 ])
 def test_an_arm_that_cannot_be_is_one_sentence(arms, sentence):
     config = common.get_config(("evaluate",), "smoke")
@@ -183,4 +198,4 @@ def test_an_arm_needs_what_it_starts_from_and_no_judge():
     plan = stages.plan(sync_dpo_config.get_config("smoke"))
     assert set(plan["sync_dpo"].needs) == {"base"}
     assert set(plan["avp_rpo_sync_dpo"].needs) == {"base", "avp_rpo"}
-    assert avp_rpo.RANKINGS == ("reward", "random", "oracle", "rules", "none")
+    assert avp_rpo.RANKINGS == ("reward", "random", "oracle", "rules", "none", "merged")
