@@ -120,7 +120,7 @@ def base(stages: tuple[str, ...]) -> ConfigDict:
         stop_at_real=True,  # no further round once the reward passes that of real audio heard through the codec
     ))
     config.arms = ConfigDict(dict(
-        avp_rpo=arm("reward"), random_pairs=arm("random"), continue_cfm=arm("none"),
+        avp_rpo=arm("reward"), avp_rpo_midway=merged(avp_rpo=0.5), random_pairs=arm("random"), continue_cfm=arm("none"),
     ))
     config.evaluate = ConfigDict(dict(
         split="test", clips=256, guidance_scales=(1.0, 1.5, 2.0), steps=8, batch_size=64, tolerance_sec=0.08,
@@ -148,7 +148,7 @@ def tiny_study(config: ConfigDict) -> None:
         avp_rpo_two_rounds=arm("reward", rounds=2, steps=config.preference.steps // 2),
         sync_dpo=sync_dpo("linear"), sync_dpo_uniform=sync_dpo("uniform"),
         avp_rpo_sync_dpo=sync_dpo("linear", start="avp_rpo"),
-        avp_rpo_midway=merged(avp_rpo=0.5), oracle_midway=merged(oracle=0.5),
+        oracle_midway=merged(oracle=0.5),
         avp_rpo_and_sync_dpo=merged(avp_rpo=0.5, sync_dpo=0.5),
         soup=merged(avp_rpo=0.5, sync_dpo=0.5, continue_cfm=0.5),
         continue_cfm_thrice=arm("none", steps=3 * config.preference.steps),  # the soup's compute
