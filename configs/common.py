@@ -3,7 +3,7 @@
 Presets:
   smoke       a minute or two on two CPU cores: every stage runs, nothing is learnt. For tests.
   tiny        the demo: procedural scenes, 20 to 35 minutes on two CPU cores.
-  tiny_study  `tiny` with three seeds and every arm: the measured comparison, three hours on two CPU cores.
+  tiny_study  `tiny` with three seeds and every arm: the measured comparison, four hours on two CPU cores.
   small_16k, small_44k, medium_44k, large_44k_v2
               full size: AVP-RPO on MMAudio's released networks, with `--config.weights=FOLDER` of their files
               (docs/WEIGHTS.md) and `--config.data.source=` videos of yours. For a GPU.

@@ -416,7 +416,8 @@ def gain_chart(rows: list[dict]) -> str | None:
     for index, (name, gains) in enumerate(lines.items()):
         error = gains.std(axis=0, ddof=1) / math.sqrt(len(seeds)) if len(seeds) > 1 else None
         at = np.array(scales) + 0.012 * (index - (len(lines) - 1) / 2)  # bars beside each other
-        axes.errorbar(at, gains.mean(axis=0), yerr=error, fmt="o-", markersize=4, linewidth=1.4, elinewidth=1,
+        marks = "o-" if index < 10 else "s--"  # there are ten colours
+        axes.errorbar(at, gains.mean(axis=0), yerr=error, fmt=marks, markersize=4, linewidth=1.4, elinewidth=1,
                       color=f"C{index}", label=_key_text("system", name))
     axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
     axes.set(xlabel="Guidance", ylabel="Event F1, minus the base's")
