@@ -152,6 +152,8 @@ def tiny_study(config: ConfigDict) -> None:
         avp_rpo_and_sync_dpo=merged(avp_rpo=0.5, sync_dpo=0.5),
         soup=merged(avp_rpo=0.5, sync_dpo=0.5, continue_cfm=0.5),
         continue_cfm_thrice=arm("none", steps=3 * config.preference.steps),  # the soup's compute
+        longer_avp_rpo=merged(continue_cfm_thrice=1.0, avp_rpo=0.5),
+        longer_both=merged(continue_cfm_thrice=1.0, avp_rpo=0.5, sync_dpo=0.5),
     )
 
 

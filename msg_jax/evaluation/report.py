@@ -49,6 +49,8 @@ SYSTEMS = {
     "avp_rpo_and_sync_dpo": ("AVP-RPO and SyncDPO", "base moved half of the way to either: no training of its own"),
     "soup": ("AVP-RPO, SyncDPO and continued", "base moved half of the way to each of the three: no training of its own"),
     "continue_cfm_thrice": ("Continued three times as long", "control: flow matching with the compute of the three together"),
+    "longer_avp_rpo": ("Continued, with half of AVP-RPO", "the base trained on, moved by half of what AVP-RPO changed"),
+    "longer_both": ("Continued, with half of both", "the same, and by half of what SyncDPO changed"),
     "oracle_midway": ("Oracle ranking, half-way", "the parameters half-way between base and the oracle's"),
     "generated": ("Generated", "the clips that are evaluated"),
     "random_pairs": ("Random pairs", "control: the AVP-RPO loss on pairs that other videos' rewards made"),
