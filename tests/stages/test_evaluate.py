@@ -3,7 +3,7 @@
 import numpy as np
 
 from configs import common
-from msg_jax.evaluation import events
+from msg_jax.evaluation import distribution, events
 from msg_jax.stages.common import Run
 from msg_jax.stages.evaluate import Evaluation, System
 
@@ -20,9 +20,12 @@ def test_a_row_pools_the_samples_of_a_clip(smoke_run):
     np.testing.assert_allclose(evaluation.mels(system)[:, 0], mels[:, 0], atol=1e-3)
 
     row = evaluation.row(system)
-    each = [events.clip_counts(evaluation.truth, evaluation.listener.detect(mels[:, i])[0], 0.08)["event_f1"] for i in range(2)]
+    heard = [evaluation.listener.detect(mels[:, i]) for i in range(2)]
+    each = [events.clip_counts(evaluation.truth, found, 0.08)["event_f1"] for found, _ in heard]
     np.testing.assert_array_equal(row["counts"]["event_f1"], each[0] + each[1])
     assert row["event_f1"]["value"] == events.micro_f1((each[0] + each[1]).sum(axis=0))
     scores = evaluation.listener.score(evaluation.video, mels)["reward"]
     np.testing.assert_allclose(row["reward"]["value"], scores.mean(), rtol=1e-6)
+    distances = [distribution.frechet_distance(embeddings, evaluation.real_embeddings) for _, embeddings in heard]
+    assert distances[0] != distances[1] and row["fd_judge"] == np.mean(distances)
     assert evaluation.row(System("real"))["fd_judge"] < 1e-3

@@ -116,8 +116,10 @@ def test_an_arm_made_from_others_can_be_generated_from(arms):
     record = json.loads((arms / "avp_rpo_sync_dpo" / "run.json").read_text())
     start = json.loads((arms / "avp_rpo" / "run.json").read_text())
     assert record["upstream"]["avp_rpo"] == start["digest"]
-    assert system.load_checkpoint(arms / "avp_rpo_sync_dpo").digest == record["digest"]
-    assert system.load_checkpoint(arms / "avp_rpo_and_sync_dpo").digest not in (record["digest"], start["digest"])
+    merged = json.loads((arms / "avp_rpo_and_sync_dpo" / "run.json").read_text())
+    assert set(merged["upstream"]) == {"base", "avp_rpo", "sync_dpo"}
+    for name, digest in (("avp_rpo_sync_dpo", record["digest"]), ("avp_rpo_and_sync_dpo", merged["digest"])):
+        assert system.load_checkpoint(arms / name).digest == digest
 
 
 def test_a_merged_arm_goes_its_share_of_the_way_to_each(arms):
