@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import filelock
+from jaxtyping import install_import_hook
 import pytest
 
 _XLA_FLAGS = "--xla_backend_optimization_level=0"
@@ -20,6 +21,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
+# The shapes that tensor functions promise are checked at every call; subprocesses run unchecked, as users do.
+CHECKED_ROOMS: list[str] = []
+install_import_hook(CHECKED_ROOMS, "beartype.beartype")
 SHARED = ROOT.parent / "shared"
 
 

@@ -1,6 +1,6 @@
 """What listens and watches in an evaluation: a few signal statistics, the networks of a run, and released networks.
 
-A backbone turns one clip into named arrays. Its figures carry its name (evaluation/pairs.py).
+A backbone turns one clip into named arrays. Its figures carry its name (evaluation/measurement.py).
 """
 
 from collections.abc import Callable, Iterator, Sequence

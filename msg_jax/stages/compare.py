@@ -14,7 +14,7 @@ import numpy as np
 
 from msg_jax.clip import ClipSpec
 from msg_jax.errors import UserError
-from msg_jax.evaluation import bootstrap, onsets, pairs, report
+from msg_jax.evaluation import bootstrap, measurement, onsets, report
 from msg_jax.infra import logging
 from msg_jax.infra.record import RECORD, read_record
 
@@ -133,7 +133,7 @@ def difference(ours: Entry, theirs: Entry, *, seed: int, resamples: int) -> dict
     same = len(shared) == len(ours.ids) == len(theirs.ids) > 0
     options = dict(seed=seed, resamples=resamples)
     tables = [entry.tables_of(shared) for entry in (ours, theirs)]
-    paired = pairs.differences(*tables, **options) if shared else {}
+    paired = measurement.differences(*tables, **options) if shared else {}
     for name in (name for name in tables[0] if name.startswith(_COUNTS) and name in tables[1] and shared):
         paired[name.removeprefix(_COUNTS)] = bootstrap.f1_difference_interval(*(each[name] for each in tables), **options)
     for name in ours.row:

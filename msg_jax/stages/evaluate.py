@@ -16,7 +16,7 @@ import numpy as np
 from msg_jax import networks
 from msg_jax.data import mel
 from msg_jax.data.features import FeatureSource
-from msg_jax.evaluation import alignment, bootstrap, distribution, events, report
+from msg_jax.evaluation import bootstrap, distribution, events, ranking, report
 from msg_jax.infra import logging, metering, preemption, runtime
 from msg_jax.losses.contrastive import lagged_cosines
 from msg_jax.stages.common import RECORD, Run, read_record, text_digest
@@ -125,14 +125,14 @@ class Evaluation:
         step = round(OFFSET_SEC * networks.reward_model(self.run.config, self.run.clip).config.dynamic_hz)
         lags = [step * (i - OFFSETS // 2) for i in range(OFFSETS)]
         cosines = np.asarray(lagged_cosines(self.video.dynamic, audio.dynamic, lags))
-        figures = {"offset_accuracy_9": alignment.offset_accuracy(cosines, OFFSETS // 2)}
+        figures = {"offset_accuracy_9": ranking.offset_accuracy(cosines, OFFSETS // 2)}
         for name in ("semantic", "dynamic"):
             video, sound = (getattr(x, name).reshape(len(self.indices), -1) for x in (self.video, audio))
             key = f"{name}_r1_{RECALL_GROUP}"
             if len(video) < RECALL_GROUP:
                 figures |= {key: None, f"{key}_reason": f"{len(video)} clips are fewer than a group of {RECALL_GROUP}"}
             else:
-                figures[key] = alignment.recall_at_1(alignment.grouped_cosine(video, sound, RECALL_GROUP))
+                figures[key] = ranking.recall_at_1(ranking.grouped_cosine(video, sound, RECALL_GROUP))
         return figures
 
     def reward(self) -> dict[str, Any]:
@@ -154,10 +154,10 @@ class Evaluation:
             truths.append(f1["event_f1"])
         scores = {name: np.concatenate([part[name] for part in rewards]) for name in rewards[0]}
         truth = np.concatenate(truths)
-        tables = alignment.ranking_tables(scores["reward"], truth)
-        figures: dict[str, Any] = {name: float(alignment.quotient(table.sum(axis=0))) for name, table in tables.items()}
+        tables = ranking.ranking_tables(scores["reward"], truth)
+        figures: dict[str, Any] = {name: float(ranking.quotient(table.sum(axis=0))) for name, table in tables.items()}
         for name in (name for name in scores if name != "reward"):
-            figures[f"correlation_{name}"] = alignment.within_video_correlation(scores[name], truth)["value"]
+            figures[f"correlation_{name}"] = ranking.within_video_correlation(scores[name], truth)["value"]
         unusable = [name for name, value in figures.items() if not math.isfinite(value)]
         figures |= {name: None for name in unusable}
         return figures | {f"{name}_reason": "no video whose candidates differ in truth and in reward" for name in unusable}

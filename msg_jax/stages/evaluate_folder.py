@@ -19,7 +19,8 @@ from msg_jax.data import clips as clips_lib
 from msg_jax.data import multi_event
 from msg_jax.data.clips import ClipFiles, Reader
 from msg_jax.errors import UserError
-from msg_jax.evaluation import onsets, pairs, report
+from msg_jax.evaluation import measurement as measurement_lib
+from msg_jax.evaluation import onsets, report
 from msg_jax.infra import logging
 from msg_jax.infra.record import RECORD, read_record
 from msg_jax.stages import backbones, compare
@@ -51,8 +52,8 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> None:
     extraction = Extraction(root / "features", config.threads)
     columns = subject.columns(extraction)
     logging.write_jsonl(root / "skipped.jsonl", extraction.skipped)
-    measurement = pairs.Measurement(
-        pairs.Clips(subject.ids, columns), subject.why_not, seed=config.seed, resamples=config.bootstrap)
+    measurement = measurement_lib.Measurement(
+        measurement_lib.ClipFeatures(subject.ids, columns), subject.why_not, seed=config.seed, resamples=config.bootstrap)
     rows = _rows(subject, measurement, config)
     facts = subject.facts() | {"skipped": len(extraction.skipped)}
     write(root / TABLES, **_tables(measurement))
@@ -260,7 +261,7 @@ def _side(config: ConfigDict, side: str) -> tuple[dict[str, ClipFiles], dict[str
     return files, cache
 
 
-def _rows(subject: Subject, measurement: pairs.Measurement, config: ConfigDict) -> list[dict[str, Any]]:
+def _rows(subject: Subject, measurement: measurement_lib.Measurement, config: ConfigDict) -> list[dict[str, Any]]:
     """The generated clips, the same by number of events, and the real ones as far as they can be measured alone."""
     rows = [{"system": "generated", "event_count": None} | measurement.row()]
     rows += [{"system": "generated", "event_count": label} | measurement.row(mask) for label, mask in subject.groups().items()]
@@ -269,7 +270,7 @@ def _rows(subject: Subject, measurement: pairs.Measurement, config: ConfigDict) 
             if name.startswith("reference.")}
     if real:
         real |= {name: column for name, column in clips.columns.items() if name.startswith(("pictures.", "events."))}
-        alone = pairs.Measurement(
+        alone = measurement_lib.Measurement(
             dataclasses.replace(clips, columns=real), lambda column: "it is what the generated sound is compared with",
             seed=config.seed, resamples=config.bootstrap)
         row = {"system": "real", "event_count": None} | alone.row()
@@ -278,7 +279,7 @@ def _rows(subject: Subject, measurement: pairs.Measurement, config: ConfigDict) 
     return rows
 
 
-def _tables(measurement: pairs.Measurement) -> dict[str, np.ndarray]:
+def _tables(measurement: measurement_lib.Measurement) -> dict[str, np.ndarray]:
     """What a later comparison resamples: the terms of every figure clip by clip, and values without a part of the clips."""
     tables = {f"table/{name}": table for name, table in measurement.tables.items()}
     replicates = {f"jackknife/{name}": values for name, values in measurement.replicates.items()}

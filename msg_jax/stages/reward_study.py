@@ -24,7 +24,7 @@ from msg_jax.clip import ClipSpec
 from msg_jax.data import edits, mel, scenes
 from msg_jax.data.features import FeatureSource
 from msg_jax.errors import UserError
-from msg_jax.evaluation import alignment, bootstrap, events, report
+from msg_jax.evaluation import bootstrap, events, ranking, report
 from msg_jax.infra import checkpoint, logging, preemption, runtime
 from msg_jax.infra.record import read_record
 from msg_jax.models.sf_cavp import RewardWeights
@@ -237,7 +237,9 @@ def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
         "split": section.split, "clips": len(study.indices), "candidates": section.candidates, "seeds": list(seeds),
         "rewards": section.rewards.to_dict(), "networks": study.makers["sf_cavp"].digests,
         "ranking": [
-            ranking({seed: scores(f"seed_{seed}-{guidance}") for seed in seeds}, list(study.rewards), section, run.config.seed)
+            ranking_results(
+                {seed: scores(f"seed_{seed}-{guidance}") for seed in seeds}, list(study.rewards), section, run.config.seed
+            )
             | {"guidance": guidance} for guidance in section.guidance_scales
         ],
         "edits": None if no_edits else false_orders(scores("edits"), section, run.config.seed),
@@ -251,7 +253,7 @@ def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
     return text_digest(text)
 
 
-def ranking(by_seed: dict[int, Scores], rewards: Sequence[str], section: ConfigDict, seed: int) -> dict[str, Any]:
+def ranking_results(by_seed: dict[int, Scores], rewards: Sequence[str], section: ConfigDict, seed: int) -> dict[str, Any]:
     """The figures of `rewards` and, paired, minus those of `config.reward_study.baseline`, from scores (V, N) by seed."""
     options = dict(seed=seed, resamples=section.bootstrap)
     tables = {name: {s: _tables(scores[name], scores) for s, scores in by_seed.items()} for name in rewards}
@@ -277,12 +279,12 @@ def ranking(by_seed: dict[int, Scores], rewards: Sequence[str], section: ConfigD
 
 def _tables(reward: np.ndarray, scores: Scores) -> dict[str, np.ndarray]:
     """Tables (V, 3) of what is told of a reward, by figure."""
-    tables = alignment.ranking_tables(reward, scores["event_f1"])
+    tables = ranking.ranking_tables(reward, scores["event_f1"])
     for name, share in KEEP_SHARES.items():
-        tables[f"best_beats_worst_{name}"] = alignment.order_table(reward, scores["event_f1"], share)
+        tables[f"best_beats_worst_{name}"] = ranking.order_table(reward, scores["event_f1"], share)
     for part in ("onset_f1", "class_f1"):
-        tables[f"correlation_{part}"] = alignment.correlation_table(reward, scores[part])
-        tables[f"rank_correlation_{part}"] = alignment.correlation_table(reward, scores[part], ranks=True)
+        tables[f"correlation_{part}"] = ranking.correlation_table(reward, scores[part])
+        tables[f"rank_correlation_{part}"] = ranking.correlation_table(reward, scores[part], ranks=True)
     return tables
 
 
@@ -297,7 +299,7 @@ def false_orders(scores: Scores, section: ConfigDict, seed: int) -> dict[str, di
         name: {
             key: value for k, kind in enumerate(section.edits, 1)
             for key, value in _figure(
-                kind, {0: alignment.false_order_table(said[:, 0], said[:, k])}, seed=seed, resamples=section.bootstrap
+                kind, {0: ranking.false_order_table(said[:, 0], said[:, k])}, seed=seed, resamples=section.bootstrap
             ).items()
         }
         for name, said in scores.items()
@@ -326,8 +328,8 @@ def _figure(name: str, by_seed: dict[int, np.ndarray], **options: Any) -> dict[s
 
 
 def _statistic(sums: np.ndarray) -> np.ndarray:
-    first = alignment.quotient(sums[..., :3])
-    return first if sums.shape[-1] == 3 else first - alignment.quotient(sums[..., 3:])
+    first = ranking.quotient(sums[..., :3])
+    return first if sums.shape[-1] == 3 else first - ranking.quotient(sums[..., 3:])
 
 
 def _finite(value: np.ndarray) -> float | None:

@@ -41,7 +41,7 @@ def _scores(seed, **rewards):
 
 def _ranking(by_seed, baseline="right"):
     rewards = [name for name in by_seed[0] if not name.endswith("_f1")]
-    return reward_study.ranking(by_seed, rewards, _section(baseline=baseline), seed=0)
+    return reward_study.ranking_results(by_seed, rewards, _section(baseline=baseline), seed=0)
 
 
 def test_a_perfect_and_a_perverse_reward():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from msg_jax.evaluation import distribution, onsets, pairs
+from msg_jax.evaluation import distribution, measurement, onsets
 
 
 def _clips(count=80, shift=0.3, seed=0):
@@ -14,7 +14,7 @@ def _clips(count=80, shift=0.3, seed=0):
         "reference.panns_logits": list(logits), "generated.panns_logits": list(logits + rng.normal(size=(count, 5))),
         "reference.flux": fluxes, "generated.flux": [np.roll(flux, 15) for flux in fluxes],
     }
-    return pairs.Clips([f"clip-{i}" for i in range(count)], columns)
+    return measurement.ClipFeatures([f"clip-{i}" for i in range(count)], columns)
 
 
 def _flux(first):
@@ -25,7 +25,7 @@ def _flux(first):
 
 
 def _measure(clips, **options):
-    return pairs.Measurement(clips, lambda column: f"no {column} here", resamples=200, **options)
+    return measurement.Measurement(clips, lambda column: f"no {column} here", resamples=200, **options)
 
 
 def test_figures_are_those_of_the_features():
@@ -61,7 +61,7 @@ def test_what_is_missing_is_null_with_its_reason_and_what_is_optional_unmentione
 def test_a_part_of_the_clips_is_measured_alone():
     clips = _clips()
     mask = np.arange(80) < 20
-    part = pairs.Clips(clips.ids[:20], {name: column[:20] for name, column in clips.columns.items()})
+    part = measurement.ClipFeatures(clips.ids[:20], {name: column[:20] for name, column in clips.columns.items()})
     ours, alone = _measure(clips).row(mask), _measure(part).row()
     for name in ("onset_f1_spectral_flux", "kl_softmax_panns"):
         assert ours[name] == alone[name]
@@ -71,8 +71,8 @@ def test_a_part_of_the_clips_is_measured_alone():
 def test_clips_that_lack_a_feature_do_not_count():
     clips = _clips()
     holes = {name: [None if i % 2 else value for i, value in enumerate(column)] for name, column in clips.columns.items()}
-    rest = pairs.Clips(clips.ids[::2], {name: column[::2] for name, column in clips.columns.items()})
-    with_holes, without = (_measure(each).row() for each in (pairs.Clips(clips.ids, holes), rest))
+    rest = measurement.ClipFeatures(clips.ids[::2], {name: column[::2] for name, column in clips.columns.items()})
+    with_holes, without = (_measure(each).row() for each in (measurement.ClipFeatures(clips.ids, holes), rest))
     for name in ("onset_f1_spectral_flux", "onset_ap_spectral_flux", "kl_softmax_panns", "fd_logmel"):
         assert with_holes[name]["value"] == pytest.approx(without[name]["value"]), name
 
@@ -83,7 +83,7 @@ def test_motion_and_sound_are_compared_within_a_clip():
     for row, flux in zip(motion, clips.columns["reference.flux"]):
         row[(np.flatnonzero(flux) / onsets.FLUX_HZ * onsets.MOTION_HZ).astype(int) - 1] = 1.0
     columns = {"pictures.motion": list(motion), "generated.flux": clips.columns["reference.flux"]}
-    row = _measure(pairs.Clips(clips.ids, columns)).row()
+    row = _measure(measurement.ClipFeatures(clips.ids, columns)).row()
     assert row["av_align_motion_energy"]["value"] == 1
     assert row["desync_motion_energy"]["value"] <= 0.04
     assert row["fd_logmel_reason"] == "no generated.logmel here"
@@ -91,12 +91,12 @@ def test_motion_and_sound_are_compared_within_a_clip():
 
 def test_differences_are_resampled_in_pairs():
     ours, theirs = _measure(_clips()).tables, _measure(_clips()).tables
-    same = pairs.differences(ours, theirs)
+    same = measurement.differences(ours, theirs)
     assert set(same) == {
         "onset_f1_spectral_flux", "onset_f1_100ms_spectral_flux", "onset_ap_spectral_flux", "desync_spectral_flux",
         "kl_softmax_panns", "kl_sigmoid_panns",
     }
     assert all(value == {"value": 0, "low": 0, "high": 0} for value in same.values())
     later = dict(theirs, desync_spectral_flux=theirs["desync_spectral_flux"] + np.array([0.25, 0]))
-    shifted = pairs.differences(later, theirs)["desync_spectral_flux"]
+    shifted = measurement.differences(later, theirs)["desync_spectral_flux"]
     assert shifted == pytest.approx({"value": 0.25, "low": 0.25, "high": 0.25})

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from msg_jax.evaluation import alignment, bootstrap, distribution, events, onsets
+from msg_jax.evaluation import bootstrap, distribution, events, onsets, ranking
 
 Column = Sequence[np.ndarray | None]
 
@@ -21,7 +21,7 @@ _MOST_IN_KERNEL = 1000  # clips of a subset of the kernel distance, as in the fi
 
 
 @dataclasses.dataclass(frozen=True)
-class Clips:
+class ClipFeatures:
     """Features of N clips, in columns named after where they come from: "generated.logmel", "pictures.motion".
 
     A column has one array for each clip, or None for a clip that has nothing there (no pictures, say).
@@ -46,7 +46,7 @@ class PerClip:
     terms: Callable[..., Any]
     statistic: Callable[[np.ndarray], np.ndarray]
 
-    def table(self, clips: Clips) -> np.ndarray:
+    def table(self, clips: ClipFeatures) -> np.ndarray:
         """The terms (N, C) of all clips; zeros, which change no sum, for a clip that lacks a feature."""
         rows = [
             None if any(part is None for part in parts) else np.ravel(self.terms(*parts))
@@ -68,13 +68,13 @@ class OfSet:
     function: Callable[..., Any]
     resampled: bool = False  # an interval by the jackknife
 
-    def of(self, clips: Clips, mask: np.ndarray) -> Any:
+    def of(self, clips: ClipFeatures, mask: np.ndarray) -> Any:
         rows = clips.of(self.needs, mask)
         if not rows:
             raise ValueError("no clip has what it is computed from")
         return self.function(*(np.concatenate([np.atleast_2d(part) for part in column]) for column in zip(*rows)))
 
-    def cost(self, clips: Clips) -> int:
+    def cost(self, clips: ClipFeatures) -> int:
         return sum(np.atleast_2d(row[0]).size for row in clips.of(self.needs))
 
 
@@ -155,7 +155,7 @@ def _recall(queries: np.ndarray, answers: np.ndarray) -> float:
     """R@1 among `RECALL_GROUP` after the answers' mean and scale are taken out of both."""
     mean, scale = answers.mean(axis=0), answers.std(axis=0) + 1e-6
     queries, answers = (queries - mean) / scale, (answers - mean) / scale
-    return alignment.recall_at_1(alignment.grouped_cosine(queries, answers, RECALL_GROUP))
+    return ranking.recall_at_1(ranking.grouped_cosine(queries, answers, RECALL_GROUP))
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -203,7 +203,7 @@ class Measurement:
     `why_not` says of the name of a column why there is none.
     """
 
-    def __init__(self, clips: Clips, why_not: Callable[[str], str], *, seed: int = 0, resamples: int = 1000):
+    def __init__(self, clips: ClipFeatures, why_not: Callable[[str], str], *, seed: int = 0, resamples: int = 1000):
         self.clips, self._options = clips, dict(seed=seed, resamples=resamples)
         self.reasons = {
             figure.name: next(why_not(need) for need in figure.needs if need not in clips.columns)
