@@ -3,8 +3,6 @@
     python -m msg_jax.main --config=configs/sf_cavp.py    # preset tiny: 4 to 12 minutes on 2 CPU cores
 """
 
-from configs import common
+from msg_jax.recipes import runs
 
-
-def get_config(preset="tiny"):
-    return common.get_config(("sf_cavp",), preset)
+get_config = runs.sf_cavp

@@ -1,7 +1,6 @@
 """python -m msg_jax.doctor [--weights=DIR]
 
-What is installed, which released files are in DIR, MMAudio's and those for evaluation, and which variants this machine has the
-memory for.
+Report what is installed, which released files are in DIR, and which variants this machine has the memory for.
 """
 
 import argparse
@@ -13,16 +12,17 @@ import sys
 from typing import TYPE_CHECKING
 
 import msg_jax
+from msg_jax.tables import aligned
 
 if TYPE_CHECKING:
     from msg_jax.convert.bundle import Released, Variant
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av", "soundfile", "safetensors")
-# Beside the weights of a stage, in bytes: the most that its programs take in float32 (benchmarks/inference.py, large
-# variants, two windows at a time), and a process with the libraries loaded.
+# Bytes beside the weights: the peak of each stage's programs in float32 (benchmarks/inference.py, large variants, two windows
+# at a time), and of a process with the libraries loaded.
 WORKING_BYTES = {"encoders": 400_000_000, "text": 100_000_000, "generator": 900_000_000, "codec": 1_100_000_000}
 PROCESS_BYTES = 700_000_000
-SIZE_TOLERANCE = 0.1  # published sizes are rounded, and in powers of two or of ten
+SIZE_TOLERANCE = 0.1  # published sizes are rounded, in MB or MiB
 
 
 def versions() -> Iterable[tuple[str, str]]:
@@ -48,7 +48,7 @@ def state_of(path: pathlib.Path | None, file: "Released") -> str:
 
 
 def stage_bytes(variant: "Variant") -> dict[str, int]:
-    """What each stage of `generate` takes in memory, weights and work, after the files were converted once."""
+    """Memory of each stage of `generate`, weights and programs, and of converting the files once."""
     from msg_jax.convert.bundle import STAGES, shapes
 
     needed = {"converting": 2 * max(network.file.bytes for network in variant.networks.values())}
@@ -62,9 +62,8 @@ def stage_bytes(variant: "Variant") -> dict[str, int]:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest entry."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows)
+    """Indented, left-aligned columns."""
+    return "\n".join(f"  {line}" for line in aligned(rows, left=len(rows[0])).splitlines())
 
 
 def report(folder: pathlib.Path | None) -> Iterable[str]:
@@ -94,7 +93,7 @@ def report(folder: pathlib.Path | None) -> Iterable[str]:
             (file.name, show_size(file.bytes), state_of(find(folder, file), file), kind)
             for kind, files in EVALUATION.items() for file in files
         ]
-        yield "Of them, for configs/evaluate.py (one of a network's files is enough)\n" + table(
+        yield "Files for configs/evaluate.py (one per network is enough)\n" + table(
             [("file", "published", "state", "network"), *rows]
         )
 
@@ -107,11 +106,11 @@ def report(folder: pathlib.Path | None) -> Iterable[str]:
         enough = "enough" if most <= available else f"{show_size(most - available)} too little"
         rows.append((name, *map(show_size, needed.values()), show_size(most), enough, ready))
     titles = ("variant", *needed, "needed", "memory", "files" if folder else "")
-    yield "Memory that each variant takes, one stage after the other (converting: once)\n" + table([titles, *rows])
+    yield "Memory of each variant by stage (converting: once)\n" + table([titles, *rows])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    flags = argparse.ArgumentParser(prog="python -m msg_jax.doctor", description=__doc__.partition("\n\n")[2],
+    flags = argparse.ArgumentParser(prog="python -m msg_jax.doctor", description=(__doc__ or "").partition("\n\n")[2],
                                     allow_abbrev=False)
     flags.add_argument("--weights", type=pathlib.Path, metavar="DIR", help="folder of released files")
     print("\n\n".join(report(flags.parse_args(argv).weights)))

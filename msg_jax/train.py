@@ -1,12 +1,12 @@
-"""The only training loop. It knows no model: a `Task` brings state, step and batches."""
+"""The only training loop. It knows no model: a `Task` supplies state, loss and batches."""
 
 from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
+import itertools
 import math
 import pathlib
 from typing import Any
-import zlib
 
 from flax.core import meta
 import grain
@@ -15,59 +15,80 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
+from msg_jax.config.schema import Optimizer, Training
 from msg_jax.errors import UserError
 from msg_jax.infra import explain, guard, logging, metering, preemption, runtime
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.infra.checkpoint import Checkpoints
+from msg_jax.infra.random import key_for
 from msg_jax.types import Array, Params, TrainState
 
 Metrics = Mapping[str, Array]
 
 
+HELD_OUT_BATCHES = 2
+
+
 class Task:
-    """What a stage trains: a subclass gives `name`, `optimizer`, `init`, `loss` and `batches`, or `step` instead of `loss`."""
+    """One training: a subclass sets `name`, calls `use`, and defines `init`, `loss` and `batches`."""
 
     name: str
     optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
     ema_decay: float = 0.0
-    accumulate: int = 1  # micro-batches that a step's gradient is the mean of
-    pretrained: Params | None = None  # parameters to start from in the place of those that `init` makes
-    frozen: Any = None  # networks that the step reads and never changes: passed in beside the state; may be boxed
+    accumulate: int = 1  # micro-batches per step
+    pretrained: Params | None = None  # start from these parameters instead of those of `init`
+    frozen: Any = None  # arguments of the step that it never changes, such as frozen networks; may be boxed
+
+    def use(self, section: Training) -> None:
+        """Take optimizer, schedule and micro-batches from a section of the config."""
+        self.learning_rate = make_schedule(section.optimizer, section.steps)
+        self.optimizer = make_optimizer(section.optimizer, self.learning_rate)
+        self.accumulate = section.accumulate
 
     def init(self, rng: Array) -> TrainState:
         """A fresh state; parameters may be boxed with their logical axis names."""
         raise NotImplementedError
 
     def draw(self, batch: Any, rng: Array, frozen: Any) -> Any:
-        """What `loss` is a mean over, row by row (B, ...): the batch, and every random number that its rows meet."""
+        """The batch with its pre-drawn random numbers, row by row (B, ...)."""
         return batch
 
     def loss(self, params: Params, rows: Any, frozen: Any) -> tuple[Array, Metrics]:
-        """The mean loss () over rows, and further means; no row may depend on another. Pure, and draws nothing."""
+        """Mean loss () over the rows, and mean metrics. Pure; no row may depend on another."""
         raise NotImplementedError
 
     def step(self, state: TrainState, batch: Any, rng: Array, frozen: Any) -> tuple[TrainState, Metrics]:
-        """One optimiser step; pure. `metrics` are scalars and hold `loss`."""
+        """One optimizer step; pure. Metrics are scalars and include `loss` and `grad_norm`."""
         rows = self.draw(batch, rng, frozen)
         loss, metrics, gradients = mean_gradients(
             lambda params, rows: self.loss(params, rows, frozen), state.params, rows, self.accumulate
         )
-        return apply_gradients(state, gradients, self.optimizer, self.ema_decay), {"loss": loss} | metrics
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients)} | metrics
+        return apply_gradients(state, gradients, self.optimizer, self.ema_decay), metrics
 
     def batches(self) -> grain.IterDataset:
         """Endless batches of this process (dicts of numpy arrays), a function of seed and step alone.
 
-        An entry `id`, a list of strings, names the clips; it is for messages and does not reach `step`.
+        An entry `id`, a list of strings, names the clips for messages; `step` does not see it.
         """
         raise NotImplementedError
+
+    def held_out(self) -> grain.IterDataset | None:
+        """Batches of clips that are never trained on, for `held_out_loss`; None if there are none."""
+        return None
+
+    def held_out_loss(self, params: Params, batch: Any, rng: Array, frozen: Any) -> Array:
+        """The loss () that is logged for held-out batches."""
+        return self.loss(params, self.draw(batch, rng, frozen), frozen)[0]
 
 
 def mean_gradients(
     loss_fn: Callable[[Params, Any], tuple[Array, Metrics]], params: Params, rows: Any, accumulate: int
 ) -> tuple[Array, Metrics, Params]:
-    """Loss, metrics and gradients of a mean over rows, in `accumulate` micro-batches of which one at a time is in memory.
+    """Loss, metrics and gradients of a mean over rows, in `accumulate` micro-batches, one in memory at a time.
 
-    Up to rounding it is the whole batch at once, for the random numbers are among the rows.
+    The result is that of the whole batch up to rounding, because random numbers are drawn before the batch is cut.
     """
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulate == 1:
@@ -85,20 +106,19 @@ def mean_gradients(
     return loss, metrics, gradients
 
 
-def key_for(seed: int, purpose: str, step: int | Array = 0) -> Array:
-    """The random key of one purpose at one step: `fold_in(fold_in(root, purpose), step)`."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode())), step)
-
-
-def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTransformation:
-    """AdamW with linear warm-up, cosine decay to `final_scale` times the peak, and clipping by global norm."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config["learning_rate"], min(config["warmup_steps"], max(steps - 1, 1)), max(steps, 2),
-        config["learning_rate"] * config["final_scale"],
+def make_schedule(config: Optimizer, steps: int) -> optax.Schedule:
+    """Linear warm-up, then cosine decay to `final_scale` times the peak."""
+    return optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, min(config.warmup_steps, max(steps - 1, 1)), max(steps, 2),
+        config.learning_rate * config.final_scale,
     )
+
+
+def make_optimizer(config: Optimizer, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW after clipping by global norm."""
     return optax.chain(
-        optax.clip_by_global_norm(config["clip_norm"]),
-        optax.adamw(schedule, b1=config["b1"], b2=config["b2"], weight_decay=config["weight_decay"]),
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay),
     )
 
 
@@ -123,14 +143,14 @@ def apply_gradients(
 
 
 @dataclasses.dataclass(frozen=True)
-class Watch:
-    """What looks on while a training runs; nothing in it changes the result."""
+class Observe:
+    """Observability options; they never change the result."""
 
     limits: guard.Limits = dataclasses.field(default_factory=guard.Limits)
     tensorboard: bool = False
-    wandb: str = ""  # the project, or none
-    profile: tuple[int, int] | None = None  # a trace of the steps a <= step < b
-    explain: bool = False  # print how the step lies on the mesh, and end
+    wandb: str = ""  # project name; empty: off
+    profile: tuple[int, int] | None = None  # trace the steps a <= step < b
+    explain: bool = False  # print the step's sharding and exit
 
 
 def fit(
@@ -142,17 +162,19 @@ def fit(
     seed: int,
     log_every: int,
     checkpoint_every: int,
-    watch: Watch | None = None,
+    held_out_every: int = 0,
+    observe: Observe | None = None,
 ) -> TrainState:
-    """Trains `task` to `steps`, resuming from whatever `workdir` holds, and returns the final state.
+    """Train `task` for `steps`, resuming from the last checkpoint in `workdir`; return the final state.
 
-    Every random number is a function of (seed, task name, step) and the input of the step alone, so a run that was
-    killed and resumed ends with the same bits as one that was not.
+    Every random number is a function of (seed, task name, step), so a run that was killed and resumed ends with the same
+    bits as one that was not. `workdir/metrics.jsonl` gets loss, gradient norm, learning rate and rates every `log_every`
+    steps, and the loss on held-out clips every `held_out_every` steps (0: never) and at the end.
 
-    Raises UserError, naming stage, step and the checkpoint from before, when the loss is not finite or jumps, when no batch
-    comes, and when a checkpoint cannot be written. A state whose loss was not looked at is never saved.
+    Raises UserError, naming stage, step and the last checkpoint, if the loss is not finite or jumps, if no batch arrives in
+    time, or if a checkpoint cannot be written. A state is saved only after its loss was checked.
     """
-    workdir, watch = pathlib.Path(workdir), watch or Watch()
+    workdir, observe = pathlib.Path(workdir), observe or Observe()
     with jax.set_mesh(mesh):
         init_key = key_for(seed, f"{task.name}/init")
         layout = mesh_lib.shardings(jax.eval_shape(task.init, init_key), mesh)
@@ -169,14 +191,16 @@ def fit(
             logging.info("%-13s resumes at step %d", task.name, start)
         if start == steps:
             return state
-        writers = _writers(workdir, start, watch)
-        losses = guard.LossWatch(watch.limits, [row["loss"] for row in writers[0].rows] if writers else ())
+        writers = _writers(workdir, start, observe)
+        losses = guard.LossWatch(observe.limits, [row["loss"] for row in writers[0].rows] if writers else ())
         progress = logging.Progress(task.name, steps, start=start)
-        profiler = metering.Profiler(watch.profile, workdir / "profile")
+        profiler = metering.Profiler(observe.profile, workdir / "profile")
         stop = preemption.Agreement(mesh)
-        feed = guard.Feed(iterator, watch.limits.data_timeout_sec, task.name)
+        feed = guard.Feed(iterator, observe.limits.data_timeout_sec, task.name)
+        held_out = _HeldOut(task, mesh, key_for(seed, f"{task.name}/held_out"))
         all_finite = jax.jit(lambda tree: jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all())
         step_fn = meter = None
+        held_out_done = start
 
         for step in range(start, steps):
             with meter.waiting_for_data() if meter else contextlib.nullcontext():
@@ -188,7 +212,7 @@ def fit(
                 lowered = jax.jit(task.step, donate_argnums=0, out_shardings=(layout, None)).lower(state, batch, key, frozen)
                 step_fn = lowered.compile()
                 runtime.barrier(f"{task.name} compiled")
-                if watch.explain:
+                if observe.explain:
                     logging.info("%s", explain.describe(task.name, step_fn, state, mesh))
                     raise SystemExit(0)
                 flops = metering.step_flops(lowered, task.accumulate)
@@ -208,8 +232,12 @@ def fit(
                 if fault:
                     raise UserError(f"{task.name}: {fault}; {_before(checkpoints)}; lower learning_rate or clip_norm.")
             if logs:
-                # What a step had no item of is null in the file; figures of single groups, GROUP/NAME, stay off the terminal.
+                # A metric without items in this step is null in the file. Metrics of groups, NAME/GROUP, stay off the terminal.
                 values = {name: float(value) for name, value in metrics.items()}
+                values["learning_rate"] = float(task.learning_rate(step))
+                if held_out_every and (done // held_out_every > held_out_done // held_out_every or done == steps):
+                    values |= held_out.loss(state, frozen)
+                    held_out_done = done
                 row = {name: value if math.isfinite(value) else None for name, value in values.items()} | meter.row(done)
                 for writer in writers:
                     writer.write(done, row)
@@ -223,15 +251,36 @@ def fit(
     return state
 
 
-def _writers(workdir: pathlib.Path, start: int, watch: Watch) -> list[Any]:
-    """What takes the rows of metrics: `metrics.jsonl` first; none but in process 0."""
+class _HeldOut:
+    """The loss on the same few held-out batches with the same random numbers, whenever it is asked for."""
+
+    def __init__(self, task: Task, mesh: Mesh, key: Array):
+        self._task, self._mesh, self._key = task, mesh, key
+        self._batches: list[Any] | None = None
+        self._loss = jax.jit(task.held_out_loss)
+
+    def loss(self, state: TrainState, frozen: Any) -> dict[str, float]:
+        if self._batches is None:
+            source = self._task.held_out()
+            found = [] if source is None else list(itertools.islice(source, HELD_OUT_BATCHES))
+            self._batches = [{name: value for name, value in batch.items() if name != "id"} for batch in found]
+        params = state.params if state.ema_params is None else state.ema_params
+        losses = [
+            float(self._loss(params, mesh_lib.put_batch(batch, self._mesh), jax.random.fold_in(self._key, i), frozen))
+            for i, batch in enumerate(self._batches)
+        ]
+        return {"held_out_loss": sum(losses) / len(losses)} if losses else {}
+
+
+def _writers(workdir: pathlib.Path, start: int, observe: Observe) -> list[Any]:
+    """Writers of metrics, `metrics.jsonl` first; process 0 alone has any."""
     if jax.process_index():
         return []
     writers: list[Any] = [logging.MetricsFile(workdir / "metrics.jsonl", start)]
-    if watch.tensorboard:
+    if observe.tensorboard:
         writers.append(logging.TensorBoard(workdir / "tensorboard"))
-    if watch.wandb:
-        writers.append(logging.WandB(watch.wandb, workdir))
+    if observe.wandb:
+        writers.append(logging.WandB(observe.wandb, workdir))
     return writers
 
 

@@ -8,6 +8,7 @@ Legend of dimensions (arrays are time-major per item, channels last):
   events    (B, E, 3) float32: class index, onset_sec, offset_sec; class -1 marks an unused row
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from flax import struct
@@ -31,6 +32,11 @@ class Conditions(struct.PyTreeNode):
     sync: Array  # (B, sync_tokens, D)  frame-aligned features
     text: Array  # (B, text_tokens, D)
     motion: Array | None = None  # (B, sync_tokens, 1)  energy of the change between frames, for networks that look at it
+
+    @classmethod
+    def from_batch(cls, batch: Mapping[str, Array]) -> "Conditions":
+        """The condition features among the arrays of a batch."""
+        return cls(clip=batch["clip"], sync=batch["sync"], text=batch["text"], motion=batch.get("motion"))
 
 
 class PreferenceBatch(struct.PyTreeNode):

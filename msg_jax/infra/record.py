@@ -1,17 +1,37 @@
-"""`run.json`: what a stage folder says about itself."""
+"""`run.json`: the record of a stage folder, and facts about the code that made it."""
 
+import importlib.metadata
 import json
 import pathlib
+import platform
+import subprocess
+from typing import Any
 
 from msg_jax.errors import UserError
 
 RECORD = "run.json"
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 
 
-def read_record(folder: pathlib.Path) -> dict | None:
+def read_record(folder: pathlib.Path) -> dict[str, Any] | None:
     """The record of a stage folder; None if it has none. Raises UserError if it cannot be read."""
     path = folder / RECORD
     try:
         return json.loads(path.read_text()) if path.exists() else None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): restore it, or delete {folder} to make the stage again.") from error
+
+
+def git_revision() -> str | None:
+    """The revision of the running source, with `+changed` if it was edited since; None outside a checkout."""
+    here = pathlib.Path(__file__).parent
+    try:
+        describe = ["git", "-C", str(here), "describe", "--always", "--dirty=+changed", "--abbrev=12"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}

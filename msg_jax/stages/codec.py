@@ -1,18 +1,19 @@
-"""The audio codec: fits the default one to the training clips, or takes the released one as it is."""
+"""The audio codec: fit the default one to training clips, or use the released one."""
 
 import pathlib
 
 import numpy as np
 
-from msg_jax import networks
 from msg_jax.data import mel, pipeline
 from msg_jax.infra import checkpoint, logging
 from msg_jax.models.codec import fit_pca
-from msg_jax.stages.common import Run, text_digest
+from msg_jax.run.run import Run
+from msg_jax.run.stage import text_digest
 
 
 def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
-    if networks.is_released(run.config, "codec.kind"):
+    if run.config.codec.kind == "released":
+        assert run.released is not None
         logging.info("%-13s MMAudio's VAE and BigVGAN", "codec")
         return text_digest(*run.released.checksums("vae", "bigvgan").values())
     source = pipeline.Readable(run.source("train"), run.report_skipped)

@@ -1,6 +1,6 @@
-"""Writes the latents and condition features of every clip once, so that generator training never decodes a video.
+"""Extracts latents and condition features of every clip once, so that generator training never decodes a video.
 
-A clip that cannot be read is left out; the run's `skipped.jsonl` says why, and `data.json` here how many there were.
+Clips that cannot be read are left out. The run's `skipped.jsonl` gives the reasons, and `data.json` here their number.
 """
 
 from collections.abc import Iterator
@@ -12,44 +12,48 @@ import pathlib
 import jax
 import numpy as np
 
-from msg_jax import networks, sampling, system
+from msg_jax import networks
 from msg_jax.data.augment import Augmented
 from msg_jax.data.features import FeatureSource, FeatureWriter
 from msg_jax.data.pipeline import Source
 from msg_jax.errors import UnreadableError
+from msg_jax.inference import frozen
+from msg_jax.inference.batching import chunks
 from msg_jax.infra import logging, preemption, runtime
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.models.motion import motion_energy
-from msg_jax.stages.common import Run, text_digest
+from msg_jax.run.run import Run
+from msg_jax.run.stage import text_digest
 from msg_jax.stages.prepare import SPLITS
 
 
 class Extractor:
-    """Latents and condition features of records; the frozen networks are in memory in turn where they are large."""
+    """Computes latents and condition features of records. Large frozen networks are loaded one at a time."""
 
     def __init__(self, run: Run):
         config = run.config
         self._run, self._variables = run, run.frozen("encoder")
-        self._encode_frames, self._embed_text = system.encoders(config, run.clip, run.released, self._variables)
+        self._encode_frames, self._embed_text = frozen.encoders(config, run.clip, run.released, self._variables)
         self._encode_audio = jax.jit(functools.partial(networks.codec(config, run.clip).apply, method="encode"))
         self._motion = jax.jit(functools.partial(motion_energy, steps=run.clip.sync_tokens))
-        self._in_pieces = networks.is_released(config, "encoders.kind")
+        self._released = config.encoders.kind == "released"
         self._null_text = None
-        if self._in_pieces:
+        if self._released:
+            assert run.released is not None
             self._null_text = np.asarray(run.released.load("mmdit", "buffers/empty_text")["buffers"]["empty_text"])[None]
 
     def __call__(self, records: list[dict]) -> dict[str, np.ndarray]:
-        """Arrays (len(records), ...) by the names of `features.FeatureSource`, for at most a batch of records."""
+        """Features (len(records), ...) by name, for at most `extract.batch_size` records."""
         arrays = [self._run.arrays(record) for record in records]
         batch = {name: np.stack([each[name] for each in arrays]) for name in arrays[0]}
-        (filled,) = sampling.chunks(batch, self._run.config.extract.batch_size)  # one shape, one compilation
-        filled = mesh_lib.spread(filled, self._run.local_mesh)
-        frames = batch if self._in_pieces else filled  # a large encoder takes pieces of its own, and no picture for nothing
+        (padded,) = chunks(batch, self._run.config.extract.batch_size)  # one shape, one compilation
+        padded = mesh_lib.spread(padded, self._run.local_mesh)
+        frames = batch if self._released else padded  # the released encoders cut their own batches, without padding
         text = np.concatenate([self._text(record["caption"]) for record in records])
         clip, sync = self._encode_frames(self._variables["encoders"], frames["video"], frames["clip_video"])
-        latents = self._encode_audio(self._variables["codec"], filled["mel"])
+        latents = self._encode_audio(self._variables["codec"], padded["mel"])
         found = {"latents": latents, "clip": clip, "sync": sync, "text": text}
-        if self._run.config.extract.get("motion", False):
+        if self._run.config.extract.motion:
             found["motion"] = self._motion(batch["video"])
         return {name: np.asarray(value)[: len(records)] for name, value in found.items()}
 
@@ -58,7 +62,7 @@ class Extractor:
 
 
 def _readable(run: Run, source: Source, indices: range, skipped: list[dict]) -> Iterator[dict]:
-    """The records at these indices. Those that cannot be read are reported, and `skipped` gets {"index", "path", "reason"}."""
+    """Yield the records at these indices. Unreadable ones are reported and appended to `skipped` with their index."""
     for i in indices:
         try:
             yield source[i]
@@ -71,7 +75,7 @@ def write_shard(
     run: Run, extract: Extractor, source: Source, writer: FeatureWriter, shard: int, indices: range,
     progress: logging.Progress | None = None,
 ) -> tuple[int, int]:
-    """Writes the features of the clips at `indices`; how many were written, and how many could not be read."""
+    """Write the features of the clips at `indices`. Return how many were written and how many could not be read."""
     ids, items, skipped = [], [], []
     records = _readable(run, source, indices, skipped)
     while batch := list(itertools.islice(records, run.config.extract.batch_size)):
@@ -85,9 +89,9 @@ def write_shard(
 
 
 def training_source(run: Run) -> Source:
-    """The clips that the generator is trained with: those of the training split, and what `config.augment` makes of them."""
-    source, section = run.source("train"), run.config.get("augment")
-    if section is None or not (section.concat or section.speed):
+    """The generator's training clips: the training split, and what `config.augment` makes of it."""
+    source, section = run.source("train"), run.config.augment
+    if not (section.concat or section.speed):
         return source
     return Augmented(
         source, concat=section.concat, speed=section.speed, speeds=section.speeds, seed=run.config.data.seed,

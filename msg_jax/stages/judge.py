@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -10,19 +9,19 @@ from msg_jax import networks, train
 from msg_jax.data import mel
 from msg_jax.evaluation import detector, events
 from msg_jax.infra import checkpoint, logging
-from msg_jax.stages.common import Run, text_digest
+from msg_jax.run.run import Run
+from msg_jax.run.stage import text_digest
 
 
 @dataclasses.dataclass
 class JudgeTask(train.Task):
     run: Run
-    source: Any
     name: str = "judge"
 
     def __post_init__(self):
-        section = self.run.config.judge
-        self.model = networks.judge(self.source.class_names)
-        self.optimizer, self.accumulate = train.make_optimizer(section.optimizer, section.steps), section.accumulate
+        self.use(self.run.config.judge)
+        self.classes = self.run.source("train").class_names
+        self.model = networks.judge(self.classes)
 
     def init(self, rng):
         spec = self.run.clip
@@ -36,21 +35,24 @@ class JudgeTask(train.Task):
         logits, _ = self.model.apply({"params": params}, rows["mel"])
         return detector.detector_loss(logits, rows["targets"]), {}
 
-    def batches(self):
-        spec, classes = self.run.clip.mel, len(self.source.class_names)
+    def batches(self, split="train"):
+        config, spec = self.run.config, self.run.clip.mel
 
         def transform(record):
             log_mel = mel.log_mel(record["waveform"], spec)
-            targets = events.frame_targets(record["events"][None], len(log_mel), spec.frames_hz, classes)[0]
+            targets = events.frame_targets(record["events"][None], len(log_mel), spec.frames_hz, len(self.classes))[0]
             return {"mel": log_mel, "targets": targets}
 
-        return self.run.batches(self.source, self.run.config.judge.batch_size, transform, seed=self.run.config.seed)
+        return self.run.batches(self.run.source(split), config.judge.batch_size, transform, seed=config.seed)
+
+    def held_out(self):
+        return self.batches("validation") if len(self.run.source("validation")) else None
 
 
 def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
-    source = run.source("train")
-    if not source.class_names:
-        logging.info("%-13s not trained: %s has no event truth", "judge", run.config.data.source)
+    config = run.config
+    if not run.source("train").class_names:
+        logging.info("%-13s not trained: %s has no event truth", "judge", config.data.source)
         return text_digest("no event truth")
-    state = train.fit(JudgeTask(run, source), seed=run.config.seed, **run.fit_options(run.config.judge, folder))
+    state = run.fit(JudgeTask(run), config.judge, folder, seed=config.seed)
     return checkpoint.export(folder / "params", state.params)

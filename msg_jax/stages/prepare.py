@@ -1,10 +1,11 @@
-"""Makes the data ready: writes the procedural scenes once, or looks through a folder, and says what was skipped."""
+"""Prepares the data: writes the procedural scenes once, or indexes a folder, and reports skipped files."""
 
 import json
 import pathlib
 
 from msg_jax.infra import logging
-from msg_jax.stages.common import Run, text_digest
+from msg_jax.run.run import Run
+from msg_jax.run.stage import text_digest
 
 SPLITS = ("train", "validation", "test")
 

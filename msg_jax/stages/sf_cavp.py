@@ -14,13 +14,13 @@ from msg_jax.infra import checkpoint
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.losses.contrastive import sf_cavp_loss
 from msg_jax.models.sf_cavp import random_crop, random_view
-from msg_jax.stages.common import Run
+from msg_jax.run.run import Run
 from msg_jax.types import AVBatch
 
 
 @dataclasses.dataclass
 class SFCAVPTask(train.Task):
-    """SF-CAVP by the `sf_cavp` section; another `name` draws other weights and crops and so gives a second one."""
+    """SF-CAVP with the settings of `config.sf_cavp`. Another `name` draws other weights and crops: a second SF-CAVP."""
 
     run: Run
     name: str = "sf_cavp"
@@ -28,17 +28,15 @@ class SFCAVPTask(train.Task):
     def __post_init__(self):
         section = self.run.config.sf_cavp
         self.model = networks.reward_model(self.run.config, self.run.clip)
-        self.optimizer = train.make_optimizer(section.optimizer, section.steps)
+        self.use(section)
         if section.accumulate != 1:
             raise UserError(f"config.sf_cavp.accumulate={section.accumulate}: a contrastive loss compares every clip with the "
-                            "whole batch, so no micro-batch can stand for it; set it to 1, and add devices instead.")
-
+                            "whole batch, so it cannot be cut into micro-batches; set it to 1, and add devices instead.")
         crop_sec = section.crop_share * self.run.clip.duration_sec
         needed_sec = self.model.config.shortest_sec(section.lags)
         if crop_sec < needed_sec:
-            raise UserError(f"A crop of {crop_sec:g} s, config.sf_cavp.crop_share={section.crop_share} of a clip, is too short "
-                            f"for the windows and lags of SF-CAVP, which need {needed_sec:g} s: crop less, or leave out long "
-                            "lags.")
+            raise UserError(f"config.sf_cavp.crop_share={section.crop_share} gives crops of {crop_sec:g} s, and the windows and "
+                            f"lags of SF-CAVP need {needed_sec:g} s: crop less, or leave out long lags.")
 
     def init(self, rng):
         clip = self.run.clip
@@ -52,29 +50,33 @@ class SFCAVPTask(train.Task):
         crop_sec = self.run.config.sf_cavp.crop_share * self.run.clip.duration_sec
         return random_view(random_crop(clips, crop_key, self.run.clip, crop_sec), view_key)
 
-    def loss(self, params, clips, frozen):
+    def loss(self, params, rows, frozen):
         section, axes = self.run.config.sf_cavp, mesh_lib.BATCH[0]
+        weights = dataclasses.asdict(section.loss_weights)
 
-        # The negatives are the global batch: inside shard_map every device gathers the others' embeddings.
+        # The negatives are the global batch: every device gathers the embeddings of all devices.
         @functools.partial(
             jax.shard_map, mesh=self.run.mesh, in_specs=(mesh_lib.BATCH, mesh_lib.BATCH, P()), out_specs=P(),
             check_vma=False,
         )
         def global_loss(video, audio, scales):
-            return sf_cavp_loss(video, audio, scales, section.loss_weights, tuple(section.lags), axis_name=axes)
+            return sf_cavp_loss(video, audio, scales, weights, section.lags, axis_name=axes)
 
-        output = self.model.apply({"params": params}, clips)
+        output = self.model.apply({"params": params}, rows)
         return global_loss(output.video, output.audio, output.scales)
 
-    def batches(self):
+    def batches(self, split="train"):
         config = self.run.config
 
         def arrays(record):
             return {name: value for name, value in self.run.arrays(record).items() if name != "clip_video"}
 
-        return self.run.batches(self.run.source("train"), config.sf_cavp.batch_size, arrays, seed=config.seed)
+        return self.run.batches(self.run.source(split), config.sf_cavp.batch_size, arrays, seed=config.seed)
+
+    def held_out(self):
+        return self.batches("validation") if len(self.run.source("validation")) else None
 
 
 def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
-    state = train.fit(SFCAVPTask(run), seed=run.config.seed, **run.fit_options(run.config.sf_cavp, folder))
+    state = run.fit(SFCAVPTask(run), run.config.sf_cavp, folder, seed=run.config.seed)
     return checkpoint.export(folder / "params", state.params)

@@ -1,8 +1,8 @@
-"""Fits the discrete part of the reward: a codebook of sound events, and the heads that find them in video and audio.
+"""Fits the discrete term of the reward: a codebook of sound events, and heads that find them in video and audio.
 
-Works on the frozen features of SF-CAVP for real training clips, without labels. Round 0 learns to predict from the
-video the codes that k-means found in the audio; codes that the video cannot tell apart are merged, and in each further
-round both heads learn the kinds, whose labels they then refine together (preference/codebook.py).
+It needs no labels, only SF-CAVP's frozen features of real training clips. Round 0 learns to predict k-means codes of the
+audio from the video. Codes that the video cannot tell apart are then merged into kinds. Each further round trains both heads
+on the kinds and lets them refine the labels (preference/codebook.py).
 """
 
 import dataclasses
@@ -16,10 +16,11 @@ import optax
 
 from msg_jax import networks, train
 from msg_jax.data import mel, pipeline
+from msg_jax.inference.batching import chunks, map_batches
 from msg_jax.infra import checkpoint, logging
 from msg_jax.models.sound_events import statistics
 from msg_jax.preference import codebook
-from msg_jax.stages.common import Run
+from msg_jax.run.run import Run
 from msg_jax.types import Params
 
 STREAMS = ("video_slow", "video_fast", "audio_slow", "audio_fast")
@@ -27,8 +28,8 @@ _AT_ONCE = 32
 
 
 @dataclasses.dataclass
-class Clips:
-    """Features of real clips and the targets of their events; a record is one clip."""
+class FeaturesAndTargets:
+    """SF-CAVP's features of real clips, and the targets of their events; a record is one clip."""
 
     features: dict[str, np.ndarray]  # by STREAMS, (B, T, D) float16
     targets: np.ndarray  # (B, T, K)
@@ -43,17 +44,16 @@ class Clips:
 
 @dataclasses.dataclass
 class SoundEventsTask(train.Task):
-    """Binary cross-entropy of both heads against the targets of a round. Features are dropped whole, clip by clip."""
+    """Binary cross-entropy of both heads against the targets of a round. Dropout drops a feature of a clip at all times."""
 
     run: Run
-    clips: Clips
+    clips: FeaturesAndTargets
     name: str
 
     def __post_init__(self):
         self.section = self.run.config.sound_events
         self.model = networks.sound_events(self.clips.targets.shape[-1])
-        self.optimizer = train.make_optimizer(self.section.optimizer, self.section.steps)
-        self.accumulate = self.section.accumulate
+        self.use(self.section)
         self.frozen = self.clips.buffers
 
     def init(self, rng):
@@ -98,18 +98,18 @@ def extract_features(run: Run, clips: int) -> tuple[dict[str, np.ndarray], np.nd
 
     parts, log_mels, count = [], [], min(clips, len(source))
     progress = logging.Progress("features", count, "clip")
-    for start in range(0, count, _AT_ONCE):
-        records = [source[min(start + i, count - 1)] for i in range(_AT_ONCE)]  # one shape, one compilation
+    for indices in chunks(np.arange(count), _AT_ONCE):
+        records = [source[int(i)] for i in indices]
         log_mel = mel.log_mel(np.stack([record["waveform"] for record in records]), run.clip.mel)
         parts.append(jax.tree.map(np.asarray, features(np.stack([record["video"] for record in records]), log_mel)))
         log_mels.append(log_mel)
-        progress.update(min(start + _AT_ONCE, count))
+        progress.update(int(indices[-1]) + 1)
     whole = {name: np.concatenate([part[name] for part in parts])[:count] for name in STREAMS}
     return whole, np.concatenate(log_mels)[:count]
 
 
 def probabilities(variables: Params, features: dict[str, np.ndarray], kinds: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the video predicts and what the audio holds, (B, T, kinds) each."""
+    """Event probabilities (B, T, kinds) from the video and from the audio."""
     model = networks.sound_events(kinds)
 
     @jax.jit
@@ -117,13 +117,7 @@ def probabilities(variables: Params, features: dict[str, np.ndarray], kinds: int
         logits = model.apply(variables, (video_slow, video_fast), (audio_slow, audio_fast))
         return tuple(jax.nn.sigmoid(each) for each in logits)
 
-    count = len(features["video_fast"])
-    parts = []
-    for start in range(0, count, _AT_ONCE):
-        rows = np.minimum(np.arange(start, start + _AT_ONCE), count - 1)
-        parts.append([np.asarray(each) for each in both(*(features[name][rows] for name in STREAMS))])
-    seen, heard = (np.concatenate(each)[:count] for each in zip(*parts))
-    return seen, heard
+    return map_batches(both, _AT_ONCE, *(features[name] for name in STREAMS))
 
 
 def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
@@ -140,10 +134,9 @@ def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
     logging.info("%-13s %d onsets in %d clips, %d codes", "sound_events", len(clip), count, len(np.unique(codes)))
     for number in range(section.rounds + 1):
         here = folder / f"round_{number}"
-        clips = Clips(features, codebook.targets(clip, second, labels, count, steps, hz), buffers)
-        state = train.fit(
-            SoundEventsTask(run, clips, f"sound_events {number}"), seed=run.config.seed, **run.fit_options(section, here)
-        )
+        clips = FeaturesAndTargets(features, codebook.targets(clip, second, labels, count, steps, hz), buffers)
+        task = SoundEventsTask(run, clips, f"sound_events {number}")
+        state = run.fit(task, section, here, seed=run.config.seed)
         variables = run.local({"params": state.params, "buffers": buffers})
         seen, heard = (
             codebook.at_onsets(each, hz, clip, second) for each in probabilities(variables, features, labels.shape[1])

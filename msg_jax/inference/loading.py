@@ -1,0 +1,142 @@
+"""Systems from a run's checkpoint, and from released files."""
+
+from collections.abc import Mapping
+import os
+import pathlib
+from typing import Any
+
+from flax.errors import FlaxError
+import jax
+
+from msg_jax import networks
+from msg_jax.clip import ClipSpec
+from msg_jax.config import tree
+from msg_jax.config.schema import Config
+from msg_jax.convert import bundle
+from msg_jax.errors import UserError
+from msg_jax.inference import frozen
+from msg_jax.inference.frozen import LazyWeights
+from msg_jax.inference.system import System
+from msg_jax.infra import checkpoint
+from msg_jax.infra.record import RECORD, read_record
+from msg_jax.models.mmdit import MMDiT, example_inputs
+from msg_jax.models.neural_codec import NeuralCodec
+
+
+def load_checkpoint(folder: str | os.PathLike) -> System:
+    """Load the system whose generator is in `folder`, a finished `base` or preference arm, with its run's other networks.
+
+    Raises UserError if `folder` is not such a stage, if an upstream stage is missing or was made again since, or if this
+    version of the code has other networks.
+    """
+    folder = pathlib.Path(folder)
+    record = _finished(folder)
+    config, clip = tree.from_dict(Config, record["config"]), ClipSpec.from_dict(record["clip_spec"])
+    if record["stage"] not in ("base", *record["config"]["arms"]):
+        raise UserError(
+            f"{folder} holds the stage {record['stage']}, which is not a generator; give the folder of base or of a "
+            "preference arm."
+        )
+    upstream = _upstream(folder, record)
+    released = _released_files(config, upstream)
+    loaders = frozen.loaders(config, released, lambda stage: checkpoint.load(upstream[stage] / "params"), "decoder")
+    loaders["generator"] = lambda: checkpoint.load(folder / "params")
+    variables = LazyWeights(loaders, keep_all=released is None or frozen.fits_in_memory(released))
+    if released is None:
+        for name in loaders:  # report unreadable files now
+            variables[name]
+    encode_frames, embed_text = frozen.encoders(config, clip, released, variables)
+    try:
+        widths = networks.feature_dims(config, clip, None if config.encoders.kind == "released" else variables["encoders"])
+        generator = networks.generator(config, clip, widths, networks.compute_dtype())
+        jax.eval_shape(generator.apply, variables["generator"], *example_inputs(generator.config))
+    except FlaxError as error:
+        raise UserError(
+            f"{folder} was made by revision {record['git_revision']}, whose networks differ from this one's: use that "
+            "revision, or make the run again."
+        ) from error
+    return System(
+        clip=clip,
+        digest=record["digest"],
+        steps=config.evaluate.steps,
+        guidance_scale=config.evaluate.reward_guidance,
+        encode_frames=encode_frames,
+        embed_text=embed_text,
+        generator=generator,
+        codec=networks.codec(config, clip),
+        variables=variables,
+        squashes_clip_video=config.encoders.kind == "released",
+        solver=networks.solver(config),
+    )
+
+
+def load_weights(path: str | os.PathLike, variant: str | None = None) -> System:
+    """Load a released system; `path` and `variant` are those of `frozen.open_weights`."""
+    return from_bundle(frozen.open_weights(path, variant))
+
+
+def from_bundle(released: bundle.Bundle) -> System:
+    """The system of converted networks. Weights are loaded on first use."""
+    clip = released.variant.clip
+    configs = {kind: network.config for kind, network in released.variant.networks.items()}
+    loaders = frozen.released_loaders(released, "decoder") | {"generator": lambda: released.load("mmdit")}
+    variables = LazyWeights(loaders, keep_all=frozen.fits_in_memory(released))
+    encode_frames, embed_prompt = frozen.released_encoders(released, clip, variables)
+    return System(
+        clip=clip,
+        digest=released.sha256("mmdit"),
+        steps=25,
+        guidance_scale=4.5,
+        encode_frames=encode_frames,
+        embed_text=embed_prompt,
+        generator=MMDiT(configs["mmdit"], networks.compute_dtype()),
+        codec=NeuralCodec(clip, configs["vae"], configs["bigvgan"]),
+        variables=variables,
+        squashes_clip_video=True,
+    )
+
+
+def _finished(folder: pathlib.Path) -> dict[str, Any]:
+    record = read_record(folder)
+    if record is None:
+        raise UserError(f"{folder} has no {RECORD}: give the folder of a finished stage, e.g. runs/tiny/avp_rpo.")
+    if not record["finished"]:
+        raise UserError(f"{folder} is not finished: run its stage to the end first.")
+    return record
+
+
+def _upstream(folder: pathlib.Path, record: dict[str, Any]) -> dict[str, pathlib.Path]:
+    """Folders of the upstream stages by name: where the record says, else beside `folder` or one level up."""
+    found = {}
+    for stage in ("base", "extract", "codec", "encoders"):
+        if stage not in record["upstream"]:
+            continue
+        beside, above = folder.parent / stage, folder.parent.parent / stage
+        needed = above if not beside.exists() and above.exists() else beside
+        if stage in record["places"]:
+            needed = folder / record["places"][stage]
+        theirs = _finished(needed)
+        if theirs["digest"] != record["upstream"][stage]:
+            raise UserError(f"{folder} was made from another {stage} than the one in {needed}: run its stage again.")
+        found |= {stage: needed} | _upstream(needed, theirs)
+    return found
+
+
+def _released_files(config: Config, upstream: Mapping[str, pathlib.Path]) -> bundle.Bundle | None:
+    """The released files that a run used, if any. Raises UserError if they have changed."""
+    used = [stage for stage in ("codec", "encoders") if getattr(config, stage).kind == "released"]
+    if not used:
+        return None
+    try:
+        released = frozen.open_weights(config.weights, config.variant)
+    except UserError as error:
+        raise UserError(f"The run of {upstream['codec']} was made with released files: {error}") from error
+    found = released.checksums(*released.paths)
+    for stage in used:
+        record = read_record(upstream[stage])
+        assert record is not None
+        for name, checksum in record["settings"]["weights"].items():
+            if found[name] != checksum:
+                raise UserError(f"{upstream[stage]} was made with another {name} than the one in {released.folder}: put that "
+                                "one back, or make the run again.")
+    return released

@@ -1,0 +1,234 @@
+"""Sampling: solvers, classifier-free guidance, and clips longer than the network's window.
+
+A `model` is any Flax module with the methods `preprocess`, `velocity` and `null_conditions` of `models.mmdit.MMDiT`.
+Latents here are normalised, as the network sees them; `model.unnormalize` turns them into the codec's.
+
+Flow matching is the default. With a `Diffusion`, that object says what the network's output means, and `solver` is one of
+DIFFUSION_SOLVERS.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+import itertools
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+import numpy as np
+
+from msg_jax.inference.batching import chunks
+from msg_jax.losses.diffusion import Diffusion
+from msg_jax.losses.flow import VelocityFn
+from msg_jax.types import Array, Conditions, Params
+
+Denoiser = Callable[[Array, Array], Array]
+"""(x (B, T, C), t) -> the predicted data (B, T, C)."""
+
+Step = Callable[[VelocityFn, Array, Array, Array, Any], tuple[Array, Any]]
+"""(network_fn, x, start, end, memory) -> x at the time `end`, and the memory of multi-step solvers."""
+
+
+def _euler(velocity_fn, x, start, end, memory):
+    return x + (end - start) * velocity_fn(x, start), memory
+
+
+def _ddim(diffusion: Diffusion, denoise: Denoiser, x, start, end, memory):
+    """DDIM with eta = 0: keep the noise, replace the data by its prediction (Song et al., arXiv 2010.02502)."""
+    (alpha, sigma), (next_alpha, next_sigma) = diffusion.rates(start), diffusion.rates(end)
+    data = denoise(x, start)
+    return next_alpha * data + next_sigma * (x - alpha * data) / sigma, memory
+
+
+def _ddpm(diffusion: Diffusion, denoise: Denoiser, x, start, end, keys):
+    """DDPM: sample the posterior of the next point given this one and the predicted data (Ho et al., arXiv 2006.11239)."""
+    (alpha, sigma), (next_alpha, next_sigma) = diffusion.rates(start), diffusion.rates(end)
+    ratio = alpha / next_alpha
+    added = sigma**2 - (ratio * next_sigma) ** 2  # variance of the noise added between the two points
+    mean = (ratio * next_sigma**2 * x + next_alpha * added * denoise(x, start)) / sigma**2
+    pairs = jax.vmap(jax.random.split)(keys)
+    noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(pairs[:, 0])
+    return mean + jnp.sqrt(added) * next_sigma / sigma * jnp.where(end < 1, noise, 0), pairs[:, 1]
+
+
+def _dpm_solver(diffusion: Diffusion, denoise: Denoiser, x, start, end, memory):
+    """DPM-Solver++(2M): extrapolate the data from the last two predictions (Lu et al., arXiv 2211.01095, algorithm 2).
+
+    The final step spans much log-SNR, so it does not extrapolate.
+    """
+    last, last_log_snr = memory
+    (_, sigma), (next_alpha, next_sigma) = diffusion.rates(start), diffusion.rates(end)
+    log_snr, next_log_snr = diffusion.log_snr(start), diffusion.log_snr(end)
+    data, h = denoise(x, start), next_log_snr - log_snr
+    weight = jnp.where(end < 1, h / (2 * (log_snr - last_log_snr)), 0)
+    towards = (1 + weight) * data - weight * last
+    return next_sigma / sigma * x - next_alpha * jnp.expm1(-h) * towards, (data, log_snr)
+
+
+def _row_keys(noise: Array) -> Array:
+    """One key per row of noise (B, T, C), a function of that row alone."""
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(noise)[:, 0, 0], jnp.uint32)
+    return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(0), row))(bits)
+
+
+def _nothing_before(noise: Array) -> tuple[Array, Array]:
+    """A previous prediction at infinite distance, which gets zero weight."""
+    return jnp.zeros_like(noise), jnp.array(-jnp.inf)
+
+
+DIFFUSION_SOLVERS = {"ddim": (_ddim, None), "ddpm": (_ddpm, _row_keys), "dpm_solver": (_dpm_solver, _nothing_before)}
+"""Name -> (step function, function that makes the first memory from the noise)."""
+
+
+def solver_step(solver: str, noise: Array, diffusion: Diffusion | None) -> tuple[Step, Any]:
+    """The step function of a solver, and its first memory: Euler, or one of DIFFUSION_SOLVERS for a `diffusion`."""
+    if diffusion is None:
+        return _euler, None
+    step, remember = DIFFUSION_SOLVERS[solver]
+
+    def diffusion_step(network_fn, x, start, end, memory):
+        def denoise(x, t):
+            return diffusion.to_data(x, network_fn(x, t), jnp.full(1, t))
+
+        return step(diffusion, denoise, x, start, end, memory)
+
+    return diffusion_step, remember(noise) if remember else None
+
+
+def solver_times(steps: int) -> np.ndarray:
+    """linspace(0, 1, steps + 1) in float32, counted from both ends as PyTorch does.
+
+    MMAudio sampled so, and v2's time embedding multiplies t by 10000, which makes the last bit visible.
+    """
+    up = np.arange(steps + 1, dtype=np.float32) * (np.float32(1) / np.float32(steps))
+    return np.where(np.arange(steps + 1) < (steps + 1) // 2, up, 1 - up[::-1])
+
+
+def integrate(
+    velocity_fn: VelocityFn, noise: Float[Array | np.ndarray, "B T C"], *, steps: int, solver: str = "",
+    diffusion: Diffusion | None = None,
+) -> Float[Array, "B T C"]:
+    """Integrate from noise at t = 0 to data at t = 1 in `steps` equal steps.
+
+    Flow matching uses Euler. With a `diffusion`, `solver` is a key of DIFFUSION_SOLVERS; the noise that DDPM adds is a
+    function of the initial noise, row by row.
+    """
+    times = solver_times(steps)
+    step, memory = solver_step(solver, noise, diffusion)
+
+    def network_fn(x, t):
+        return velocity_fn(x, jnp.full(x.shape[0], t))
+
+    def scanned(carry, span):
+        x, memory = carry
+        return step(network_fn, x, *span, memory), None
+
+    return jax.lax.scan(scanned, (noise, memory), (times[:-1], times[1:]))[0][0]
+
+
+def guided(velocity_fn: Callable, cond, null, guidance_scale: float) -> VelocityFn:
+    """Classifier-free guidance: s * velocity(cond) + (1 - s) * velocity(null) (Ho & Salimans, arXiv 2207.12598).
+
+    `velocity_fn(x_t, t, processed)` gets both halves as one batch of 2 B. A scale of 1 needs no null pass.
+    """
+    if guidance_scale == 1:
+        return lambda x_t, t: velocity_fn(x_t, t, cond)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
+
+    def velocity(x_t, t):
+        towards, away = jnp.split(velocity_fn(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), both), 2)
+        return guidance_scale * towards + (1 - guidance_scale) * away
+
+    return velocity
+
+
+def sample(
+    model: Any, variables: Params, conditions: Conditions, noise: Float[Array | np.ndarray, "N T C"], *,
+    steps: int = 25, guidance_scale: float = 4.5, solver: str = "", diffusion: Diffusion | None = None,
+    negative_text: Float[Array | np.ndarray, "_ L D"] | None = None,
+) -> Float[Array, "N T C"]:
+    """Sample latents for a batch of B clips, N / B candidates of each.
+
+    Rows i N / B to (i + 1) N / B - 1 are the candidates of clip i, whose conditions are processed once. `negative_text`
+    (B or 1 rows) replaces the empty text in the null conditions.
+    """
+    batch, candidates = conditions.clip.shape[0], noise.shape[0] // conditions.clip.shape[0]
+    null = model.apply(variables, batch, negative_text, method="null_conditions")
+
+    def process(conditions):
+        processed = model.apply(variables, conditions, method="preprocess")
+        return jax.tree.map(lambda a: jnp.repeat(a, candidates, axis=0), processed)
+
+    def velocity(x_t, t, processed):
+        return model.apply(variables, x_t, t, processed, method="velocity")
+
+    velocity_fn = guided(velocity, process(conditions), process(null), guidance_scale)
+    return integrate(velocity_fn, noise, steps=steps, solver=solver, diffusion=diffusion)
+
+
+def window_starts(length: int, window: int, hop: int) -> tuple[int, ...]:
+    """Starts of windows that cover `length` >= `window` tokens, `hop` apart; the last window ends with the clip."""
+    return (*range(0, length - window, hop), length - window)
+
+
+def blend(windows: Float[np.ndarray, "W T C"], starts: Sequence[int] | np.ndarray) -> Float[np.ndarray, "L C"]:
+    """Join overlapping windows into one sequence; `starts` has one entry per window.
+
+    Overlaps are averaged with triangular weights, so that no window begins or ends audibly.
+    """
+    window = windows.shape[1]
+    ramp = np.minimum(np.arange(window) + 1, window - np.arange(window)).astype(np.float32)[:, None]
+    total = np.zeros((starts[-1] + window, windows.shape[2]), np.float32)
+    weights = np.zeros((starts[-1] + window, 1), np.float32)
+    for start, values in zip(starts, windows):
+        total[start : start + window] += ramp * values
+        weights[start : start + window] += ramp
+    return total / weights
+
+
+def sample_windows(
+    model: Any, variables: Params, conditions: Conditions, noise: Float[Array | np.ndarray, "1 L C"],
+    starts: Sequence[int], *, steps: int = 25, guidance_scale: float = 4.5, solver: str = "",
+    diffusion: Diffusion | None = None, negative_text: Float[Array | np.ndarray, "_ P D"] | None = None,
+    windows_at_once: int = 4,
+) -> Float[np.ndarray, "1 L C"]:
+    """Sample one clip that is longer than the network's window.
+
+    `conditions` has one row per window, which begin at `starts` (from `window_starts`). All windows are denoised jointly:
+    their velocities are blended at every solver step, so that neighbours agree on their overlap (MultiDiffusion, Bar-Tal
+    et al., arXiv 2302.08113).
+
+    The solver's loop runs on the host and the network on `windows_at_once` windows at a time, so memory and compiled
+    program do not depend on the clip's length.
+    """
+    null = _process(model, variables, model.apply(variables, windows_at_once, negative_text, method="null_conditions"))
+    processed = [_process(model, variables, chunk) for chunk in chunks(conditions, windows_at_once)]
+    positions = np.asarray(starts)[:, None] + np.arange(model.config.latent_tokens)
+
+    def velocity(x, t):
+        times = np.full(windows_at_once, t, np.float32)
+        outputs = [
+            _window_velocity(model, variables, x_t, times, cond, null, guidance_scale)
+            for x_t, cond in zip(chunks(x[0, positions], windows_at_once), processed)
+        ]
+        return blend(np.concatenate(outputs)[: len(starts)], starts)[None]
+
+    x = np.asarray(noise)
+    step, memory = solver_step(solver, x, diffusion)
+    for start, end in itertools.pairwise(solver_times(steps)):
+        x, memory = step(velocity, x, start, end, memory)
+    return np.asarray(x)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _process(model: nn.Module, variables: Params, conditions: Conditions):
+    return model.apply(variables, conditions, method="preprocess")
+
+
+@functools.partial(jax.jit, static_argnames=("model", "guidance_scale"))
+def _window_velocity(model, variables, x_t, t, processed, null, guidance_scale):
+    def velocity_fn(*args):
+        return model.apply(variables, *args, method="velocity")
+
+    return guided(velocity_fn, processed, null, guidance_scale)(x_t, t)

@@ -1,0 +1,124 @@
+"""Frozen networks that score sound, in batches of one shape: the reward, and the codec with the judge."""
+
+from collections.abc import Sequence
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Float, UInt8
+import numpy as np
+
+from msg_jax import networks
+from msg_jax.clip import ClipSpec
+from msg_jax.config.schema import Judge
+from msg_jax.data import mel
+from msg_jax.evaluation import detector, events
+from msg_jax.inference.batching import map_batches
+from msg_jax.models.codec import Codec
+from msg_jax.models.sf_cavp import TERMS
+from msg_jax.preference import reward
+from msg_jax.types import Params
+
+VOCODER_BATCH = 8  # waveforms and their spectrograms are the largest arrays here
+
+
+class RewardScorer:
+    """A reward (preference/reward.py) with its parameters. Every batch has `batch_size` clips."""
+
+    def __init__(self, cosines: reward.Reward, params: Params, mesh: Mesh, batch_size: int):
+        self._params, self._mesh, self._batch = params, mesh, batch_size
+        self.terms = (*TERMS, *(("events",) if cosines.sound_events is not None else ()))
+        self._embed_video = jax.jit(lambda params, x: reward.embed_video(cosines, params, networks.to_unit(x)))
+        self._embed_audio = jax.jit(lambda params, x: reward.embed_audio(cosines, params, x))
+        self._score = jax.jit(lambda params, video, x: reward.score_candidates(cosines, params, video, x))
+
+    def embed_video(self, video: UInt8[np.ndarray, "B T H W 3"]) -> Any:
+        """The reward's embeddings of frames."""
+        return map_batches(functools.partial(self._embed_video, self._params), self._batch, video, mesh=self._mesh)
+
+    def embed_audio(self, log_mels: Float[np.ndarray, "B T M"]) -> Any:
+        """The reward's embeddings of log-mels."""
+        return map_batches(functools.partial(self._embed_audio, self._params), self._batch, log_mels, mesh=self._mesh)
+
+    def score(self, video: Any, log_mels: Float[np.ndarray, "B N T M"]) -> dict[str, Float[np.ndarray, "B N"]]:
+        """The reward and its terms for N candidates per clip, against the `video` embeddings of B clips."""
+        return self.score_steps(video, log_mels)[0]
+
+    def score_steps(
+        self, video: Any, log_mels: Float[np.ndarray, "B N T M"]
+    ) -> tuple[dict[str, Float[np.ndarray, "B N"]], Float[np.ndarray, "B N steps"]]:
+        """As `score`, and the reward of each step."""
+        size = max(1, self._batch // log_mels.shape[1])
+        return map_batches(functools.partial(self._score, self._params), size, video, log_mels, mesh=self._mesh)
+
+
+class CodecAndJudge:
+    """A run's codec, and the judge that detects events in decoded sound.
+
+    `judge` maps log-mels to (event probabilities, embeddings); None where the data has no event truth.
+    """
+
+    def __init__(
+        self, codec: Codec, codec_variables: Params, judge: detector.EventDetector | None, judge_params: Params,
+        section: Judge, clip: ClipSpec, mesh: Mesh, batch_size: int,
+    ):
+        self._variables, self._section, self._clip, self._mesh, self._batch = codec_variables, section, clip, mesh, batch_size
+        self.can_judge = judge is not None
+        self._decode, self._encode, self._vocode = (
+            jax.jit(functools.partial(codec.apply, method=method)) for method in ("decode", "encode", "vocode")
+        )
+        if judge is not None:
+            self._judge = jax.jit(lambda x: detector.detect(judge, judge_params, x))
+
+    def _with_codec(self, function: Any, array: np.ndarray, size: int) -> np.ndarray:
+        return map_batches(functools.partial(function, self._variables), size, array, mesh=self._mesh)
+
+    def decode(self, latents: Float[np.ndarray, "*B T C"]) -> Float[np.ndarray, "*B frames M"]:
+        """Latents to log-mels."""
+        log_mels = self._with_codec(self._decode, latents.reshape(-1, *latents.shape[-2:]), self._batch)
+        return log_mels.reshape(*latents.shape[:-2], *log_mels.shape[1:])
+
+    def encode(self, log_mels: Float[np.ndarray, "B frames M"]) -> Float[np.ndarray, "B T C"]:
+        """Log-mels to latents."""
+        return self._with_codec(self._encode, log_mels, self._batch)
+
+    def vocode(self, log_mels: Float[np.ndarray, "B frames M"]) -> Float[np.ndarray, "B S"]:
+        """Log-mels to waveforms."""
+        return self._with_codec(self._vocode, log_mels, min(VOCODER_BATCH, self._batch))
+
+    def round_trip(self, latents: Float[np.ndarray, "B T C"]) -> Float[np.ndarray, "B T C"]:
+        """Latents through waveform and back: real audio then has every artefact that generated audio has."""
+        waveforms = self.vocode(self.decode(latents))
+        return self.encode(np.stack([mel.log_mel(waveform, self._clip.mel) for waveform in waveforms]))
+
+    def detect(self, log_mels: Float[np.ndarray, "B frames M"]) -> tuple[list[np.ndarray], Float[np.ndarray, "B D"]]:
+        """The judge's event list (n, 2) of each clip, and its embeddings."""
+        probability, embedding = map_batches(self._judge, self._batch, log_mels, mesh=self._mesh)
+        found = events.decode_events(
+            probability, self._clip.mel.frames_hz, self._section.threshold, self._section.min_gap_sec
+        )
+        return found, embedding
+
+    def f1(
+        self, truth: Sequence[np.ndarray], log_mels: Float[np.ndarray, "B N frames M"], tolerance_sec: float
+    ) -> dict[str, Float[np.ndarray, "B N"]]:
+        """The F1 scores of `events.clip_counts` for N candidates per clip, against the true events of B clips."""
+        clips, candidates = log_mels.shape[:2]
+        found, _ = self.detect(log_mels.reshape(-1, *log_mels.shape[2:]))
+        repeated = [events_ for events_ in truth for _ in range(candidates)]
+        counts = events.clip_counts(repeated, found, tolerance_sec)
+        return {name: np.nan_to_num(events.micro_f1(each), nan=1.0).reshape(clips, candidates) for name, each in counts.items()}
+
+    def step_errors(
+        self, truth: Sequence[np.ndarray], log_mels: Float[np.ndarray, "B N frames M"], steps: int, tolerance_sec: float
+    ) -> Float[np.ndarray, "B N steps"]:
+        """Missed and spurious events at each of `steps` of N candidates per clip."""
+        clips, candidates = log_mels.shape[:2]
+        found, _ = self.detect(log_mels.reshape(-1, *log_mels.shape[2:]))
+        counts = np.zeros((clips * candidates, steps), np.float32)
+        for row, predicted in enumerate(found):
+            wrong = events.errors(truth[row // candidates], predicted, tolerance_sec)
+            at = np.clip(wrong / self._clip.duration_sec * steps, 0, steps - 1).astype(int)
+            np.add.at(counts[row], at, 1)
+        return counts.reshape(clips, candidates, steps)

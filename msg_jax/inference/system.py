@@ -1,0 +1,137 @@
+"""A `System` turns a video into sound: condition encoders, generator and codec of one origin.
+
+`loading.py` makes one from a run's checkpoint or from released files. `generate` works with either alike.
+"""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+import functools
+import itertools
+import math
+from typing import Any
+import zlib
+
+import jax
+import numpy as np
+
+from msg_jax.clip import ClipSpec
+from msg_jax.inference import sampling
+from msg_jax.inference.batching import chunks, map_batches
+from msg_jax.inference.frozen import EmbedText, EncodeFrames, LazyWeights
+from msg_jax.models.codec import Codec
+from msg_jax.models.motion import motion_energy
+from msg_jax.types import Conditions, Params
+
+WINDOWS_AT_ONCE = 2  # ten seconds are two windows of eight: a larger batch would mostly be padding
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """Encoders, generator and codec, for clips of any length.
+
+    A clip has T >= clip.latent_tokens latent tokens. The generator sees windows of clip.latent_tokens that overlap by half
+    or more; conditions have one row per window. Programs are compiled for two shapes at most: one window, and several.
+    """
+
+    clip: ClipSpec
+    digest: str  # of the generator's variables; identifies the system in records
+    steps: int  # default solver steps
+    guidance_scale: float  # default guidance
+    encode_frames: EncodeFrames
+    embed_text: EmbedText
+    generator: Any  # a module with MMDiT's methods
+    codec: Codec
+    variables: Mapping[str, Params] | LazyWeights  # of "encoders", "generator" and "codec"
+    squashes_clip_video: bool = False  # resize whole frames to a square instead of cropping them
+    solver: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keyword arguments of `sampling.sample_windows`
+
+    def tokens(self, samples: int) -> int:
+        """Latent tokens of a clip with this number of waveform samples."""
+        return max(self.clip.latent_tokens, math.ceil(samples / self.clip.latent_samples))
+
+    def window_starts(self, tokens: int) -> tuple[int, ...]:
+        """First tokens of the windows of a clip."""
+        return sampling.window_starts(tokens, self.clip.latent_tokens, self.clip.latent_tokens // 2)
+
+    def encode(self, windows: Iterable[tuple[np.ndarray, np.ndarray]], prompt: str = "") -> Conditions:
+        """Encode the frames of a clip's windows; they are read lazily, so that few are in memory.
+
+        A window is a pair of uint8 arrays, `video` and `clip_video` in the sizes of the ClipSpec. Without a prompt the text
+        condition is the generator's null text.
+        """
+        features, motion, rows, size, remaining = [], [], 0, None, iter(windows)
+        while batch := list(itertools.islice(remaining, WINDOWS_AT_ONCE)):
+            rows, size = rows + len(batch), size or len(batch)
+            (frames,) = chunks(tuple(np.stack(stream) for stream in zip(*batch)), size)
+            features.append(jax.tree.map(np.asarray, self.encode_frames(self.variables["encoders"], *frames)))
+            if "motion" in self.generator.config.features:
+                motion.append(np.asarray(motion_energy(frames[0], self.clip.sync_tokens)))
+        clip, sync = (np.concatenate(parts)[:rows] for parts in zip(*features))
+        text = self.embed_text(prompt) if prompt else self._null_text
+        return Conditions(
+            clip=clip, sync=sync, text=np.repeat(text, rows, axis=0), motion=np.concatenate(motion)[:rows] if motion else None,
+        )
+
+    def noise(self, seed: int, name: str, tokens: int) -> np.ndarray:
+        """Noise (1, tokens, C) for a seed and a clip's name. Longer noise begins with the shorter one's values."""
+        window = self.clip.latent_tokens
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+        blocks = [
+            jax.random.normal(jax.random.fold_in(key, i), (window, self.clip.latent_channels))
+            for i in range(math.ceil(tokens / window))
+        ]
+        return np.concatenate(blocks)[None, :tokens]
+
+    def sample(
+        self, conditions: Conditions, noise: np.ndarray, *, steps: int, guidance_scale: float, negative_prompt: str = ""
+    ) -> np.ndarray:
+        """Sample the codec's latents (T, C) from noise (1, T, C) and the conditions of its windows."""
+        negative_text = self.embed_text(negative_prompt) if negative_prompt else None
+        starts, variables = self.window_starts(noise.shape[1]), self.variables["generator"]
+        (latents,) = sampling.sample_windows(
+            self.generator, variables, conditions, noise, starts, steps=steps, guidance_scale=guidance_scale,
+            windows_at_once=min(len(starts), WINDOWS_AT_ONCE), negative_text=negative_text, **self.solver,
+        )
+        return map_batches(functools.partial(self._unnormalize, variables), self.clip.latent_tokens, latents)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Decode the codec's latents (T, C) to a waveform (T * latent_samples,) in [-1, 1]."""
+        starts = np.array(self.window_starts(len(latents)))
+        windows = latents[starts[:, None] + np.arange(self.clip.latent_tokens)]
+        decode = functools.partial(self._decode, self.variables["codec"])
+        log_mels = map_batches(decode, min(len(starts), WINDOWS_AT_ONCE), windows)
+        return self.vocode(sampling.blend(log_mels, starts * self.clip.latent_stride))
+
+    def vocode(self, log_mel: np.ndarray) -> np.ndarray:
+        """Turn a log-mel (frames, M) into a waveform (frames * hop_samples,), in pieces of one length, without seams.
+
+        A vocoder is local: a sample depends on `context_frames` mel frames on either side only. Each piece is computed with
+        that much context and cropped, which gives the samples of the whole clip in one piece, phases included. A clip
+        shorter than a piece is padded with its last frame.
+        """
+        context, hop = self.codec.context_frames, self.clip.mel.hop_samples
+        size = self.clip.mel_frames + 2 * context
+        filled = np.pad(log_mel, ((0, max(0, size - len(log_mel))), (0, 0)), mode="edge")
+        starts = sampling.window_starts(len(filled), size, self.clip.mel_frames)
+        joins = [0, *(start + context for start in starts[1:]), len(filled)]
+        pieces = []
+        for start, (first, end) in zip(starts, itertools.pairwise(joins)):
+            piece = np.asarray(self._vocode(self.variables["codec"], filled[None, start : start + size]))[0]
+            pieces.append(piece[(first - start) * hop : (end - start) * hop])
+        return np.concatenate(pieces)[: len(log_mel) * hop]
+
+    @functools.cached_property
+    def _null_text(self) -> np.ndarray:
+        return np.asarray(self.generator.apply(self.variables["generator"], 1, method="null_conditions").text)
+
+    @functools.cached_property
+    def _unnormalize(self):
+        return jax.jit(functools.partial(self.generator.apply, method="unnormalize"))
+
+    @functools.cached_property
+    def _decode(self):
+        return jax.jit(functools.partial(self.codec.apply, method="decode"))
+
+    @functools.cached_property
+    def _vocode(self):
+        return jax.jit(functools.partial(self.codec.apply, method="vocode"))

@@ -1,0 +1,68 @@
+"""Preference methods and their controls: every kind of arm that a run can have.
+
+A new method is one file with a subclass of `Method`, and its entry in KINDS.
+"""
+
+from collections.abc import Mapping
+import pathlib
+
+from msg_jax.config import tree
+from msg_jax.config.schema import Arm, Config
+from msg_jax.errors import UserError
+from msg_jax.infra import checkpoint
+from msg_jax.methods.avp_rpo import AvpRpo
+from msg_jax.methods.continue_flow import ContinueFlow
+from msg_jax.methods.merge import Merge
+from msg_jax.methods.method import Job, Method
+from msg_jax.methods.oracle import Oracle
+from msg_jax.methods.random_pairs import RandomPairs
+from msg_jax.methods.sync_dpo import SyncDpo
+from msg_jax.run.run import Run
+from msg_jax.run.stage import Make
+
+KINDS: dict[str, type[Arm]] = {
+    method.kind: method for method in (AvpRpo, SyncDpo, ContinueFlow, RandomPairs, Oracle, Merge)
+}
+
+
+def method(config: Config, name: str) -> Method:
+    """The arm `name` of a config."""
+    arm = config.arms[name]
+    assert isinstance(arm, Method)
+    return arm
+
+
+def make(name: str) -> Make:
+    """The stage function of an arm."""
+
+    def make_arm(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+        assert seed is not None
+        tuned = method(run.config, name).tune(Job(run, name, folder, seed))
+        return checkpoint.export(folder / "params", tuned)
+
+    return make_arm
+
+
+def check(config: Config) -> None:
+    """Raises UserError if an arm's settings contradict each other, or if it is made from a system that does not exist."""
+    for name in config.arms:
+        tree.preference_of(config, name)
+        method(config, name).check(name, config)
+    for name in config.arms:
+        _check_origins(config.arms, [name])
+
+
+def _check_origins(arms: Mapping[str, Arm], path: list[str]) -> None:
+    """Follow what the last arm of `path` is made from, back to the base model."""
+    arm = arms[path[-1]]
+    assert isinstance(arm, Method)
+    for field, origin in arm.origins().items():
+        if origin == "base":
+            continue
+        if origin not in arms:
+            raise UserError(f"config.arms.{path[-1]}.{field} is not a system: choose base or another arm "
+                            f"({', '.join(other for other in arms if other != path[-1])}).")
+        if origin in path:
+            raise UserError(f"config.arms.{path[-1]}.{field} makes a circle ({' <- '.join([*path, origin])}): let "
+                            "one of them start from base.")
+        _check_origins(arms, [*path, origin])

@@ -1,0 +1,78 @@
+"""The plan of a run: which stage needs which, and a `Maker` that makes whatever is missing."""
+
+from collections.abc import Callable, Iterable
+
+from msg_jax import methods, networks
+from msg_jax.config.schema import Config
+from msg_jax.methods import candidates
+from msg_jax.run.run import Run
+from msg_jax.run.stage import Stage, ensure
+from msg_jax.stages import alignment, base, codec, encoders, extract, judge, prepare, sf_cavp, sound_events
+from msg_jax.studies import evaluate, event_metrics, reward_study
+
+Plan = dict[str, Stage]
+Digests = dict[tuple[str, int | None], str]
+"""Digests of finished stages, by name and seed."""
+
+
+def plan(config: Config) -> Plan:
+    """Every stage that this config can run, by name. A preference arm is a stage."""
+    used = networks.released_fields(config)
+
+    def files(field: str, *kinds: str) -> tuple[str, ...]:
+        return kinds if field in used else ()
+
+    encoder_needs = {"separate": ("codec",), "sf_cavp": ("sf_cavp",)}.get(config.encoders.kind, ("prepare",))
+    encoder_sections = ("encoders", "sf_cavp") if config.encoders.kind == "second_sf_cavp" else ("encoders",)
+    filtered = ("alignment",) if config.base.keep_share < 1 and config.base.keep_by == "alignment" else ()
+    # The released MM-DiT's file also holds the features of the empty text, and the latents' mean and standard deviation.
+    null_text, statistics = files("encoders.kind", "mmdit"), files("codec.kind", "mmdit")
+    reward = ("sf_cavp", "sound_events") if config.sound_events.kinds else ("sf_cavp",)
+    decisive = tuple(f"preference.{name}" for name in candidates.DECISIVE)
+    stages = [
+        Stage("prepare", prepare.make, alone=True),
+        Stage("codec", codec.make, ("prepare",), ("codec",), weights=files("codec.kind", "vae", "bigvgan")),
+        Stage("judge", judge.make, ("prepare",), ("judge",)),
+        Stage("sf_cavp", sf_cavp.make, ("prepare",), ("sf_cavp",)),
+        Stage("sound_events", sound_events.make, ("sf_cavp",), ("sound_events",)),
+        Stage("encoders", encoders.make, encoder_needs, encoder_sections, weights=files("encoders.kind", "clip", "synchformer")),
+        Stage("extract", extract.make, ("codec", "encoders"), ("extract", "augment"), weights=null_text),
+        Stage("alignment", alignment.make, ("sf_cavp", "extract"), ("reward",)),
+        Stage("base", base.make, ("extract", *filtered), ("base",), seeded=True, weights=null_text or statistics),
+        Stage("event_metrics", event_metrics.make, ("judge", "base"), ("evaluate",), seeded=True),
+        Stage("candidates", candidates.make, ("base", *reward, "judge"), (*decisive, "reward"), seeded=True),
+    ]
+    for name in config.arms:
+        arm = methods.method(config, name)
+        needs = dict.fromkeys(("base", *arm.needs(config), *arm.origins().values()))
+        stages.append(Stage(name, methods.make(name), tuple(needs), (f"arms.{name}", *arm.sections()), seeded=True))
+    systems = ("base", *config.arms)
+    stages += [
+        Stage("evaluate", evaluate.make, ("judge", *reward, *systems), ("evaluate", "arms", "reward")),
+        Stage("reward_study", reward_study.make, ("base", *reward, "judge"), ("reward_study", "reward")),
+    ]
+    return {stage.name: stage for stage in stages}
+
+
+def needed(stages: Plan, names: Iterable[str]) -> set[str]:
+    """The named stages and everything they need."""
+    return {each for name in names for each in (name, *needed(stages, stages[name].needs))}
+
+
+def maker(run: Run, stages: Plan, digests: Digests) -> Callable[[str, int | None], str]:
+    """A function that makes a stage for a seed, after everything it needs, and adds to `digests`."""
+
+    def make(name: str, seed: int | None) -> str:
+        stage = stages[name]
+        if not stage.seeded:
+            seed = None
+        if (name, seed) not in digests:
+            upstream = {}
+            for need in stage.needs:
+                over_seeds = stages[need].seeded and seed is None
+                for each in run.config.seeds if over_seeds else (seed,):
+                    upstream[f"seed_{each}/{need}" if over_seeds else need] = make(need, each)
+            digests[name, seed] = ensure(run, stage, seed, upstream)
+        return digests[name, seed]
+
+    return make

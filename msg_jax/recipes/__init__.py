@@ -1,0 +1,1 @@
+"""Recipes and presets: complete configurations by name, and their command-line flags."""

@@ -1,0 +1,127 @@
+"""The recipes: what each `--config=NAME:PRESET` runs. `configs/NAME.py` gives command, time and result to expect."""
+
+from msg_jax.config.schema import Arm, Config, FolderEvaluation
+from msg_jax.config.tree import replace
+from msg_jax.errors import UserError
+from msg_jax.methods import AvpRpo, ContinueFlow, Merge, SyncDpo
+from msg_jax.recipes import presets
+
+VTA_LDM_PRESETS = ("tiny", "smoke")
+
+
+def avp_rpo(preset: str = "tiny") -> Config:
+    """Everything: base, AVP-RPO, its controls, evaluation and report."""
+    config = presets.get(preset)
+    return replace(config, stages=(*config.arms, "evaluate"))
+
+
+def base(preset: str = "tiny") -> Config:
+    """The base model and its report."""
+    return replace(presets.get(preset), arms={}, stages=("base", "evaluate"))
+
+
+def sf_cavp(preset: str = "tiny") -> Config:
+    """SF-CAVP alone."""
+    return replace(presets.get(preset), stages=("sf_cavp",))
+
+
+def sync_dpo(preset: str = "tiny") -> Config:
+    """SyncDPO with and without curriculum, beside AVP-RPO, after it and merged with it."""
+    both = {"avp_rpo": 0.5, "sync_dpo": 0.5}
+    arms: dict[str, Arm] = {
+        "sync_dpo": SyncDpo(),
+        "sync_dpo_uniform": SyncDpo(curriculum="uniform", label="SyncDPO, no curriculum"),
+        "avp_rpo": AvpRpo(),
+        "avp_rpo_sync_dpo": SyncDpo(start="avp_rpo", label="AVP-RPO, then SyncDPO"),
+        "continue_cfm": ContinueFlow(),
+        "avp_rpo_and_sync_dpo": Merge(shares=both, label="Half of AVP-RPO and SyncDPO"),
+        "soup": Merge(shares=both | {"continue_cfm": 0.5}, label="Half of AVP-RPO, SyncDPO and continued training"),
+    }
+    return replace(presets.get(preset), arms=arms, stages=(*arms, "evaluate"))
+
+
+def reward_study(preset: str = "tiny") -> Config:
+    """How well rewards rank candidates, and which mistakes they notice; needs data with event times."""
+    config = presets.get(preset)
+    evaluate, rewards = config.evaluate, config.reward_study.rewards
+    if not config.sound_events.kinds:
+        rewards = {name: reward for name, reward in rewards.items() if "events" not in reward.weights}
+    return replace(
+        config, arms={}, stages=("reward_study",),
+        reward_study=dict(
+            clips=evaluate.reward_clips, candidates=evaluate.reward_candidates, steps=evaluate.steps,
+            guidance_scales=tuple(scale for scale in evaluate.guidance_scales if scale != 1.0), rewards=rewards,
+            tolerance_sec=evaluate.tolerance_sec, bootstrap=evaluate.bootstrap,
+        ),
+    )
+
+
+def vta_ldm(preset: str = "tiny") -> Config:
+    """VTA-LDM: latent diffusion by cross-attention, and its report."""
+    config = presets.get(preset, VTA_LDM_PRESETS)
+    network = dict(
+        network="cross_attention", objective="diffusion", features=("clip", "sync"),
+        hidden=176, depth=4,  # as many operations per step as the MM-DiT of `base`
+    )
+    if config.preset == "smoke":
+        network |= dict(hidden=32, depth=1)
+    return replace(
+        config, arms={}, stages=("base", "evaluate"), extract=dict(motion=True), base=network,
+        evaluate=dict(steps=2 if config.preset == "smoke" else 20),
+    )
+
+
+VTA_LDM_STUDY = {
+    "vision": {
+        "separate_clip": dict(base=dict(features=("clip",))),
+        "separate_sync": dict(base=dict(features=("sync",))),
+        "joint_clip": dict(encoders=dict(kind="joint"), base=dict(features=("clip",))),  # compare with separate_clip
+        "sf_cavp_slow": dict(encoders=dict(kind="sf_cavp"), base=dict(features=("clip",))),
+        "sf_cavp_fast": dict(encoders=dict(kind="sf_cavp"), base=dict(features=("sync",))),
+        "sf_cavp_both": dict(encoders=dict(kind="sf_cavp")),
+        "clip_wise": dict(base=dict(pooled_tokens=1)),
+        "sf_cavp_clip_wise": dict(encoders=dict(kind="sf_cavp"), base=dict(pooled_tokens=1)),
+    },
+    "auxiliary": {
+        "text": dict(base=dict(features=("clip", "sync", "text")), evaluate=dict(prompts=True)),
+        "no_positions": dict(base=dict(positions=False)),
+        "motion": dict(base=dict(features=("clip", "sync", "motion"))),
+    },
+    "augmentation": {
+        "concat": dict(augment=dict(concat=0.5)),
+        "speed": dict(augment=dict(speed=0.5)),
+        "filtered": dict(base=dict(keep_share=0.5)),
+        "filtered_at_random": dict(base=dict(keep_share=0.5, keep_by="random")),
+    },
+    "objective": {"flow": dict(base=dict(objective="flow"))},
+}
+"""One change to the baseline each; docs/VTA_LDM.md says what each of them asks."""
+
+
+def vta_ldm_study(preset: str = "tiny") -> Config:
+    """VTA-LDM's study: seventeen trainings with one change each, three seeds, one table."""
+    config = replace(
+        vta_ldm(preset), program="sweep", stages=(), sweep=dict(cells=VTA_LDM_STUDY),
+        sound_events=dict(kinds=0), reward=dict(events=0.0), evaluate=dict(guidance_scales=(2.0,)),
+    )
+    if config.preset == "smoke":
+        return config
+    return replace(
+        config, seeds=(0, 1, 2), evaluate=dict(steps=10),
+        base=dict(hidden=96, steps=400, batch_size=16, optimizer=dict(warmup_steps=40)),
+    )
+
+
+def evaluate(preset: str = "") -> FolderEvaluation:
+    """Metrics of a folder of generated sound against a folder of real sound; preset `compare`: evaluations side by side."""
+    if preset in ("", "evaluation"):
+        return FolderEvaluation()
+    if preset == "compare":
+        return FolderEvaluation(program="compare", preset="compare")
+    raise UserError(f"There is no preset {preset!r} of an evaluation: use compare, or leave it out.")
+
+
+RECIPES = {
+    recipe.__name__: recipe
+    for recipe in (avp_rpo, base, sf_cavp, sync_dpo, reward_study, vta_ldm, vta_ldm_study, evaluate)
+}

@@ -1,0 +1,154 @@
+"""A run: one folder and one configuration."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import pathlib
+import threading
+from typing import Any
+
+import grain
+import jax
+
+from msg_jax import networks, train
+from msg_jax.clip import ClipSpec
+from msg_jax.config import tree
+from msg_jax.config.schema import Config, Training
+from msg_jax.convert.bundle import DOCUMENT, Bundle
+from msg_jax.data import mel, pipeline
+from msg_jax.errors import UserError
+from msg_jax.inference import frozen
+from msg_jax.infra import checkpoint, guard, logging, runtime
+from msg_jax.infra import mesh as mesh_lib
+from msg_jax.infra.record import read_record
+from msg_jax.types import Params
+
+_SKIPPED_LOCK = threading.Lock()  # the threads that read ahead report skipped files
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The folder of a run, its configuration and its devices.
+
+    Seeded stages live in `seed_K/` when the run has several seeds. `places` are folders of unseeded stages that lie elsewhere.
+    """
+
+    root: pathlib.Path
+    config: Config
+    mesh: jax.sharding.Mesh
+    places: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def create(cls, config: Config, workdir: str | pathlib.Path) -> "Run":
+        """Raises UserError if the mesh does not fit the devices."""
+        if config.weights:  # the record must hold from every working directory
+            config = tree.replace(config, weights=str(pathlib.Path(config.weights).resolve()))
+        return cls(pathlib.Path(workdir), config, mesh_lib.make_mesh(config.mesh))
+
+    @property
+    def clip(self) -> ClipSpec:
+        return self.config.clip
+
+    def folder(self, stage: str, seed: int | None = None) -> pathlib.Path:
+        if stage in self.places:
+            return self.places[stage]
+        return self.root / stage if seed is None or len(self.config.seeds) == 1 else self.root / f"seed_{seed}" / stage
+
+    def source(self, split: str, kept: Sequence[int] | None = None) -> pipeline.Source:
+        """The random-access source of a split (data/pipeline.py), or of its clips at the indices `kept`."""
+        data, prepared = self.config.data, self.folder("prepare")
+        source = pipeline.make_source(
+            data.source, self.clip, split, data_dir=data.cache, seed=data.seed,
+            sizes={"train": data.train, "validation": data.validation, "test": data.test},
+            windows_per_video=data.windows_per_video,
+            index_path=prepared / "videos.json",
+            index_is_final=(read_record(prepared) or {}).get("finished", False),  # the clips are those that `prepare` found
+            squash_clip_video=self.config.encoders.kind == "released",  # as CLIP saw its images in training
+        )
+        return source if kept is None else pipeline.Chosen(source, kept)
+
+    def report_skipped(self, row: dict) -> None:
+        """Add a row {"path", "reason"} to the run's `skipped.jsonl`, and log it, unless it is there already."""
+        path = self.root / "skipped.jsonl"
+        with _SKIPPED_LOCK:
+            rows = logging.read_metrics(path)
+            if row not in rows:
+                logging.write_jsonl(path, [*rows, row])
+                logging.info("skipped %s: %s", row["path"], row["reason"])
+
+    @functools.cached_property
+    def released(self) -> Bundle | None:
+        """The converted files of `config.weights`; None if the config uses none of their networks.
+
+        Raises UserError if the folder is not given, or as `frozen.open_weights` does.
+        """
+        if not networks.released_fields(self.config):
+            return None
+        folder, variant = self.config.weights, self.config.variant
+        if not folder:
+            raise UserError(f"config.variant={variant} needs released files: name their folder with --config.weights=FOLDER "
+                            f"({DOCUMENT} lists the files and where they are published).")
+        runtime.first_process_alone(lambda: frozen.open_weights(folder, variant), folder)  # converts the files
+        return frozen.open_weights(folder, variant)
+
+    def load_released(self, kind: str, *prefixes: str) -> Params:
+        """Variables of a released network (`Bundle.load`), whole on every device of this process."""
+        assert self.released is not None
+        return self.local(self.released.load(kind, *prefixes))
+
+    def frozen(self, *codec_sides: str) -> frozen.LazyWeights:
+        """Variables of the frozen "encoders" and of the "codec"; `codec_sides` as for `frozen.loaders`."""
+        loaders = frozen.loaders(self.config, self.released, self.load, *codec_sides)
+        return frozen.LazyWeights(loaders, keep_all=self.released is None or frozen.fits_in_memory(self.released))
+
+    def arrays(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """What networks see of a record: frames as uint8 (devices convert them to floats) and the log-mel."""
+        return {
+            "video": record["video"], "clip_video": record["clip_video"],
+            "mel": mel.log_mel(record["waveform"], self.clip.mel),
+        }
+
+    def load(self, stage: str, seed: int | None = None) -> Params:
+        """What a finished stage exported, whole on every device of this process."""
+        return self.local(checkpoint.load(self.folder(stage, seed) / "params"))
+
+    @functools.cached_property
+    def local_mesh(self) -> jax.sharding.Mesh:
+        """This process's devices: frozen networks run here, each process on its own share of the clips."""
+        return mesh_lib.make_mesh(devices=self.mesh.local_devices)
+
+    def local(self, tree: Any) -> Any:
+        """A tree, whole on every device of this process."""
+        return mesh_lib.replicate(tree, self.local_mesh)
+
+    def batches(self, source: Any, batch_size: int, transform: Callable | None = None, *, seed: int) -> grain.IterDataset:
+        """Endless shuffled batches: this process's share of a global batch of `batch_size`."""
+        ways = mesh_lib.batch_devices(self.mesh)
+        if batch_size % ways:
+            raise UserError(f"batch_size={batch_size} cannot be split over {ways} devices: make it a multiple of {ways}.")
+        source = pipeline.Named(pipeline.Readable(source, self.report_skipped), transform)
+        return pipeline.batches(
+            source, batch_size=batch_size, seed=seed, read_threads=self.config.data.read_threads,
+            rows=mesh_lib.local_rows(self.mesh, batch_size),
+        )
+
+    def fit(self, task: train.Task, section: Training, folder: pathlib.Path, *, seed: int) -> train.TrainState:
+        """Train `task` for `section.steps` in `folder` with the run's mesh and intervals (`train.fit`)."""
+        every = self.config.every
+        return train.fit(
+            task, steps=section.steps, workdir=folder, mesh=self.mesh, seed=seed, log_every=every.log,
+            checkpoint_every=every.checkpoint, held_out_every=every.held_out, observe=self._observe,
+        )
+
+    @property
+    def _observe(self) -> train.Observe:
+        """Raises UserError if `log.profile_steps` is not A:B."""
+        log, profile = self.config.log, None
+        if log.profile_steps:
+            first, _, end = log.profile_steps.partition(":")
+            if not (first.isdecimal() and end.isdecimal() and int(first) < int(end)):
+                raise UserError(f"--profile_steps={log.profile_steps} is not A:B with steps A < B.")
+            profile = int(first), int(end)
+        return train.Observe(
+            guard.Limits(**tree.to_dict(self.config.guard)), log.tensorboard, log.wandb, profile, log.explain_sharding
+        )

@@ -1,0 +1,250 @@
+"""Evaluates every system of a run on held-out clips: `results.json`, `table.txt` and the report.
+
+Each row is written to `evaluate/rows/` as soon as it is finished, so an interrupted evaluation continues there.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from msg_jax import methods, networks
+from msg_jax.config import tree
+from msg_jax.data import mel
+from msg_jax.data.features import FeatureSource
+from msg_jax.evaluation import bootstrap, distribution, event_metrics, events, ranking, report
+from msg_jax.evaluation.event_metrics import EVENT_METRICS
+from msg_jax.infra import logging, metering, preemption, runtime
+from msg_jax.infra.record import RECORD, read_record
+from msg_jax.losses.contrastive import lagged_cosines
+from msg_jax.run import build
+from msg_jax.run.run import Run
+from msg_jax.run.stage import text_digest
+from msg_jax.studies.reward_study import judged_candidates
+
+OFFSETS = 9  # a clip against itself, shifted by -4 to 4 times OFFSET_SEC
+OFFSET_SEC = 0.08
+RECALL_GROUP = 64
+PAIRED_METRICS = ("event_f1", "event_f1_40ms")  # also reported as differences to the base
+REFERENCES = ("real", "reconstructed", "random_clip")
+
+
+@dataclasses.dataclass(frozen=True)
+class RowKey:
+    """One row of the table: a system at one guidance scale, from one seed's networks. References have neither."""
+
+    name: str
+    guidance: float | None = None
+    seed: int | None = None
+
+    @property
+    def key(self) -> str:
+        return "-".join(str(part) for part in (self.name, self.guidance, self.seed) if part is not None)
+
+
+class Evaluation:
+    """The held-out clips of a split, and the frozen networks that measure sound for them."""
+
+    def __init__(self, run: Run):
+        self.run, self.section = run, run.config.evaluate
+        split = self.section.split
+        self.features = FeatureSource(run.folder("extract") / split)
+        self.source = run.source(split, self.features.kept)
+        self.indices = list(range(min(self.section.clips, len(self.source))))
+        self.reward_scorer = build.reward_scorer(run)
+        self.codec_and_judge = build.codec_and_judge(run, self.source.class_names)
+        self.sampler = build.sampler(run, self.features)
+        self.no_truth = None if self.codec_and_judge.can_judge else f"{run.config.data.source} has no event truth"
+        self.records = [self.source[i] | {"clip_video": None} for i in self.indices]  # not needed here, and large
+        self.truth = events.true_events(np.stack([record["events"] for record in self.records]))
+        self.video = self.reward_scorer.embed_video(np.stack([record["video"] for record in self.records]))
+        self.real_mels = mel.log_mel(np.stack([record["waveform"] for record in self.records]), run.clip.mel)
+        self.real_latents = self.features.stack(self.indices, ("latents",))["latents"]
+        self._variables = functools.lru_cache(maxsize=2)(run.load)
+
+    def keys(self) -> list[RowKey]:
+        config = self.run.config
+        rows = [RowKey(name) for name in REFERENCES]
+        for seed in config.seeds:
+            rows.append(RowKey("unconditional", 1.0, seed))
+            rows += [
+                RowKey(name, scale, seed) for name in ("base", *config.arms) for scale in self.section.guidance_scales
+            ]
+        return rows
+
+    def mels(self, system: RowKey, clips: int | None = None, samples: int = 1) -> np.ndarray:
+        """Log-mels (B, S, T, M) of the system's sound for all (or the first `clips`) clips; references have S = 1."""
+        if system.name == "real":
+            return self.real_mels[:clips, None]
+        if system.name == "reconstructed":
+            return self.codec_and_judge.decode(self.real_latents[:clips, None])
+        if system.name == "random_clip":
+            return np.roll(self.real_mels, 1, axis=0)[:clips, None]
+        assert system.seed is not None and system.guidance is not None
+        stage = "base" if system.name == "unconditional" else system.name
+        latents = self.sampler.latents(
+            self._variables(stage, system.seed), self.indices[:clips], seed=system.seed, purpose="test",
+            guidance_scale=system.guidance, steps=self.section.steps, batch_size=self.section.batch_size,
+            conditional=system.name != "unconditional", candidates=samples, prompts=self.section.prompts,
+        )
+        return np.concatenate([self.codec_and_judge.decode(chunk) for chunk in latents])
+
+    def row(self, system: RowKey) -> dict[str, Any]:
+        mels = self.mels(system, samples=self.section.samples)
+        row: dict[str, Any] = {"system": system.name, "guidance": system.guidance, "split": self.section.split, "seed": system.seed}
+        options = dict(seed=self.run.config.seed, resamples=self.section.bootstrap)
+        scores = self.reward_scorer.score(self.video, mels)
+        row |= {name: bootstrap.mean_interval(value.mean(axis=1), **options) for name, value in scores.items()}
+        if self.no_truth:
+            for name in (*EVENT_METRICS, "fd_judge"):
+                row |= {name: None, f"{name}_reason": self.no_truth}
+            return row
+        detected = [self.codec_and_judge.detect(mels[:, sample]) for sample in range(mels.shape[1])]
+        each = [event_metrics.counts(self.truth, found, self.section.tolerance_sec) for found, _ in detected]
+        counts = {name: np.sum([part[name] for part in each], axis=0) for name in EVENT_METRICS}  # per clip, over its samples
+        row |= {name: bootstrap.f1_interval(counts[name], **options) for name in EVENT_METRICS}
+        row["fd_judge"] = np.mean([distribution.frechet_distance(found, self.real_embeddings) for _, found in detected])
+        row["counts"] = {name: counts[name].tolist() for name in PAIRED_METRICS}
+        return row
+
+    @functools.cached_property
+    def real_embeddings(self) -> np.ndarray:
+        return self.codec_and_judge.detect(self.real_mels)[1]
+
+    def sf_cavp(self) -> dict[str, Any]:
+        """Metrics of SF-CAVP itself on real held-out clips."""
+        audio = self.reward_scorer.embed_audio(self.real_mels)
+        step = round(OFFSET_SEC * networks.reward_model(self.run.config, self.run.clip).config.dynamic_hz)
+        lags = [step * (i - OFFSETS // 2) for i in range(OFFSETS)]
+        cosines = np.asarray(lagged_cosines(self.video.dynamic, audio.dynamic, lags))
+        metrics: dict[str, Any] = {"offset_accuracy_9": ranking.offset_accuracy(cosines, OFFSETS // 2)}
+        for name in ("semantic", "dynamic"):
+            video, sound = (getattr(x, name).reshape(len(self.indices), -1) for x in (self.video, audio))
+            key = f"{name}_r1_{RECALL_GROUP}"
+            if len(video) < RECALL_GROUP:
+                metrics |= {key: None, f"{key}_reason": f"{len(video)} clips are fewer than a group of {RECALL_GROUP}"}
+            else:
+                metrics[key] = ranking.recall_at_1(ranking.grouped_cosine(video, sound, RECALL_GROUP))
+        return metrics
+
+    def reward(self) -> dict[str, Any]:
+        """How well the reward ranks the base model's candidates for one video, against event F1, which it never saw."""
+        if self.no_truth:
+            names = ("within_video_correlation", "within_video_rank_correlation", "headroom_share", "best_beats_worst")
+            return {name: None for name in names} | {f"{name}_reason": self.no_truth for name in names}
+        section = self.section
+        indices = self.indices[: section.reward_clips]
+        video, truth = jax.tree.map(lambda x: x[: len(indices)], self.video), self.truth[: len(indices)]
+        rewards, truths = [], []
+        for seed in self.run.config.seeds:
+            mels, f1 = judged_candidates(
+                self.sampler, self.codec_and_judge, self._variables("base", seed), indices, truth, seed=seed, purpose="reward",
+                tolerance_sec=section.tolerance_sec, candidates=section.reward_candidates,
+                guidance_scale=section.reward_guidance, steps=section.steps, batch_size=section.batch_size,
+            )
+            rewards.append(self.reward_scorer.score(video, mels))
+            truths.append(f1["event_f1"])
+        scores = {name: np.concatenate([part[name] for part in rewards]) for name in rewards[0]}
+        truth = np.concatenate(truths)
+        tables = ranking.ranking_tables(scores["reward"], truth)
+        metrics: dict[str, Any] = {name: float(ranking.quotient(table.sum(axis=0))) for name, table in tables.items()}
+        for name in (name for name in scores if name != "reward"):
+            metrics[f"correlation_{name}"] = ranking.within_video_correlation(scores[name], truth)["value"]
+        unusable = [name for name, value in metrics.items() if not math.isfinite(value)]
+        metrics |= {name: None for name in unusable}
+        return metrics | {f"{name}_reason": "no video whose candidates differ in truth and in reward" for name in unusable}
+
+    def examples(self) -> list[dict[str, Any]]:
+        """The first clips with real sound and the sound of the base and of the first arm of each method."""
+        config = self.run.config
+        tuned = {config.arms[name].kind: name for name in reversed(list(config.arms)) if methods.method(config, name).role == "system"}
+        seed, count = config.seeds[0], min(self.section.examples, len(self.indices))
+        if not count:
+            return []
+        guidance = self.section.reward_guidance
+        systems = [RowKey("real")] + [RowKey(name, guidance, seed) for name in ("base", *reversed(tuned.values()))]
+        examples = [
+            {"id": record["id"], "caption": record["caption"], "frames": record["video"], "events": truth, "tracks": []}
+            for record, truth in zip(self.records[:count], self.truth)
+        ]
+        for system in systems:
+            mels = self.mels(system, count)[:, 0]
+            waveforms = np.stack([r["waveform"] for r in self.records[:count]])
+            if system.name != "real":
+                waveforms = self.codec_and_judge.vocode(mels)
+            found = self.codec_and_judge.detect(mels)[0] if self.codec_and_judge.can_judge else [np.zeros((0, 2))] * count
+            for example, log_mel, waveform, detected in zip(examples, mels, waveforms, found):
+                example["tracks"].append(
+                    {"name": system.name, "waveform": waveform, "mel": log_mel, "detected": detected}
+                )
+        return examples
+
+
+def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+    evaluation = Evaluation(run)
+    keys = evaluation.keys()
+    progress = logging.Progress("evaluate", len(keys), "row")
+    paths = [folder / "rows" / f"{system.key}.json" for system in keys]
+    for i, system in enumerate(progress.over(keys)):
+        if i % jax.process_count() == jax.process_index() and not paths[i].exists():
+            logging.write_atomically(paths[i], json.dumps(evaluation.row(system)))
+            preemption.exit_if_requested(f"evaluate {system.key}")
+    runtime.barrier(f"rows {folder}")
+    if jax.process_index():
+        return ""  # process 0 writes the results
+    rows = [json.loads(path.read_text()) for path in paths]
+    results = {
+        "rows": [{name: value for name, value in row.items() if name != "counts"} for row in rows],
+        "differences": paired_differences(rows, run),
+        "sf_cavp": evaluation.sf_cavp(),
+        "reward": evaluation.reward(),
+    }
+    systems = {name: methods.method(run.config, name).describe() for name in run.config.arms}
+    text = json.dumps(results, indent=1)
+    logging.write_atomically(run.root / "results.json", text + "\n")
+    logging.write_atomically(run.root / "table.txt", report.format_table(results, systems) + "\n")
+    report.write_report(
+        run.root, results, run.clip, evaluation.source.class_names, systems=systems, curves=curves(run), examples=evaluation.examples(),
+        facts=facts(run),
+    )
+    return text_digest(text)
+
+
+def paired_differences(rows: list[dict], run: Run) -> list[dict]:
+    """`PAIRED_METRICS` of each tuned system minus the base's at equal guidance and seed, from a bootstrap paired by clip."""
+    base = {(row["guidance"], row["seed"]): row for row in rows if row["system"] == "base"}
+    return [
+        {"system": row["system"], "baseline": "base"} | {name: row[name] for name in ("guidance", "split", "seed")} | {
+            name: bootstrap.f1_difference_interval(
+                np.array(row["counts"][name]), np.array(base[row["guidance"], row["seed"]]["counts"][name]),
+                seed=run.config.seed, resamples=run.config.evaluate.bootstrap,
+            ) for name in PAIRED_METRICS
+        }
+        for row in rows if row["system"] in run.config.arms and "counts" in row
+    ]
+
+
+def curves(run: Run) -> dict[str, list[dict]]:
+    """The metrics of every training in the run, by its folder."""
+    found = {}
+    for path in sorted(run.root.glob("**/metrics.jsonl")):
+        found[str(path.parent.relative_to(run.root))] = [
+            {name: value for name, value in row.items() if name not in metering.FIELDS} for row in logging.read_metrics(path)
+        ]
+    return found
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """What it takes to repeat the run: config, versions, revision, device, and seconds of each stage."""
+    folders = [path.parent for path in sorted(run.root.glob(f"**/{RECORD}"))]
+    records = {str(folder.relative_to(run.root)): record for folder in folders if (record := read_record(folder))}
+    first = next(iter(records.values()))
+    return {
+        "config": tree.to_dict(run.config), "versions": first["versions"], "device": first["device"],
+        "git_revision": first["git_revision"], "seconds": {name: record["seconds"] for name, record in records.items()},
+    }

@@ -1,0 +1,158 @@
+"""Training of the generator: flow matching, or the diffusion objective of VTA-LDM."""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from msg_jax import networks, train
+from msg_jax.config.schema import Base, Preference
+from msg_jax.data import pipeline
+from msg_jax.data.features import FeatureSource
+from msg_jax.errors import UserError
+from msg_jax.infra import mesh
+from msg_jax.losses import flow
+from msg_jax.losses.diffusion import Diffusion
+from msg_jax.models import lora
+from msg_jax.models.mmdit import draw_drops, drop_conditions, example_inputs
+from msg_jax.run.run import Run
+from msg_jax.types import Array, Conditions, Params, TrainState
+
+
+class GeneratorTask(train.Task):
+    """Shared by all trainings of the generator: they train it whole, or adapters of it where `section.lora_rank` > 0.
+
+    With adapters, gradients, optimizer state and EMA are those of the adapters; the network stays frozen beside them.
+    """
+
+    run: Run
+    section: Base | Preference
+    seed: int
+    base: Params  # the network that training starts from; without one, its buffers
+    diffusion: Diffusion | None = None  # None: flow matching
+
+    def build(self, dims: dict[str, int]) -> None:
+        """Make network and optimizer; `dims` are the widths of the extracted features."""
+        self.model = networks.generator(self.run.config, self.run.clip, dims, networks.compute_dtype())
+        self.diffusion = networks.diffusion(self.run.config)
+        self.use(self.section)
+
+    @property
+    def pretrained(self) -> Params | None:
+        """The parameters of `base`, if there are any and all are trained."""
+        return None if self.section.lora_rank else self.base.get("params")
+
+    def start(self, rng: Array) -> Params:
+        """Initial parameters, or adapters of `base`; boxed with their logical axis names."""
+        section, inputs = self.section, example_inputs(self.model.config)
+        if not section.lora_rank:
+            return self.model.init(rng, *inputs)["params"]
+        boxes = jax.eval_shape(self.model.init, rng, *inputs)["params"]
+        return lora.init(rng, boxes, section.lora_rank, section.lora_targets)
+
+    def variables(self, trained: Params, base: Params) -> Params:
+        """The network's variables: `trained` parameters with the buffers of `base`, or `base` with trained adapters."""
+        if self.section.lora_rank:
+            return lora.attach(base, trained, self.section.lora_scale)
+        return {"params": trained, "buffers": base["buffers"]}
+
+    def result(self, state: TrainState) -> Params:
+        """The trained network (its EMA if there is one) as plain variables, with adapters merged into the weights."""
+        trained = state.params if state.ema_params is None else state.ema_params
+        if self.section.lora_rank:  # they lie on the mesh of all processes, the network on this one's
+            trained = mesh.to_host(trained)
+        return lora.merge(self.variables(self.run.local(trained), self.base))
+
+    def held_out(self):
+        features = FeatureSource(self.run.folder("extract") / "validation")
+        return self.run.batches(features, self.section.batch_size, seed=self.seed) if len(features) else None
+
+    def held_out_loss(self, params, batch, rng, frozen):
+        """The flow-matching (or diffusion) loss on real sound, whatever the training loss is."""
+        draws = flow_draws(rng, batch["latents"], self.section, self.diffusion)
+        variables = self.variables(params, self.frozen_base(frozen))
+        return flow_loss(
+            self.model, variables, batch["latents"], Conditions.from_batch(batch), draws, self.diffusion
+        )
+
+    def frozen_base(self, frozen: Any) -> Params:
+        """`base` as the step gets it."""
+        return frozen
+
+
+@dataclasses.dataclass
+class FlowTask(GeneratorTask):
+    """Train the base model, or continue the training of `initial`."""
+
+    run: Run
+    source: FeatureSource
+    section: Base | Preference
+    seed: int
+    initial: Params | None = None
+    name: str = "base"
+    kept: Sequence[int] | None = None  # train on these clips of the source; None: all
+    ema_decay: float = 0.0
+
+    def __post_init__(self):
+        self.build(self.source.dims)
+        self.base = self.initial or {"buffers": self._buffers()}
+        if self.section.lora_rank and not self.initial:
+            raise UserError(f"config.base.lora_rank={self.section.lora_rank} adapts a network, but config.base.initial names "
+                            "none: set initial to released, or lora_rank to 0.")
+        self.frozen = self.base if self.section.lora_rank else {"buffers": self.base["buffers"]}
+
+    def _buffers(self) -> Params:
+        """Values that are never trained. Released encoders and codecs bring theirs in the released MM-DiT's file."""
+        config = self.run.config
+        buffers = jax.jit(lambda key: self.model.init(key, *example_inputs(self.model.config))["buffers"])(jax.random.key(0))
+        for kind, names in ((config.codec.kind, ("latent_mean", "latent_std")), (config.encoders.kind, ("empty_text",))):
+            if kind == "released":
+                theirs = self.run.load_released("mmdit", "buffers/")["buffers"]
+                buffers |= {name: theirs[name] for name in names}
+        return buffers
+
+    def init(self, rng):
+        return train.create_state(self.start(rng), self.optimizer, ema=self.ema_decay > 0)
+
+    def draw(self, batch, rng, frozen):
+        return batch | {"flow": flow_draws(rng, batch["latents"], self.section, self.diffusion)}
+
+    def loss(self, params, rows, frozen):
+        variables = self.variables(params, frozen)
+        conditions = Conditions.from_batch(rows)
+        return flow_loss(self.model, variables, rows["latents"], conditions, rows["flow"], self.diffusion), {}
+
+    def batches(self):
+        source = self.source if self.kept is None else pipeline.Subset(self.source, self.kept)
+        return self.run.batches(source, self.section.batch_size, seed=self.seed)
+
+
+def flow_draws(
+    rng: Array, latents: Array, section: Base | Preference, diffusion: Diffusion | None = None
+) -> dict[str, Array]:
+    """The random numbers of `flow_loss` for latents (B, T, C): noise, times (B,), dropped conditions (B, 2)."""
+    noise_key, time_key, drop_key = jax.random.split(rng, 3)
+    sample_t = diffusion.sample_t if diffusion else flow.sample_t
+    return {
+        "noise": jax.random.normal(noise_key, latents.shape), "t": sample_t(time_key, len(latents)),
+        "drops": draw_drops(drop_key, len(latents), section.condition_dropout, section.text_dropout),
+    }
+
+
+def flow_loss(
+    model: Any, variables: Params, latents: Array, conditions: Conditions, draws: dict[str, Array],
+    diffusion: Diffusion | None = None,
+) -> Array:
+    """Mean flow-matching error () of the codec's latents (B, T, C); with a `diffusion`, the error of its prediction.
+
+    Conditions are dropped as drawn, so that the null conditions of guidance are trained.
+    """
+    null = model.apply(variables, len(latents), method="null_conditions")
+    conditions = drop_conditions(draws["drops"], conditions, null)
+    error = diffusion.error if diffusion else flow.flow_error
+    return jnp.mean(error(
+        lambda x_t, t: model.apply(variables, x_t, t, conditions),
+        model.apply(variables, latents, method="normalize"), draws["noise"], draws["t"],
+    ))

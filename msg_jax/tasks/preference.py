@@ -1,0 +1,92 @@
+"""The preference loss as a training task: DPO for flow matching (losses/preference.py) with two anchors."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from msg_jax import train
+from msg_jax.config.schema import Preference
+from msg_jax.inference import sampling
+from msg_jax.losses import flow
+from msg_jax.losses.preference import PairErrors, preference_loss
+from msg_jax.run.run import Run
+from msg_jax.tasks.flow import GeneratorTask, flow_draws, flow_loss
+from msg_jax.types import Array, Conditions, Params, PreferenceBatch
+
+
+@dataclasses.dataclass
+class PreferenceTask(GeneratorTask):
+    """DPO over policy and frozen reference, and flow matching on the winner and on real sound, each with its weight.
+
+    With adapters, the reference is the same tree without them, so there is no second copy of the network.
+    """
+
+    run: Run
+    source: Any
+    section: Preference
+    seed: int
+    reference: Params
+    dims: dict[str, int]
+    name: str
+
+    def __post_init__(self):
+        self.build(self.dims)
+        self.base = self.reference
+        self.frozen = {"reference": self.reference}
+
+    def init(self, rng):
+        return train.create_state(self.start(rng), self.optimizer, ema=False)
+
+    def draw(self, batch, rng, frozen):
+        noise_key, time_key, real_key = jax.random.split(rng, 3)
+        noise = jax.random.normal(noise_key, batch["winner"].shape)
+        t = flow.sample_t(time_key, len(batch["winner"]))
+        return batch | {"noise": noise, "t": t, "flow": flow_draws(real_key, batch["latents"], self.section)}
+
+    def loss(self, params: Params, rows: dict, frozen: Params) -> tuple[Array, dict[str, Array]]:
+        """The loss () and its parts for a batch of pairs; `params` are parameters or adapters."""
+        section, policy = self.section, self.variables(params, frozen["reference"])
+        pairs = PreferenceBatch(
+            winner=rows["winner"], loser=rows["loser"], real=rows["latents"], conditions=Conditions.from_batch(rows)
+        )
+        noise, t = rows["noise"], rows["t"]  # shared by winner and loser, policy and reference
+        sides = [self.errors(each, pairs, noise, t, section.dpo_guidance) for each in (policy, frozen["reference"])]
+        errors = PairErrors(*sides[0], *sides[1])
+        dpo, metrics = preference_loss(errors, section.beta)
+        winner = self.errors(policy, pairs, noise, t)[0].mean()  # at guidance 1 XLA computes this once with the line above
+        real = flow_loss(self.model, policy, pairs.real, pairs.conditions, rows["flow"])
+        loss = section.dpo_weight * dpo + section.winner_weight * winner + section.real_weight * real
+        return loss, {"dpo": dpo, "error_real": real} | metrics | self.more_metrics(errors, rows)
+
+    def errors(
+        self, variables: Params, pairs: PreferenceBatch, noise: Array, t: Array, guidance_scale: float = 1.0
+    ) -> list[Array]:
+        """Flow errors [(B,), (B,)] of winners and losers, under the velocity that sampling at `guidance_scale` follows."""
+        sides = jnp.concatenate([pairs.winner, pairs.loser])
+
+        def processed(conditions):
+            conditions = self.model.apply(variables, conditions, method="preprocess")
+            return jax.tree.map(lambda x: jnp.concatenate([x, x]), conditions)
+
+        velocity = sampling.guided(
+            lambda x_t, t, conditions: self.model.apply(variables, x_t, t, conditions, method="velocity"),
+            processed(pairs.conditions), processed(self.model.apply(variables, len(t), method="null_conditions")),
+            guidance_scale,
+        )
+        errors = flow.flow_error(
+            velocity, self.model.apply(variables, sides, method="normalize"), jnp.concatenate([noise, noise]),
+            jnp.concatenate([t, t]),
+        )
+        return jnp.split(errors, 2)
+
+    def more_metrics(self, errors: PairErrors, rows: dict) -> dict[str, Array]:
+        """Metrics that a subclass adds."""
+        return {}
+
+    def frozen_base(self, frozen):
+        return frozen["reference"]
+
+    def batches(self):
+        return self.run.batches(self.source, self.section.batch_size, seed=self.seed)
