@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What all launchers share. Each is called as   launch/NAME.sh [--dry_run] -- --config=configs/avp_rpo.py:tiny --workdir=...
-# What follows -- goes to msg_jax.main as it is; everything about the machines comes from variables.
+# Shared functions of the launchers. Usage:   launch/NAME.sh [--dry_run] -- --config=configs/avp_rpo.py:tiny --workdir=...
+# Everything after -- goes to msg_jax.main unchanged. Environment variables describe the machines.
 
 set -euo pipefail
 DRY_RUN=0
@@ -11,7 +11,7 @@ die() {
   exit 2
 }
 
-# need NAME 'what it is': the variable must be set.
+# need NAME 'what it is': exit with an error unless the variable is set.
 need() {
   [[ -n "${!1:-}" ]] || die "$1 is not set: $2."
 }
@@ -21,14 +21,14 @@ parse() {
     case "$1" in
       --dry_run) DRY_RUN=1 ;;
       --) shift; ARGUMENTS=("$@"); break ;;
-      *) die "$1 is not known here: only --dry_run comes before --, and the arguments of msg_jax.main after it." ;;
+      *) die "unknown option $1: put only --dry_run before --, and the arguments of msg_jax.main after it." ;;
     esac
     shift
   done
-  ((${#ARGUMENTS[@]})) || die "the arguments of msg_jax.main are missing: give them after --, for example -- --config=configs/avp_rpo.py."
+  ((${#ARGUMENTS[@]})) || die "no arguments of msg_jax.main: add them after --, for example -- --config=configs/avp_rpo.py."
 }
 
-# run COMMAND...: does it, or only shows it.
+# run COMMAND...: run the command; with --dry_run, print it.
 run() {
   if ((DRY_RUN)); then
     printf '%q ' "$@"
@@ -38,7 +38,7 @@ run() {
   fi
 }
 
-# The arguments, quoted so that a shell gives them back.
+# quoted ARGUMENTS...: print the arguments, quoted for another shell.
 quoted() {
   local text
   printf -v text '%q ' "$@"

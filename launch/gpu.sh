@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# One machine with GPUs: one process drives all of them. launch/gpu.sh [--dry_run] -- ARGUMENTS
-#   GPUS    how many there must be: a machine that lost one is found out before it trains
-#   PYTHON  the interpreter (.venv/bin/python)
+# Run on one machine; one process drives all of its GPUs. Usage: launch/gpu.sh [--dry_run] -- ARGUMENTS
+#   GPUS    number of GPUs; a machine that has lost one fails before it trains
+#   PYTHON  interpreter (default: .venv/bin/python)
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 parse "$@"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# N processes on this machine, as on N hosts. launch/local_processes.sh [--dry_run] -- ARGUMENTS
-#   PROCESSES  how many
-#   DEVICES    virtual CPU devices of each; unset: each sees what its JAX_LOCAL_DEVICE_IDS or the machine give it
-#   PORT       of the first process (12355; the next one is used too)
-#   LOGS       folder for the output of processes 1, 2, ... (logs); that of process 0 is shown
-#   PYTHON     the interpreter (.venv/bin/python)
-#   GRACE_SEC  how long the others may go on after one has failed (120)
+# Run N processes on this machine, as on N hosts. Usage: launch/local_processes.sh [--dry_run] -- ARGUMENTS
+#   PROCESSES  number of processes
+#   DEVICES    virtual CPU devices per process; unset: the devices of JAX_LOCAL_DEVICE_IDS, or of the machine
+#   PORT       port of the first process (default: 12355); the next port is used too
+#   LOGS       folder for the output of processes 1, 2, ... (default: logs); process 0 writes to the terminal
+#   PYTHON     interpreter (default: .venv/bin/python)
+#   GRACE_SEC  seconds the others may run after one has failed (default: 120)
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 parse "$@"
@@ -33,7 +33,7 @@ for ((i = 0; i < PROCESSES; i++)); do
 done
 ((DRY_RUN)) && exit 0
 
-# shellcheck disable=SC2317,SC2329  # called by the trap
+# shellcheck disable=SC2317,SC2329  # the trap calls it
 forward() { kill -TERM "${pids[@]}" 2> /dev/null || true; }
 trap forward TERM INT
 
@@ -50,7 +50,7 @@ while ((${#running[@]})); do
       wait "$pid" || code=$?
       if ((code)); then
         for ((i = 0; i < PROCESSES; i++)); do
-          [[ "${pids[i]}" == "$pid" ]] && echo "error: process $i ended with code $code; see its output." >&2
+          [[ "${pids[i]}" == "$pid" ]] && echo "error: process $i exited with code $code; see its output." >&2
         done
         ((worst)) || worst=$code
         ((deadline)) || deadline=$((SECONDS + ${GRACE_SEC:-120}))
@@ -59,7 +59,7 @@ while ((${#running[@]})); do
   done
   running=(${left[@]+"${left[@]}"})
   if ((deadline && SECONDS > deadline && ${#running[@]})); then
-    echo "error: ${#running[@]} processes went on ${GRACE_SEC:-120} s after another had failed, and were ended." >&2
+    echo "error: killed ${#running[@]} processes that still ran ${GRACE_SEC:-120} s after another had failed." >&2
     kill -KILL "${running[@]}" 2> /dev/null || true
     deadline=0
   fi

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# A workload on a cluster made with xpk. launch/xpk.sh [--dry_run] -- ARGUMENTS
-#   CLUSTER, PROJECT, ZONE   of the cluster
+# Run a workload on a cluster made with xpk. Usage: launch/xpk.sh [--dry_run] -- ARGUMENTS
+#   CLUSTER, PROJECT, ZONE   name, Google Cloud project and zone of the cluster
 #   WORKLOAD                 name of the workload
-#   TPU_TYPE                 for example v5litepod-256
-#   HOSTS, DEVICES           hosts and chips of the slice, for example 64 and 256
-#   BASE_IMAGE               image with the requirements installed; this project is put on top of it
+#   TPU_TYPE                 type of the slice, e.g. v5litepod-256
+#   HOSTS, DEVICES           hosts and chips of the slice, e.g. 64 and 256
+#   BASE_IMAGE               image with the requirements installed; this project is added on top
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 parse "$@"
 need CLUSTER 'the name of the cluster'
-need PROJECT 'its Google Cloud project'
-need ZONE 'its zone'
-need WORKLOAD 'a name for this workload'
+need PROJECT 'the Google Cloud project of the cluster'
+need ZONE 'the zone of the cluster'
+need WORKLOAD 'the name of the workload'
 need TPU_TYPE 'the type of the slice, for example v5litepod-256'
 need HOSTS 'the number of hosts of the slice'
 need DEVICES 'the number of chips of the slice'

@@ -1,4 +1,4 @@
-"""The notebook runs as it is, on its own example, cut to a few clips."""
+"""The notebook runs unchanged on its own example, reduced to a few clips."""
 
 import nbclient
 import nbformat

@@ -1,4 +1,4 @@
-"""The launchers: clean, told what is missing in a sentence, and of one mind about arguments. Nothing is started."""
+"""Launchers pass shellcheck, name missing variables, and pass arguments on unchanged. Nothing is launched."""
 
 import os
 import pathlib
@@ -52,14 +52,14 @@ def test_a_dry_run_shows_the_arguments_as_they_were_given(name):
         assert "@" not in done.stdout and "value: '256'" in done.stdout
         return
     last = shlex.split(done.stdout.strip().splitlines()[-1])
-    if name in ("tpu_pod.sh", "xpk.sh"):  # a command line inside an argument
+    if name in ("tpu_pod.sh", "xpk.sh"):  # the command line is one argument
         last = shlex.split(next(part for part in last if part.startswith("--command=")).removeprefix("--command="))
     assert last[-3:] == ARGUMENTS
     assert last[last.index("-m") + 1] == "msg_jax.main"
 
 
 @pytest.mark.parametrize(("name", "missing"), [(name, each) for name, all_ in VARIABLES.items() for each in all_])
-def test_a_missing_variable_is_named_in_a_sentence(name, missing):
+def test_a_missing_variable_is_named_in_one_line(name, missing):
     given = {key: value for key, value in VARIABLES[name].items() if key != missing}
     done = _launch(name, given, "--dry_run", "--", *ARGUMENTS)
     assert done.returncode and len(done.stderr.strip().splitlines()) == 1
