@@ -1,19 +1,21 @@
-"""ClipSpec: seconds and rates in, every derived length out. The only place lengths come from.
+"""ClipSpec: durations and rates in, every derived length out. All lengths come from here.
 
-Names carry their unit: `_sec` seconds, `_hz` per second, `_samples` waveform samples, `_px` pixels. Counts have none.
+Names carry their unit: `_sec` seconds, `_hz` per second, `_samples` waveform samples, `_px` pixels. Counts have no suffix.
 """
 
+from collections.abc import Iterator
 import dataclasses
 import math
+from typing import Any
 
-SYNC_STEPS_PER_SEGMENT = 8  # Synchformer's feature steps per segment; the MM-DiT's `sync_pos_emb` has as many rows
+SYNC_STEPS_PER_SEGMENT = 8  # Synchformer's feature steps per segment, and the rows of the MM-DiT's `sync_pos_emb`
 
 
 @dataclasses.dataclass(frozen=True)
 class MelSpec:
-    """A log-mel front end (STFT not centred, reflect-padded by (n_fft - hop) / 2 on each side, Slaney filters).
+    """A log-mel front end: uncentred STFT, reflect-padded by (n_fft - hop) / 2 on each side, with Slaney filters.
 
-    `log_base` is 10.0 or e; magnitudes are clamped at `floor` before the logarithm.
+    `log_base` is 10.0 or e. Magnitudes are clamped at `floor` before the logarithm.
     """
 
     audio_hz: int = 16_000
@@ -32,10 +34,10 @@ class MelSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ClipSpec:
-    """One clip: how long it is and at which rates its streams run. Everything with a length asks here.
+    """Duration of a clip and the rates of its streams.
 
-    The video comes in two streams, as in MMAudio: `video` (25 fps; the synchronisation encoder and SF-CAVP see it) and
-    `clip_video` (a few frames per second for the semantic image encoder).
+    The video has two streams, as in MMAudio: `video` (25 fps, for the synchronisation encoder and SF-CAVP) and
+    `clip_video` (a few frames per second, for the semantic image encoder).
     """
 
     duration_sec: float = 3.2
@@ -89,7 +91,7 @@ class ClipSpec:
 
     @property
     def audio_samples(self) -> int:
-        """Samples the codec sees: a whole number of latent tokens, at least `duration_sec`."""
+        """Samples that the codec encodes: a whole number of latent tokens, at least `duration_sec`."""
         return self.latent_tokens * self.latent_samples
 
     def to_dict(self) -> dict:
@@ -97,20 +99,20 @@ class ClipSpec:
 
     @classmethod
     def from_dict(cls, fields: dict) -> "ClipSpec":
-        """Inverse of `to_dict`. Raises TypeError on an unknown field."""
+        """Invert `to_dict`. Raises TypeError on an unknown field."""
         fields = dict(fields)
         mel = MelSpec(**fields.pop("mel", {}))
         return cls(mel=mel, **fields)
 
     def difference(self, other: "ClipSpec") -> str | None:
-        """Names the first field in which `other` disagrees, e.g. `video_hz is 25.0 here, 8.0 there`; None if equal."""
+        """Describe the first differing field, e.g. `video_hz is 25.0 here, 8.0 there`; None if all are equal."""
         for name, ours, theirs in _walk(self.to_dict(), other.to_dict()):
             if ours != theirs:
                 return f"{name} is {ours} here, {theirs} there"
         return None
 
 
-def _walk(ours: dict, theirs: dict, prefix: str = ""):
+def _walk(ours: dict, theirs: dict, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     for name in ours:
         if isinstance(ours[name], dict):
             yield from _walk(ours[name], theirs[name], f"{prefix}{name}.")
@@ -122,9 +124,8 @@ TINY = ClipSpec()
 
 _MEL_16K = MelSpec(audio_hz=16_000, n_fft=1024, hop_samples=256, bands=80, high_hz=8_000.0, log_base=10.0)
 _MEL_44K = MelSpec(audio_hz=44_100, n_fft=2048, hop_samples=512, bands=128, high_hz=22_050.0, log_base=math.e)
-_MMAUDIO = dict(
-    duration_sec=8.0, video_px=224, clip_video_hz=8.0, clip_video_px=384,
-    sync_segment_frames=16, sync_segment_stride=8, latent_stride=2, text_tokens=77,
+MMAUDIO_16K = ClipSpec(
+    duration_sec=8.0, video_px=224, clip_video_hz=8.0, clip_video_px=384, sync_segment_frames=16, sync_segment_stride=8,
+    latent_stride=2, latent_channels=20, text_tokens=77, mel=_MEL_16K,
 )
-MMAUDIO_16K = ClipSpec(latent_channels=20, mel=_MEL_16K, **_MMAUDIO)
-MMAUDIO_44K = ClipSpec(latent_channels=40, mel=_MEL_44K, **_MMAUDIO)
+MMAUDIO_44K = dataclasses.replace(MMAUDIO_16K, latent_channels=40, mel=_MEL_44K)

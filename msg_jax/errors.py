@@ -1,19 +1,19 @@
-"""What the user gave is wrong: one exception, and how a command ends on it."""
+"""Errors in user input, and how a command exits on them."""
 
 import sys
 from typing import NoReturn
 
 
 class UserError(Exception):
-    """Something the user gave is wrong.
+    """Invalid user input.
 
     The message is one sentence that names the file, the field and the remedy. `main` and `generate` print it without a
-    traceback and exit with code 2; a batch of files writes it to `skipped.jsonl` and goes on with the next file.
+    traceback and exit with code 2. A batch of files records it in `skipped.jsonl` and continues with the next file.
     """
 
 
 class UnreadableError(UserError):
-    """One record of a source cannot be read; its file is `path`. The others can still be used."""
+    """One record of a source, stored in the file `path`, cannot be read; the other records remain usable."""
 
     def __init__(self, path: str, reason: str):
         super().__init__(reason)
@@ -21,6 +21,6 @@ class UnreadableError(UserError):
 
 
 def fail(sentence: str) -> NoReturn:
-    """Tells what is wrong on stderr and ends the process with code 2."""
+    """Print the error to stderr and exit with code 2."""
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)

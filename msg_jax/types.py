@@ -1,11 +1,15 @@
-"""The contracts between rooms.
+"""Shared types: array aliases and the PyTrees that pass between rooms.
 
 Legend of dimensions (arrays are time-major per item, channels last):
-  B batch   S waveform samples   T time steps   H, W pixels   M mel bands   C latent channels   D features   E events
+  B batch   S waveform samples   T time steps   N tokens   H, W pixels
+  M mel bands   C channels of a latent or a feature map   D features   E events
 
   video     (B, T, H, W, 3) float32 in [-1, 1]      waveform (B, S) float32 in [-1, 1]
   log-mel   (B, T, M) float32                       latents  (B, T, C) float32, normalised by the codec
   events    (B, E, 3) float32: class index, onset_sec, offset_sec; class -1 marks an unused row
+
+Shapes are jaxtyping annotations, and the tests check them at every call. PyTrees of checked packages carry
+`@no_type_check`: JAX rebuilds them with shapes, shardings and None in place of arrays.
 """
 
 from collections.abc import Mapping
@@ -13,25 +17,32 @@ from typing import Any
 
 from flax import struct
 import jax
+from jaxtyping import Float, Int, Num
+import numpy as np
 
 Array = jax.Array
+AnyArray = Array | np.ndarray  # inputs that a caller outside `jit` may also give as numpy
+Scalar = Float[Array, ""] | float
 Params = Any  # a nested dict of arrays
 
 
 class AVBatch(struct.PyTreeNode):
     """A batch of audio-visual clips."""
 
-    video: Array  # (B, T, H, W, 3)
-    mel: Array  # (B, T, M)
+    video: Float[Array, "B T H W 3"]
+    mel: Float[Array, "B T M"]
 
 
 class Conditions(struct.PyTreeNode):
-    """Encoder features of a batch, computed once per clip; the solver never re-encodes them."""
+    """Encoder features of a batch, computed once per clip; the solver never re-encodes them.
 
-    clip: Array  # (B, clip_video_frames, D)  semantic features of single frames
-    sync: Array  # (B, sync_tokens, D)  frame-aligned features
-    text: Array  # (B, text_tokens, D)
-    motion: Array | None = None  # (B, sync_tokens, 1)  energy of the change between frames, for networks that look at it
+    For a network with its own frame encoder, `clip` and `sync` are flattened pixels in 0..255, uint8 or float.
+    """
+
+    clip: Num[Array, "B clip_video_frames D"]  # semantic features of single frames
+    sync: Num[Array, "B sync_tokens D"]  # frame-aligned features
+    text: Float[Array, "B text_tokens D"]
+    motion: Float[Array, "B sync_tokens 1"] | None = None  # frame-difference energy, for networks that read it
 
     @classmethod
     def from_batch(cls, batch: Mapping[str, Array]) -> "Conditions":
@@ -42,17 +53,17 @@ class Conditions(struct.PyTreeNode):
 class PreferenceBatch(struct.PyTreeNode):
     """Pairs of latents for the same conditions; `real` anchors the model to recorded audio."""
 
-    winner: Array  # (B, T, C)
-    loser: Array  # (B, T, C)
-    real: Array  # (B, T, C)
+    winner: Float[Array, "B T C"]
+    loser: Float[Array, "B T C"]
+    real: Float[Array, "B T C"]
     conditions: Conditions
 
 
 class TrainState(struct.PyTreeNode):
     """What one optimiser step changes. Frozen networks travel beside it."""
 
-    step: Array  # () int32
+    step: Int[Array, ""]
     params: Params
     opt_state: Any
     ema_params: Params | None
-    tally: Any = None  # sums that a task logs over several steps
+    tally: Any = None  # sums that a task accumulates over several steps and logs together

@@ -1,4 +1,4 @@
-"""Every derived length against the published ones (MMAudio's sequence configurations)."""
+"""Derived lengths against the published ones (MMAudio's sequence configurations)."""
 
 import dataclasses
 
@@ -14,11 +14,11 @@ LENGTHS = ("video_frames", "clip_video_frames", "sync_tokens", "latent_tokens", 
     (MMAUDIO_44K, (200, 64, 192, 345, 690, 353_280)),
     (TINY, (80, 20, 80, 40, 160, 51_200)),
 ])
-def test_lengths_are_the_published_ones(spec, lengths):
+def test_lengths_equal_the_published_ones(spec, lengths):
     assert tuple(getattr(spec, name) for name in LENGTHS) == lengths
 
 
-def test_a_spec_survives_a_dict_and_names_the_field_that_differs():
+def test_dict_round_trip_and_first_difference():
     assert ClipSpec.from_dict(MMAUDIO_44K.to_dict()) == MMAUDIO_44K
     assert TINY.difference(TINY) is None
     other = dataclasses.replace(TINY, mel=dataclasses.replace(TINY.mel, hop_samples=256))

@@ -1,27 +1,44 @@
-"""Contrastive losses between paired video and audio embeddings: pure functions of arrays.
+"""Contrastive losses between paired video and audio embeddings.
 
-All are InfoNCE (CLIP's symmetric cross-entropy) and differ in what is compared and against what. `scale` is the inverse
-temperature, > 0.
+All are InfoNCE (CLIP's symmetric cross-entropy). They differ in which embeddings they compare and in their negatives.
+`scale` is the inverse temperature, > 0.
 
-`axis_name` makes the negatives global: under `jax.shard_map` over that axis (or axes) every device holds B local
-items, gathers the other modality from all devices, computes its own rows and columns, and the mean over devices is
-returned. Loss and gradients then equal those of one device with the whole batch. None means that the batch at hand is
-the whole one.
+`axis_name` makes the negatives global. Under `jax.shard_map` over that axis (or axes) every device holds B local items,
+gathers the other modality from all devices and computes its own rows and columns. The loss is the mean over devices;
+loss and gradients equal those of one device with the whole batch. None uses the local batch alone.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from msg_jax.types import Array
+from msg_jax.types import Array, Scalar
 
 AxisName = str | tuple[str, ...] | None
 
 
-def symmetric_info_nce(video: Array, audio: Array, scale: Array, axis_name: AxisName = None) -> tuple[Array, Array]:
-    """(loss, accuracy) of matching each of (B, D) `video` to its `audio` among the global batch, and the reverse.
+@runtime_checkable
+class ClipEmbeddings(Protocol):
+    """Embeddings of one modality; the last axis of each has unit norm."""
+
+    @property
+    def semantic(self) -> Float[Array, "B D"]: ...
+
+    @property
+    def dynamic(self) -> Float[Array, "B T D"]: ...
+
+    @property
+    def local(self) -> Float[Array, "B windows D"]: ...
+
+
+def symmetric_info_nce(
+    video: Float[Array, "B D"], audio: Float[Array, "B D"], scale: Scalar, axis_name: AxisName = None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Match each `video` row to its `audio` row in the global batch, and the reverse: (loss, accuracy).
 
     Rows have unit norm. Accuracy is the share of items ranked first, averaged over both directions.
 
@@ -33,31 +50,31 @@ def symmetric_info_nce(video: Array, audio: Array, scale: Array, axis_name: Axis
 
 
 def dynamic_info_nce(
-    video: Array, audio: Array, scale: Array, lags: Sequence[int], axis_name: AxisName = None
-) -> tuple[Array, Array]:
-    """`symmetric_info_nce` of (B, T, D) sequences on the mean-of-time cosine; `lags` (steps, not 0) add negatives.
+    video: Float[Array, "B T D"], audio: Float[Array, "B T D"], scale: Scalar, lags: Sequence[int],
+    axis_name: AxisName = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`symmetric_info_nce` on the cosine averaged over time; `lags` (steps, nonzero) add negatives.
 
-    Besides the other clips, each clip competes with itself shifted by every lag. Both streams keep their features and
-    only the comparison slides, so that a lag costs next to nothing and has no edge to be recognised by.
+    Each clip also competes with itself, shifted by every lag. The shift applies to the comparison and not to the
+    features, so a lag costs little and leaves no edge artefact to recognise it by.
     """
     batch, steps, _ = video.shape
     shifted = scale * lagged_cosines(video, audio, lags) if lags else None
     return _rank(video.reshape(batch, -1) / steps, audio.reshape(batch, -1), scale, shifted, axis_name)
 
 
-def window_info_nce(video: Array, audio: Array, scale: Array, axis_name: AxisName = None) -> tuple[Array, Array]:
-    """`symmetric_info_nce` of (B, W, D) windows, each against all other windows of all clips."""
-    return symmetric_info_nce(*(x.reshape(-1, x.shape[-1]) for x in (video, audio)), scale, axis_name)
+def window_info_nce(
+    video: Float[Array, "B windows D"], audio: Float[Array, "B windows D"], scale: Scalar, axis_name: AxisName = None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`symmetric_info_nce` of single windows, each against all other windows of all clips."""
+    features = video.shape[-1]
+    return symmetric_info_nce(video.reshape(-1, features), audio.reshape(-1, features), scale, axis_name)
 
 
-def within_video_info_nce(video: Array, audio: Array, scale: Array, axis_name: AxisName = None) -> tuple[Array, Array]:
-    """`symmetric_info_nce` inside each video: (B, K, D), K windows cut from one video (CAVP, Diff-Foley)."""
-    loss, accuracy = jax.vmap(lambda v, a: symmetric_info_nce(v, a, scale))(video, audio)
-    return _mean((loss.mean(), accuracy.mean()), axis_name)
-
-
-def lagged_cosines(video: Array, audio: Array, lags: Sequence[int]) -> Array:
-    """Mean cosine of (B, T, D) unit sequences with the audio read `lag` steps later, over the overlap: (B, len(lags)).
+def lagged_cosines(
+    video: Float[Array, "B T D"], audio: Float[Array, "B T D"], lags: Sequence[int]
+) -> Float[Array, "B lags"]:
+    """Mean cosine of unit sequences over their overlap, with the audio read `lag` steps later.
 
     >>> steps = jnp.eye(4)[None]
     >>> lagged_cosines(steps, jnp.roll(steps, 1, axis=1), (0, 1)).tolist()
@@ -68,12 +85,11 @@ def lagged_cosines(video: Array, audio: Array, lags: Sequence[int]) -> Array:
 
 
 def sf_cavp_loss(
-    video, audio, scales: Mapping[str, Array], weights: Mapping[str, float], lags: Sequence[int],
-    axis_name: AxisName = None,
-) -> tuple[Array, dict[str, Array]]:
-    """Weighted sum of the `semantic`, `dynamic` and `window` losses, and every term and accuracy apart.
+    video: ClipEmbeddings, audio: ClipEmbeddings, scales: Mapping[str, Scalar], weights: Mapping[str, float],
+    lags: Sequence[int], axis_name: AxisName = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Weighted sum of the `semantic`, `dynamic` and `window` losses, and metrics of every term.
 
-    `video` and `audio` have fields `semantic` (B, D), `dynamic` (B, T, D) and `local` (B, W, D) of unit norm;
     `scales` and `weights` are keyed by the names of the terms.
     """
     terms = {
@@ -81,16 +97,16 @@ def sf_cavp_loss(
         "dynamic": dynamic_info_nce(video.dynamic, audio.dynamic, scales["dynamic"], lags, axis_name),
         "window": window_info_nce(video.local, audio.local, scales["window"], axis_name),
     }
-    loss = sum(weights[name] * term for name, (term, _) in terms.items())
+    loss = jnp.asarray(sum(weights[name] * term for name, (term, _) in terms.items()))
     metrics = {f"loss_{name}": term for name, (term, _) in terms.items()}
     metrics |= {f"accuracy_{name}": accuracy for name, (_, accuracy) in terms.items()}
     return loss, metrics
 
 
 def _rank(
-    video: Array, audio: Array, scale: Array, extra: Array | None, axis_name: AxisName
+    video: Array, audio: Array, scale: Scalar, extra: Array | None, axis_name: AxisName
 ) -> tuple[Array, Array]:
-    """Symmetric cross-entropy of (B, D) pairs; `extra` (B, L) logits are further negatives of both directions."""
+    """Symmetric cross-entropy of (B, D) pairs; `extra` (B, L) logits are additional negatives in both directions."""
     rows = jnp.arange(video.shape[0])
     targets = rows if axis_name is None else rows + lax.axis_index(axis_name) * video.shape[0]
 
@@ -103,8 +119,5 @@ def _rank(
         return loss.mean(), (logits.argmax(axis=1) == targets).mean()
 
     (loss_va, accuracy_va), (loss_av, accuracy_av) = one_way(video, audio), one_way(audio, video)
-    return _mean(((loss_va + loss_av) / 2, (accuracy_va + accuracy_av) / 2), axis_name)
-
-
-def _mean(values: tuple[Array, Array], axis_name: AxisName) -> tuple[Array, Array]:
-    return values if axis_name is None else lax.pmean(values, axis_name)
+    means = (loss_va + loss_av) / 2, (accuracy_va + accuracy_av) / 2
+    return means if axis_name is None else lax.pmean(means, axis_name)

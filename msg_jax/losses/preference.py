@@ -1,31 +1,32 @@
-"""Direct preference optimisation for flow matching (Diffusion-DPO; TangoFlux's CRPO; V2A-DPO): METHODS in docs/DESIGN.md."""
+"""Direct preference optimisation for flow matching (Diffusion-DPO; TangoFlux's CRPO; V2A-DPO): docs/PREFERENCE.md."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from msg_jax.types import Array
 
 
 class PairErrors(NamedTuple):
-    """Per-item mean-squared flow errors (B,) of policy and reference, at the same noise and the same t for both sides."""
+    """Mean-squared flow errors per item; policy and reference share the noise and the t of both sides."""
 
-    policy_winner: Array
-    policy_loser: Array
-    reference_winner: Array
-    reference_loser: Array
+    policy_winner: Float[Array, " B"]
+    policy_loser: Float[Array, " B"]
+    reference_winner: Float[Array, " B"]
+    reference_loser: Float[Array, " B"]
 
 
-def margins(errors: PairErrors, beta: float) -> Array:
-    """-(beta / 2) [(l_theta(w) - l_ref(w)) - (l_theta(l) - l_ref(l))] of each pair, (B,): above 0 if told apart."""
+def margins(errors: PairErrors, beta: float) -> Float[Array, " B"]:
+    """-(beta / 2) [(l_theta(w) - l_ref(w)) - (l_theta(l) - l_ref(l))]; positive where the policy prefers the winner."""
     winner_change = errors.policy_winner - errors.reference_winner
     loser_change = errors.policy_loser - errors.reference_loser
     return -(beta / 2) * (winner_change - loser_change)
 
 
-def preference_loss(errors: PairErrors, beta: float) -> tuple[Array, dict[str, Array]]:
-    """-log sigmoid of the `margins`, averaged over the batch.
+def preference_loss(errors: PairErrors, beta: float) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Return the mean of -log sigmoid(`margins`), and metrics.
 
     `beta` acts on *mean*-squared errors. At theta = ref the loss is ln 2.
 
@@ -35,8 +36,8 @@ def preference_loss(errors: PairErrors, beta: float) -> tuple[Array, dict[str, A
     >>> round(float(loss), 4)
     0.3133
 
-    Returns the loss () and the figures that tell whether it does what it should: implicit accuracy, margin, and the four
-    errors apart (both sides tend to rise; the winner anchor curbs it).
+    The metrics are implicit accuracy, mean margin and the four mean errors. Both sides' errors tend to rise; the winner
+    anchor limits that.
     """
     inside = margins(errors, beta)
     metrics = {

@@ -1,5 +1,6 @@
-"""Contrastive losses: hand-computed values, lags, and global negatives equal on one device and on eight."""
+"""Contrastive losses: hand-computed values, lags, and global negatives on one device and on eight."""
 
+import doctest
 import math
 import types
 
@@ -9,13 +10,13 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
+from msg_jax.losses import contrastive
 from msg_jax.losses.contrastive import (
     dynamic_info_nce,
     lagged_cosines,
     sf_cavp_loss,
     symmetric_info_nce,
     window_info_nce,
-    within_video_info_nce,
 )
 
 LAGS = (-2, 2, 3)
@@ -44,39 +45,36 @@ def test_accuracy_counts_both_directions():
 
 def test_lagged_cosines_find_a_delay():
     video = unit(0, 3, 12, 5)
-    audio = jnp.pad(video, ((0, 0), (4, 0), (0, 0)))[:, :12]  # the sound comes four steps late
+    audio = jnp.pad(video, ((0, 0), (4, 0), (0, 0)))[:, :12]  # the audio lags by four steps
     cosines = lagged_cosines(video, audio, (-4, 0, 4))
     np.testing.assert_allclose(cosines[:, 2], 1.0, atol=1e-5)
     assert float(jnp.abs(cosines[:, :2]).max()) < 0.6
 
 
 def test_dynamic_info_nce_counts_shifts_as_negatives():
-    # one clip whose steps are all alike: at every lag the cosine is 1, so it ties with each of its three shifts
+    # one clip with identical steps: the cosine is 1 at every lag, so the clip ties with its three shifts
     same = jnp.ones((1, 4, 1))
     loss, _ = dynamic_info_nce(same, same, 7.0, (-1, 1, 2))
     assert float(loss) == pytest.approx(math.log(4), abs=1e-6)
     assert float(dynamic_info_nce(same, same, 7.0, ())[0]) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_dynamic_info_nce_without_lags_is_on_mean_of_time_cosines():
+def test_dynamic_info_nce_without_lags_ranks_time_averaged_cosines():
     video, audio = unit(0, 4, 6, 3), unit(1, 4, 6, 3)
     cosines = np.einsum("itd,jtd->ij", video, audio) / 6
     rows, columns = (np.log(np.exp(5 * x).sum(1)) - 5 * np.diag(x) for x in (cosines, cosines.T))
     assert float(dynamic_info_nce(video, audio, 5.0, ())[0]) == pytest.approx((rows + columns).mean() / 2, rel=1e-5)
 
 
-def test_window_and_within_video_losses_differ_in_their_negatives():
-    # two clips with the same two orthogonal windows: across clips every window has a twin, within a clip none
+def test_window_info_nce_ranks_against_the_windows_of_all_clips():
+    # two clips with the same two orthogonal windows: every window ties with its twin in the other clip
     windows = jnp.stack([jnp.eye(2)] * 2)
     assert float(window_info_nce(windows, windows, 1.0)[0]) == pytest.approx(math.log(2 + 2 * math.exp(-1)), abs=1e-6)
-    assert float(within_video_info_nce(windows, windows, 1.0)[0]) == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-6)
 
 
 def loss_of(features, axis_name=None):
     video, audio = (types.SimpleNamespace(**features[name]) for name in ("video", "audio"))
-    loss, metrics = sf_cavp_loss(video, audio, features["scales"], WEIGHTS, LAGS, axis_name)
-    within, _ = within_video_info_nce(video.local, audio.local, features["scales"]["window"], axis_name)
-    return loss + within, metrics
+    return sf_cavp_loss(video, audio, features["scales"], WEIGHTS, LAGS, axis_name)
 
 
 @pytest.mark.parametrize("axes", ["data", ("fsdp", "data")])
@@ -100,9 +98,14 @@ def test_global_batch_on_eight_devices_equals_one_device(axes):
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grad_one["video"])) > 1e-3  # not trivially equal
 
 
-def test_total_is_the_weighted_sum_of_terms_logged_apart():
+def test_total_is_the_weighted_sum_of_the_logged_terms():
     features = types.SimpleNamespace(semantic=unit(0, 4, 8), dynamic=unit(1, 4, 5, 8), local=unit(2, 4, 3, 8))
     other = types.SimpleNamespace(semantic=unit(3, 4, 8), dynamic=unit(4, 4, 5, 8), local=unit(5, 4, 3, 8))
     loss, metrics = sf_cavp_loss(features, other, dict.fromkeys(WEIGHTS, 3.0), WEIGHTS, LAGS)
     total = sum(weight * float(metrics[f"loss_{name}"]) for name, weight in WEIGHTS.items())
     assert float(loss) == pytest.approx(total, rel=1e-6)
+
+
+def test_doctests():
+    results = doctest.testmod(contrastive)
+    assert results.attempted == 4 and results.failed == 0

@@ -1,4 +1,4 @@
-"""The diffusion's convention, against closed forms and numbers computed by hand."""
+"""The diffusion convention, against closed forms and hand-computed values."""
 
 import math
 
@@ -24,7 +24,7 @@ def test_rates_preserve_variance_and_rise_towards_the_data(schedule):
     np.testing.assert_allclose(jnp.log(alpha / sigma), Diffusion(schedule=schedule).log_snr(TIMES), atol=2e-3)
 
 
-def test_the_cosine_is_a_quarter_of_a_circle_but_for_its_ends():
+def test_cosine_schedule_is_a_quarter_circle_with_cut_ends():
     alpha, sigma = Diffusion(schedule="cosine").rates(TIMES)
     np.testing.assert_allclose(alpha, np.sin(np.pi / 2 * TIMES), atol=0.007)
     np.testing.assert_allclose([alpha[50], sigma[50]], math.sqrt(0.5), rtol=1e-5)
@@ -41,7 +41,7 @@ def test_scaled_linear_is_the_limit_of_a_thousand_steps():
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_target_stands_for_the_data(prediction, schedule):
+def test_target_determines_the_data(prediction, schedule):
     diffusion = Diffusion(prediction, schedule)
     data, noise, t = normal(5, 4, 3), normal(5, 4, 3, seed=1), jnp.array([0.1, 0.3, 0.5, 0.9, 1.0])
     x_t = diffusion.noised(data, noise, t)
@@ -49,7 +49,7 @@ def test_the_target_stands_for_the_data(prediction, schedule):
 
 
 def test_v_by_hand():
-    """At the middle of the cosine, alpha = sigma = 1 / sqrt(2)."""
+    """Halfway through the cosine schedule, alpha = sigma = 1 / sqrt(2)."""
     diffusion, t = Diffusion("v", "cosine"), jnp.array([0.5])
     data, noise = jnp.full((1, 1, 1), 3.0), jnp.full((1, 1, 1), 1.0)
     assert float(diffusion.target(data, noise, t)[0, 0, 0]) == pytest.approx(-2 / math.sqrt(2), rel=1e-5)
@@ -57,8 +57,8 @@ def test_v_by_hand():
 
 
 def test_min_snr_weights_by_hand():
-    """Gamma 5 at SNR 9 and SNR 1: of noise min(SNR, 5) / SNR, of v min(SNR, 5) / (SNR + 1)."""
-    t = jnp.array([2 / math.pi * math.atan(3.0), 0.5])  # of the cosine: alpha / sigma = tan(pi t / 2), nearly
+    """At SNR 9 and 1 with gamma 5: min(SNR, 5) / SNR for noise, min(SNR, 5) / (SNR + 1) for v."""
+    t = jnp.array([2 / math.pi * math.atan(3.0), 0.5])  # the cosine schedule has alpha / sigma = tan(pi t / 2), nearly
     assert np.exp(2 * Diffusion("v", "cosine").log_snr(t)) == pytest.approx([9, 1], rel=0.03)
     np.testing.assert_allclose(Diffusion("noise", "cosine").weight(t), [5 / 9, 1], rtol=0.03)
     np.testing.assert_allclose(Diffusion("v", "cosine").weight(t), [5 / 10, 1 / 2], rtol=0.03)
@@ -67,7 +67,7 @@ def test_min_snr_weights_by_hand():
 
 @pytest.mark.parametrize("gamma", [0.0, 5.0])
 def test_both_predictions_weigh_the_error_of_the_data_alike(gamma):
-    """Min-SNR says how much the *data's* error counts: with it, noise and v of the same wrong data cost the same."""
+    """Min-SNR weighs the error of the *data*: with it, noise and v predictions of the same wrong data cost the same."""
     t, data, noise = jnp.array([0.2, 0.6, 0.9]), normal(3, 4, 2), normal(3, 4, 2, seed=1)
     wrong, costs = data + 0.1 * normal(3, 4, 2, seed=2), []
     for prediction in PREDICTIONS:

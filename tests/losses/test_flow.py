@@ -1,4 +1,4 @@
-"""The flow's convention, by hand."""
+"""The flow convention, by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def test_flow_error_per_item():
 
 def test_flow_error_evaluates_the_network_on_the_path():
     data, noise = jnp.full((1, 1, 1), 4.0), jnp.zeros((1, 1, 1))
-    # at t = 1/4, x_t = 1: the network answers x_t + t = 1.25, and the target is 4
+    # at t = 1/4, x_t = 1: the network returns x_t + t = 1.25, and the target is 4
     error = flow.flow_error(lambda x_t, t: x_t + t[:, None, None], data, noise, jnp.array([0.25]))
     np.testing.assert_allclose(error, [(1.25 - 4) ** 2])
 
