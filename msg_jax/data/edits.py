@@ -18,7 +18,8 @@ import re
 
 import numpy as np
 
-from msg_jax.data.scenes import CLASS_NAMES, MAX_EVENTS, PERFORMERS, Recording, Slot, Take
+from msg_jax.data.scene_performers import Slot
+from msg_jax.data.scenes import CLASS_NAMES, MAX_EVENTS, PERFORMERS, Recording, Take
 
 KINDS = ("swap", "drop", "add", "shift_40ms", "shift_80ms", "shift_160ms", "shift_320ms", "reversed")
 _SHIFT = re.compile(r"shift_([1-9]\d*)ms")
