@@ -30,7 +30,7 @@ import numpy as np
 import soundfile
 
 from msg_jax.clip import ClipSpec
-from msg_jax.data import media
+from msg_jax.data import media_writer
 from msg_jax.evaluation import events
 
 SYSTEMS = {
@@ -491,7 +491,7 @@ def _example(example: dict[str, Any], spec: ClipSpec) -> dict[str, Any]:
         if example["frames"] is None:
             player = {"audio": _data_uri("audio/mpeg", _mp3(track["waveform"], spec.audio_hz))}
         else:
-            video = media.encode_video(example["frames"], spec.video_hz, track["waveform"], spec.audio_hz)
+            video = media_writer.encode_video(example["frames"], spec.video_hz, track["waveform"], spec.audio_hz)
             player = {"video": _data_uri("video/mp4", video)}
         tracks.append({
             **player,
