@@ -28,8 +28,8 @@ import soxr
 
 from msg_jax.errors import UserError
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
-SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac")
+VIDEO_SUFFIXES: tuple[str, ...] = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+SOUND_SUFFIXES: tuple[str, ...] = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac")
 
 _ROUNDING_SEC = 0.0005 + 1e-9
 _SEEK_SLACK_SEC = 1.0  # containers index by decode time, which B-frames shift; audio decoders need packets to settle

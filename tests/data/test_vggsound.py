@@ -70,7 +70,7 @@ def test_every_clip_that_is_left_out_has_its_reason(built):
     rows = [json.loads(line) for line in pathlib.Path(folder, "skipped.jsonl").read_text().splitlines()]
     reasons = {row["id"].split("_0000")[0]: row["reason"] for row in rows}
     words = {
-        "gone_______": "it is not there", "still_video": "still picture", "silentvideo": "silence",
+        "gone_______": "does not exist", "still_video": "still picture", "silentvideo": "silence",
         "short_video": "before one window of 0.8 s", "cut___video": "cut___video", "no_audio___00": "no audio stream",
     }
     assert set(reasons) == set(words)
