@@ -15,7 +15,7 @@ import numpy as np
 
 from configs import evaluate
 from msg_jax import stages
-from msg_jax.data import media
+from msg_jax.data import media_writer
 
 SECONDS, HZ = 8, 16_000
 
@@ -34,13 +34,13 @@ def make_pairs(root: pathlib.Path, count: int, video: bool) -> None:
     frames = rng.integers(0, 256, (SECONDS * 25, 32, 32, 3), np.uint8)
     for index in range(count):
         sounds = [bursts(rng) for _ in range(2)]
-        media.write_audio(root / "generated" / f"{index:05d}.wav", sounds[0], HZ)
+        media_writer.write_audio(root / "generated" / f"{index:05d}.wav", sounds[0], HZ)
         if video:
             (root / "reference").mkdir(exist_ok=True)
             moved = np.roll(frames, index, axis=0).repeat(8, 1).repeat(8, 2)
-            (root / "reference" / f"{index:05d}.mp4").write_bytes(media.encode_video(moved, 25.0, sounds[1], HZ))
+            (root / "reference" / f"{index:05d}.mp4").write_bytes(media_writer.encode_video(moved, 25.0, sounds[1], HZ))
         else:
-            media.write_audio(root / "reference" / f"{index:05d}.wav", sounds[1], HZ)
+            media_writer.write_audio(root / "reference" / f"{index:05d}.wav", sounds[1], HZ)
 
 
 def measure(count: int, video: bool) -> dict[str, float]:

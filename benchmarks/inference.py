@@ -35,7 +35,7 @@ from benchmarks import rows
 from msg_jax import generate, networks, sampling, system
 from msg_jax.convert import bundle
 from msg_jax.convert.weights import shapes_of
-from msg_jax.data import media
+from msg_jax.data import media_writer
 from msg_jax.models.clip_encoder import CLIP
 from msg_jax.models.mmdit import MMDiT, example_inputs
 from msg_jax.models.synchformer import Synchformer
@@ -186,7 +186,7 @@ def measure_generate(variant: bundle.Variant, repeats: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "clip.mp4"
         silence = np.zeros(variant.clip.audio_samples, np.float32)
-        path.write_bytes(media.encode_video(pictures, variant.clip.video_hz, silence, variant.clip.audio_hz))
+        path.write_bytes(media_writer.encode_video(pictures, variant.clip.video_hz, silence, variant.clip.audio_hz))
         video, settings = generate.Video(path, path.name), generate.Settings(STEPS, GUIDANCE)
 
         def make_sound():

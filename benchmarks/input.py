@@ -17,7 +17,7 @@ from av.video.reformatter import VideoReformatter
 import numpy as np
 
 from msg_jax.clip import MMAUDIO_44K as CLIP
-from msg_jax.data import media, pipeline
+from msg_jax.data import media_writer, pipeline
 from msg_jax.data.features import FeatureSource, FeatureWriter
 from msg_jax.data.folder import FolderSource
 
@@ -33,7 +33,7 @@ def write_videos(folder: pathlib.Path, count: int) -> None:
     picture = rng.integers(0, 255, (360 // 8, 640 // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     frames = np.stack([np.roll(picture, 5 * i, axis=1) for i in range(round(25 * CLIP.duration_sec) + 5)])
     sound = rng.normal(0, 0.1, round(44_100 * (CLIP.duration_sec + 0.2)))
-    data = media.encode_video(frames, 25.0, sound, 44_100)
+    data = media_writer.encode_video(frames, 25.0, sound, 44_100)
     for i in range(count):
         (folder / f"{i}.mp4").write_bytes(data)
 

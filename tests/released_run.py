@@ -15,7 +15,7 @@ from released_files import CLIP, toy_tensors
 
 from configs import common
 from msg_jax.convert.bundle import VARIANTS
-from msg_jax.data import media
+from msg_jax.data import media, media_writer
 from msg_jax.models import sf_cavp, slowfast
 
 NAME = "toy_16k"
@@ -55,13 +55,13 @@ def write_videos(folder) -> None:
     for i, name in enumerate(VIDEOS):
         pictures = rng.integers(0, 256, (48, 48, 64, 3), np.uint8)
         tone = 0.3 * np.sin(2 * np.pi * 200 * (i + 1) * np.arange(32_000) / 16_000)
-        (folder / name).write_bytes(media.encode_video(pictures, CLIP.video_hz, tone, 16_000))
+        (folder / name).write_bytes(media_writer.encode_video(pictures, CLIP.video_hz, tone, 16_000))
 
 
 def silence(path) -> None:
     """The same video with a sound track in which nothing is heard."""
     pictures = np.zeros((48, 48, 64, 3), np.uint8)
-    path.write_bytes(media.encode_video(pictures, CLIP.video_hz, np.zeros(32_000), 16_000))
+    path.write_bytes(media_writer.encode_video(pictures, CLIP.video_hz, np.zeros(32_000), 16_000))
 
 
 def damage(path) -> None:
@@ -79,7 +79,7 @@ def _without_videos(make):
 
     @functools.wraps(make)
     def blind(*args):
-        with mock.patch.object(media, "_open", side_effect=AssertionError("a video is decoded")):
+        with mock.patch.object(media, "open_media", side_effect=AssertionError("a video is decoded")):
             return make(*args)
 
     return blind

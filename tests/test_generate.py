@@ -16,7 +16,7 @@ import soundfile
 from configs import base as base_config
 from msg_jax import generate as generate_lib
 from msg_jax import networks, sampling, stages, system
-from msg_jax.data import media, mel
+from msg_jax.data import media, media_writer, mel
 from msg_jax.errors import UserError
 from msg_jax.generate import Settings, Video, find_videos, generate, sounds_for
 from msg_jax.infra import checkpoint, runtime
@@ -94,7 +94,7 @@ def videos(tmp_path_factory) -> pathlib.Path:
     (folder / "sub").mkdir()
     for name, frames in (("short", 26), ("sub/exact", 80), ("long", 184)):
         pictures = np.broadcast_to(np.arange(40, 40 + frames, dtype=np.uint8)[:, None, None, None], (frames, 48, 48, 3))
-        (folder / f"{name}.mp4").write_bytes(media.encode_video(pictures, 25.0, np.zeros(16_000), 16_000))
+        (folder / f"{name}.mp4").write_bytes(media_writer.encode_video(pictures, 25.0, np.zeros(16_000), 16_000))
     return folder
 
 

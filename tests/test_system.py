@@ -13,7 +13,7 @@ from msg_jax import generate as generate_lib
 from msg_jax import system as system_lib
 from msg_jax.convert.bundle import VARIANTS, Bundle
 from msg_jax.convert.tokenizer import Tokenizer
-from msg_jax.data import media
+from msg_jax.data import media_writer
 from msg_jax.errors import UserError
 from msg_jax.generate import Settings, Video, generate, sounds_for
 from msg_jax.infra import runtime
@@ -42,7 +42,7 @@ def video(tmp_path_factory):
     """1.6 s of noise, wider than high: three windows."""
     path = tmp_path_factory.mktemp("video") / "noise.mp4"
     pictures = np.random.default_rng(0).integers(0, 256, (40, 36, 64, 3), np.uint8)
-    path.write_bytes(media.encode_video(pictures, 25.0, np.zeros(16_000), 16_000))
+    path.write_bytes(media_writer.encode_video(pictures, 25.0, np.zeros(16_000), 16_000))
     return path
 
 
@@ -143,7 +143,7 @@ def test_clip_pictures_are_whole_and_sync_pictures_are_cropped(released, tmp_pat
     pictures = np.zeros((30, 64, 128, 3), np.uint8)
     pictures[:, :, :32] = 255
     path = tmp_path / "wide.mp4"
-    path.write_bytes(media.encode_video(pictures, 25.0, np.zeros(16_000), 16_000))
+    path.write_bytes(media_writer.encode_video(pictures, 25.0, np.zeros(16_000), 16_000))
     seen, encode = [], system_lib.System.encode
 
     def spy(self, windows, prompt):

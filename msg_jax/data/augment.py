@@ -1,12 +1,13 @@
-"""More training records made of those that there are (VTA-LDM, arXiv 2407.07464): two joined at a cut, or one at another speed.
+"""Data augmentation (VTA-LDM, arXiv 2407.07464): join two records at a cut, or play one at another speed.
 
-They are made of records, before anything is extracted, so that cuts are exact and encoders see the film that is heard.
+It works on records, before feature extraction, so that cuts are exact and the encoders see the video that belongs to the
+sound.
 
-concatenate  one record until a cut, from then on another as it is at that instant. Picture, sound, events and captions change
-             together; the cut falls on a frame of the coarser film, hard, as in an edited video.
-speed        a record played faster or slower. Sound is resampled, as if a tape ran at another speed: its pitch goes with the
-             speed, by 12 log2(speed) semitones. (A time stretch would keep it, and blur the onsets that timing is about.)
-             What a faster record leaves of the clip is filled with the beginning of another at the same speed.
+concatenate  One record until a cut, then another from the same instant on. Video, sound, events and caption change together.
+             The cut is hard, as in an edited video, and falls on a frame of the coarser video stream.
+speed        One record, faster or slower. The sound is resampled like a tape: its pitch shifts by 12 log2(speed) semitones.
+             (A time stretch would keep the pitch but blur the onsets.) If a faster record ends early, the beginning of
+             another record at the same speed fills the clip.
 """
 
 from collections.abc import Sequence
@@ -19,14 +20,14 @@ from msg_jax.clip import ClipSpec
 from msg_jax.data.pipeline import Element, Source
 from msg_jax.errors import UserError
 
-_LEAST_SHARE = 0.25  # of the clip that either of two joined records has
+_LEAST_SHARE = 0.25  # either of two joined records gets at least this share of the clip
 
 
 def splice(first: Element, second: Element, cut_sec: float, start_sec: float, clip: ClipSpec) -> Element:
-    """`first` until `cut_sec`, then `second` from its own `start_sec` on, in the lengths of `clip`.
+    """Joins `first` until `cut_sec` and `second` from its own `start_sec` on, in the lengths of `clip`.
 
-    `second` must last from there to the clip's end. A frame belongs to the first if it is seen before the cut, an event if it
-    begins before; no more events are kept than there were rows.
+    `second` must reach the end of the clip. Frames before the cut come from `first`, and so do events that begin before it.
+    Events beyond the number of rows are dropped.
     """
     rates = {"video": clip.video_hz, "clip_video": clip.clip_video_hz, "waveform": clip.audio_hz}
     lengths = {"video": clip.video_frames, "clip_video": clip.clip_video_frames, "waveform": clip.audio_samples}
@@ -55,7 +56,7 @@ def _spliced_events(first: np.ndarray, second: np.ndarray, cut_sec: float, start
 
 
 def concatenate(first: Element, second: Element, rng: np.random.Generator, clip: ClipSpec) -> Element:
-    """Two records joined at a random cut, each with a quarter of the clip or more."""
+    """Joins two records at a random cut; each gets at least a quarter of the clip."""
     frames = clip.clip_video_frames
     least = max(1, math.ceil(_LEAST_SHARE * frames))
     cut_sec = rng.integers(least, frames - least + 1) / clip.clip_video_hz
@@ -63,7 +64,7 @@ def concatenate(first: Element, second: Element, rng: np.random.Generator, clip:
 
 
 def at_speed(record: Element, speed: float, clip: ClipSpec) -> Element:
-    """A record played `speed` times as fast: longer or shorter than the clip."""
+    """Plays a record `speed` times as fast; the result is longer or shorter than the clip."""
     played = dict(record)
     for name, hz in (("video", clip.video_hz), ("clip_video", clip.clip_video_hz)):
         seconds = np.arange(math.ceil(len(record[name]) / speed)) / hz
@@ -75,7 +76,7 @@ def at_speed(record: Element, speed: float, clip: ClipSpec) -> Element:
 
 
 def change_speed(record: Element, filler: Element, speed: float, clip: ClipSpec) -> Element:
-    """A record at another speed in the lengths of `clip`; where it ends early, `filler` at the same speed follows."""
+    """Plays a record at another speed in the lengths of `clip`; if it ends early, `filler` at the same speed follows."""
     played = at_speed(record, speed, clip)
     end_sec = clip.duration_sec
     if speed > 1:
@@ -85,14 +86,15 @@ def change_speed(record: Element, filler: Element, speed: float, clip: ClipSpec)
 
 
 class Augmented:
-    """A source, and after its own records more that are made of them: `concat` and `speed` are shares of its length.
+    """A source followed by augmented records: first concatenations, then changes of speed.
 
-    Record i is a function of the source, `seed` and i alone. Raises UserError on a speed that leaves too little of a clip.
+    `concat` and `speed` are the numbers of each as shares of the source's length; each change of speed draws one of `speeds`.
+    Record i is a function of the source, `seed` and i alone. Raises UserError if a speed is outside (0.5, 2).
     """
 
     def __init__(self, source: Source, *, concat: float, speed: float, speeds: Sequence[float], seed: int):
         if any(not 0.5 < value < 2 for value in speeds):
-            raise UserError(f"config.augment.speeds={tuple(speeds)}: give speeds between 0.5 and 2, for two clips to fill one.")
+            raise UserError(f"config.augment.speeds={tuple(speeds)}: use speeds between 0.5 and 2, so that two clips fill one.")
         self.spec, self.split, self.class_names, self.skipped = source.spec, source.split, source.class_names, source.skipped
         self._source, self._seed, self._speeds = source, seed, tuple(speeds)
         self._concat, self._speed = round(concat * len(source)), round(speed * len(source))
@@ -102,7 +104,7 @@ class Augmented:
 
     def __getitem__(self, index: int) -> Element:
         if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
+            raise IndexError(f"record {index} is out of range: the source has {len(self)} records")
         own = len(self._source)
         if index < own:
             return self._source[index]

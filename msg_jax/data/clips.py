@@ -1,9 +1,10 @@
-"""Folders of clips to be compared: which files belong together, and what is in them."""
+"""Folders of clips to compare: find the files of each clip and read them."""
 
 from collections.abc import Mapping
 import dataclasses
 import pathlib
 
+from jaxtyping import Float32, UInt8
 import numpy as np
 
 from msg_jax.data import media
@@ -12,39 +13,42 @@ from msg_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ClipFiles:
-    """The files of one clip: of NAME.wav and NAME.mp4 side by side the first is heard and the second is seen."""
+    """The files of one clip. With NAME.wav beside NAME.mp4, the first gives the sound and the second the pictures."""
 
-    sound: pathlib.Path
+    sound: pathlib.Path  # may be a video file
     pictures: pathlib.Path | None
 
 
 def find_clips(folder: pathlib.Path) -> dict[str, ClipFiles]:
-    """All clips below a folder, by their path in it without the suffix, sorted; names that begin with a dot are not seen.
+    """Finds all clips below a folder, keyed by relative path without suffix and sorted; skips names that begin with a dot.
 
-    Raises UserError if it is no folder or holds nothing, or where two files of one kind have one stem.
+    Raises UserError if `folder` is not a folder or holds no clip, or if two files of one kind have the same stem.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder that holds the clips")
+    kinds = dict.fromkeys(media.SOUND_SUFFIXES, "sound") | dict.fromkeys(media.VIDEO_SUFFIXES, "video")
     found: dict[str, dict[str, pathlib.Path]] = {}
     for path in sorted(folder.rglob("*")):
-        kind = {**dict.fromkeys(media.SOUND_SUFFIXES, "sound"), **dict.fromkeys(media.VIDEO_SUFFIXES, "video")}.get(
-            path.suffix.lower())
+        kind = kinds.get(path.suffix.lower())
         relative = path.relative_to(folder)
         if kind is None or any(part.startswith(".") for part in relative.parts) or not path.is_file():
             continue
         mine = found.setdefault(relative.with_suffix("").as_posix(), {})
         if kind in mine:
-            raise UserError(f"{mine[kind]} and {path} have one stem, by which clips are paired; remove or rename one")
+            raise UserError(f"{mine[kind]} and {path} have the same stem, by which clips are paired; remove or rename one")
         mine[kind] = path
     if not found:
         suffixes = ", ".join((*media.SOUND_SUFFIXES, *media.VIDEO_SUFFIXES))
-        raise UserError(f"{folder} holds no clip ({suffixes})")
-    return {name: ClipFiles(mine.get("sound", mine.get("video")), mine.get("video")) for name, mine in found.items()}
+        raise UserError(f"{folder} holds no clip ({suffixes}); give another folder")
+    return {name: ClipFiles(mine.get("sound") or mine["video"], mine.get("video")) for name, mine in found.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Sound and pictures of the first `duration_sec` of a clip; after the end of a shorter one silence, its last picture."""
+    """Reads sound and pictures of the first `duration_sec` of a clip.
+
+    A shorter clip continues with silence and its last picture.
+    """
 
     sound: pathlib.Path | None
     pictures: pathlib.Path | None
@@ -52,20 +56,23 @@ class Reader:
 
     @property
     def paths(self) -> tuple[pathlib.Path, ...]:
+        """The distinct files of the clip."""
         return tuple(dict.fromkeys(path for path in (self.sound, self.pictures) if path is not None))
 
-    def waveform(self, hz: int) -> np.ndarray:
-        """(S,) float32 in [-1, 1]; raises UserError if there is no sound to be read."""
+    def waveform(self, hz: int) -> Float32[np.ndarray, " S"]:
+        """The sound in [-1, 1] at `hz`. Raises UserError if the file has no readable sound."""
+        assert self.sound is not None
         return media.read_audio(self.sound, 0.0, round(self.duration_sec * hz), hz)
 
-    def frames(self, hz: float, px: int, *, squash: bool = False) -> np.ndarray:
-        """uint8 (T, px, px, 3), cropped or, with `squash`, whole; raises UserError if there is no picture to be read."""
+    def frames(self, hz: float, px: int, *, squash: bool = False) -> UInt8[np.ndarray, "T {px} {px} 3"]:
+        """Frames at `hz`, cropped or, with `squash`, resized. Raises UserError if the file has no readable picture."""
+        assert self.pictures is not None
         grid = media.FrameGrid(hz, px, round(self.duration_sec * hz), squash)
         return media.read_video(self.pictures, [grid])[0]
 
 
 def longest_sec(clips: Mapping[str, ClipFiles]) -> float:
-    """The longest sound among the clips, as their headers claim; files that cannot be opened are passed over."""
+    """The longest sound among the clips, as declared in their headers. Ignores files that cannot be opened."""
     lengths = [0.0]
     for files in clips.values():
         try:
@@ -76,6 +83,6 @@ def longest_sec(clips: Mapping[str, ClipFiles]) -> float:
 
 
 def stamp(path: pathlib.Path) -> str:
-    """Place, size and time of change: as long as they stay, so does what was made from the file."""
+    """Path, size and modification time: a cache key for results that depend on the file."""
     stat = path.stat()
     return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"

@@ -1,14 +1,14 @@
-"""Controlled mistakes: the sound of a scene played again with one event wrong, and the list of events that it then has.
+"""Controlled mistakes: render a scene's sound again with one event wrong, together with its new list of events.
 
-    swap        one event is of another class
-    drop        one event is not heard
-    add         one event more is heard
-    shift_Nms   one event is heard N milliseconds earlier or later
-    reversed    all events are heard in reversed order, each of them forwards
+    swap        one event has another class
+    drop        one event is missing
+    add         there is one more event
+    shift_Nms   one event is N milliseconds earlier or later
+    reversed    all events are in reversed order, each played forwards
 
-Nothing but the event gives an edit away: all other events and the noise are the scene's own, sample by sample. A moved event
-is the same sound. A new one is played by a performer of its class, the scene's own where it has one, and is heard out before
-the clip ends. Whatever is moved or new is made quieter where it would make the mix louder than any scene.
+Only the edited event differs: all other events and the noise stay the same, sample by sample. A moved event keeps its sound.
+A new event is played by a performer of its class, the scene's own if it has one, and ends before the clip does. Moved and
+new events are attenuated if the mix would be louder than any scene.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,53 +16,57 @@ import copy
 import dataclasses
 import re
 
+from jaxtyping import Float32
 import numpy as np
 
-from msg_jax.data.scenes import CLASS_NAMES, MAX_EVENTS, PERFORMERS, Recording, Slot, Take
+from msg_jax.data.scene_performers import Slot
+from msg_jax.data.scenes import CLASS_NAMES, MAX_EVENTS, PERFORMERS, Recording, Take
 
 KINDS = ("swap", "drop", "add", "shift_40ms", "shift_80ms", "shift_160ms", "shift_320ms", "reversed")
 _SHIFT = re.compile(r"shift_([1-9]\d*)ms")
 
-_FIRST_ONSET_SEC = 0.1  # as in the scenes, nothing begins earlier
-_LAST_ONSET_SEC = 0.1  # nor later than this before the clip ends
-_APART_SEC = 0.16  # onsets of one class: nearer ones could be taken for each other
-_PEAK = 0.95  # of the loudest scenes
-_LEAST_SHARE = 0.5  # of its loudness: an event that must be quieter than that has no room
+_FIRST_ONSET_SEC = 0.1  # the earliest onset, as in the scenes
+_LAST_ONSET_SEC = 0.1  # the latest onset, before the end of the clip
+_APART_SEC = 0.16  # least distance between onsets of one class; closer ones could be confused
+_PEAK = 0.95  # the loudest scenes
+_LEAST_GAIN = 0.5  # an event that needs a lower gain is rejected
 _TRIES = 50
 
 
 def is_kind(kind: str) -> bool:
-    """Whether there is such an edit: one of `KINDS`, or a shift by another number of milliseconds."""
+    """Whether `kind` is one of `KINDS` or a shift by another number of milliseconds."""
     return kind in KINDS or _SHIFT.fullmatch(kind) is not None
 
 
-def edit(recording: Recording, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
-    """The scene's sound with one mistake of this kind, and its events: waveform (audio_samples,), events (MAX_EVENTS, 3).
+def edit(
+    recording: Recording, kind: str, rng: np.random.Generator
+) -> tuple[Float32[np.ndarray, " S"], Float32[np.ndarray, "E 3"]] | None:
+    """Renders the scene with one mistake: the waveform (audio_samples,) and its event rows (MAX_EVENTS, 3).
 
-    `rng` chooses the event, and then what becomes of it. None if nothing is possible: the only event cannot be dropped, and
-    one that has no room cannot be moved or added. Raises ValueError on an unknown kind.
+    `rng` chooses the event and its change. Returns None if no such edit is possible: the only event cannot be dropped, and
+    an event without room cannot be moved or added. Raises ValueError for an unknown kind.
     """
     if not is_kind(kind):
-        raise ValueError(f"there is no edit {kind!r}: choose from {', '.join(KINDS)}")
+        raise ValueError(f"no edit {kind!r}: choose from {', '.join(KINDS)}")
     takes = _reversed(recording) if kind == "reversed" else _with_one_mistake(recording, kind, rng)
     return None if takes is None else (recording.waveform(takes), recording.events(takes))
 
 
 def _with_one_mistake(recording: Recording, kind: str, rng: np.random.Generator) -> list[Take] | None:
-    """The takes with the first change that can be made of those proposed."""
+    """The takes after the first proposed change that is possible; None if none is."""
     for old, new in _proposals(recording, kind, rng):
         rest = [take for take in recording.takes if take is not old]
         if new is None:
             return rest or None
         if len(rest) < MAX_EVENTS and _has_room(recording, rest, old, new):
-            share = _loudness(recording, rest, [new])
-            if share >= _LEAST_SHARE:
-                return [*rest, _quieter(new, share)]
+            gain = _largest_gain(recording, rest, [new])
+            if gain >= _LEAST_GAIN:
+                return [*rest, _attenuated(new, gain)]
     return None
 
 
 def _proposals(recording: Recording, kind: str, rng: np.random.Generator) -> Iterator[tuple[Take | None, Take | None]]:
-    """(event to leave out or None, event to play or None) in random order."""
+    """Yields (event to remove or None, event to add or None) in random order."""
     if kind == "add":
         for _ in range(_TRIES):
             label = int(rng.integers(len(CLASS_NAMES)))
@@ -77,12 +81,16 @@ def _proposals(recording: Recording, kind: str, rng: np.random.Generator) -> Ite
                 yield take, _played(recording, int(label), take.onset, rng)
         else:
             for sign in rng.permutation((-1, 1)):
-                yield take, _moved(take, take.onset + sign * int(_SHIFT.fullmatch(kind)[1]) / 1000)
+                yield take, _moved(take, take.onset + sign * _shift_ms(kind) / 1000)
+
+
+def _shift_ms(kind: str) -> int:
+    return int(kind.removeprefix("shift_").removesuffix("ms"))
 
 
 def _has_room(recording: Recording, rest: Sequence[Take], old: Take | None, new: Take) -> bool:
-    """Whether an event can be heard out, and is neither taken for another one of its class nor runs into it."""
-    end = max(_duration(recording), old.offset if old is not None else 0.0)  # one that the clip cut off already may stay so
+    """Whether an event ends in time and neither overlaps nor could be confused with another of its class."""
+    end = max(_duration(recording), old.offset if old is not None else 0.0)  # an event that the clip cuts off may stay so
     if not _FIRST_ONSET_SEC <= new.onset <= _duration(recording) - _LAST_ONSET_SEC or new.offset > end:
         return False
     alike = [take for take in rest if take.kind == new.kind]
@@ -92,19 +100,19 @@ def _has_room(recording: Recording, rest: Sequence[Take], old: Take | None, new:
 
 
 def _reversed(recording: Recording) -> list[Take] | None:
-    """All events mirrored in time; None if they would be much where they were."""
+    """All events mirrored in time; None if every one would land on an event of its own class."""
     takes = []
     for take in recording.takes:
-        # A run is mirrored as a whole, of a blow only the moment it falls.
+        # a sustained event is mirrored as a whole; of a struck one only the onset is
         body = take.offset - take.onset if PERFORMERS[take.kind].sustained else 0.0
         takes.append(_moved(take, max(_duration(recording) - take.onset - body, _FIRST_ONSET_SEC)))
-    still = [any(abs(b.onset - a.onset) <= _APART_SEC for b in recording.takes if b.kind == a.kind) for a in takes]
-    share = _loudness(recording, [], takes)
-    return None if all(still) else [_quieter(take, share) for take in takes]
+    unchanged = [any(abs(b.onset - a.onset) <= _APART_SEC for b in recording.takes if b.kind == a.kind) for a in takes]
+    gain = _largest_gain(recording, [], takes)
+    return None if all(unchanged) else [_attenuated(take, gain) for take in takes]
 
 
 def _played(recording: Recording, label: int, onset: float, rng: np.random.Generator) -> Take:
-    """One event of a class at `onset`."""
+    """Plays one event of a class at `onset`."""
     known = recording.performers.get(label)
     performer = copy.copy(known) if known else PERFORMERS[label](rng, Slot(0.5, 0.0, _duration(recording)))
     performer.rng = rng
@@ -117,15 +125,15 @@ def _moved(take: Take, onset: float) -> Take:
     return dataclasses.replace(take, onset=onset, offset=onset + take.offset - take.onset)
 
 
-def _loudness(recording: Recording, rest: Sequence[Take], new: Sequence[Take]) -> float:
-    """The share, at most 1, of their loudness with which the takes `new` and `rest` together stay within `_PEAK`."""
+def _largest_gain(recording: Recording, rest: Sequence[Take], new: Sequence[Take]) -> float:
+    """The largest gain of `new`, at most 1, that keeps its mix with `rest` within `_PEAK`."""
     around, part = (recording.level * recording.mixed(takes) for takes in (rest, new))
-    heard = part != 0
-    return float(((_PEAK - np.sign(part) * around)[heard] / np.abs(part[heard])).min(initial=1.0))
+    sounding = part != 0
+    return float(((_PEAK - np.sign(part) * around)[sounding] / np.abs(part[sounding])).min(initial=1.0))
 
 
-def _quieter(take: Take, share: float) -> Take:
-    return dataclasses.replace(take, sound=share * take.sound)
+def _attenuated(take: Take, gain: float) -> Take:
+    return dataclasses.replace(take, sound=gain * take.sound)
 
 
 def _duration(recording: Recording) -> float:

@@ -1,8 +1,8 @@
-"""Arrays on disk, extracted once: ArrayRecord shards of fixed-shape items, so that training never decodes a video twice.
+"""Extracted features on disk, as ArrayRecord shards of fixed-shape items: training decodes no video.
 
-A folder holds `schema.json` ({name: [shape, dtype]}), `shard-00000.array_record` with `shard-00000.ids.json`, and so on, and
-`complete` once nothing is missing. A record is the bytes of its arrays, one after the other in the schema's order. Items
-that could not be had are listed in the `.ids.json` of their shard, each with its index and the reason.
+A folder holds `schema.json` ({name: [shape, dtype]}), pairs of `shard-00000.array_record` and `shard-00000.ids.json`, and
+the marker `complete` once all shards are written. A record is the bytes of its arrays in the schema's order. The
+`.ids.json` of a shard also lists the items that were left out, each with its index and the reason.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +11,12 @@ import hashlib
 import json
 import math
 import pathlib
+from typing import Any, SupportsIndex
 
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import (
+    array_record_data_source,
+    array_record_module,  # pyright: ignore[reportAttributeAccessIssue] compiled, without stub
+)
 import numpy as np
 
 from msg_jax.errors import UserError
@@ -21,9 +25,9 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class FeatureWriter:
-    """Writes items in shards; a shard gets its name only when it is whole, so a killed writer goes on where it was.
+    """Writes `count` items in shards of `shard_items`. A new writer on the same folder continues an interrupted one.
 
-    Several processes share the shards: process `process` of `processes` writes every so manieth.
+    Process `process` writes every `processes`-th shard. A shard gets its name only when complete.
     """
 
     def __init__(self, folder: str | pathlib.Path, count: int, shard_items: int, process: int = 0, processes: int = 1):
@@ -35,14 +39,14 @@ class FeatureWriter:
 
     @property
     def missing(self) -> Iterator[tuple[int, range]]:
-        """(shard, the item indices it holds) of every shard of this process that is not yet written."""
+        """Yields (shard, its item indices) for each unwritten shard of this process."""
         for shard in self._mine:
             if not self._path(shard).exists():
                 start = shard * self._shard_items
                 yield shard, range(start, min(start + self._shard_items, self._count))
 
     def write(self, shard: int, ids: Sequence[str], items: Sequence[Arrays], skipped: Sequence[dict] = ()) -> None:
-        """`skipped`: rows {"index", "path", "reason"} of those items of the shard that are not among `items`."""
+        """Writes one shard. `skipped` has a row {"index", "path", "reason"} for each item that is not among `items`."""
         schema = {name: [list(value.shape), str(value.dtype)] for name, value in items[0].items()} if items else {}
         if items:
             beside = self._folder / f"schema.json.{shard}"
@@ -58,7 +62,7 @@ class FeatureWriter:
         partial.replace(self._path(shard))
 
     def finish(self) -> None:
-        """Called when nothing is missing, in any process: only now can the folder be read."""
+        """Marks the folder as complete, so that it can be read. Call it once no process has a missing shard."""
         (self._folder / "complete").touch()
 
     def _path(self, shard: int) -> pathlib.Path:
@@ -66,24 +70,24 @@ class FeatureWriter:
 
 
 class FeatureSource:
-    """Random access to a folder of features: item i is a dict of arrays and of the `id` of its clip, which is `ids[i]`.
+    """Random access to a folder of features. Item i is a dict of arrays, with its clip's `id`, which is also `ids[i]`.
 
-    `skipped` are the rows of the items that were left out, and `kept[i]` is the index that item i had among all.
+    `skipped` lists the items that were left out. `kept[i]` is the index of item i among all items, left out or not.
 
-    Raises UserError if the folder was not written to the end, every item was left out, or a shard is damaged.
+    Raises UserError if the folder is not complete, if every item was left out, or if a shard is damaged.
     """
 
     def __init__(self, folder: str | pathlib.Path):
         folder = pathlib.Path(folder)
         if not (folder / "complete").exists():
-            raise UserError(f"{folder} holds no complete features: run the stage that writes it to its end.")
+            raise UserError(f"{folder} holds no complete features: finish the stage that writes it.")
         shards = sorted(folder.glob("*.array_record"))
         contents = [json.loads(shard.with_suffix(".ids.json").read_text()) for shard in shards]
         self.ids = [name for each in contents for name in each["ids"]]
         self.skipped = [row for each in contents for row in each["skipped"]]
         if not self.ids:
             raise UserError(f"{folder} is empty: none of its {len(self.skipped)} clips could be read; replace the files that "
-                            "skipped.jsonl names and delete that folder.")
+                            "skipped.jsonl lists and delete that folder.")
         left_out = {row["index"] for row in self.skipped}
         self.kept = [i for i in range(len(self.ids) + len(left_out)) if i not in left_out]
         self._schema = {
@@ -96,16 +100,17 @@ class FeatureSource:
 
     @property
     def dims(self) -> dict[str, int]:
-        """The last dimension of every array."""
+        """The last dimension of each array, by name."""
         return {name: shape[-1] for name, (shape, _) in self._schema.items()}
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         with self._reading():
             record = self._records[int(index)]
-        item, offset = {"id": self.ids[int(index)]}, 0
+        item: dict[str, Any] = {"id": self.ids[int(index)]}
+        offset = 0
         for name, (shape, dtype) in self._schema.items():
             count = math.prod(shape)
             item[name] = np.frombuffer(record, dtype, count, offset).reshape(shape)
@@ -121,10 +126,10 @@ class FeatureSource:
                             "stage again.") from error
 
     def digests(self) -> list[str]:
-        """The SHA-256 of every record's bytes."""
+        """The SHA-256 of each record."""
         return [hashlib.sha256(self._records[i]).hexdigest() for i in range(len(self))]
 
-    def stack(self, indices: Sequence[int], names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Several items as arrays with a leading batch dimension."""
+    def stack(self, indices: Sequence[SupportsIndex] | np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Stacks the arrays `names` of several items along a leading batch dimension."""
         items = [self[i] for i in indices]
         return {name: np.stack([item[name] for item in items]) for name in names}

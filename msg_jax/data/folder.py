@@ -1,6 +1,6 @@
-"""A folder of videos, with captions or without, as a random-access source of fixed windows."""
+"""A folder of videos, with or without captions, as a random-access source of fixed windows."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 import csv
 import dataclasses
@@ -21,25 +21,28 @@ from msg_jax.errors import UnreadableError, UserError
 class FolderSource:
     """Windows of `clip.duration_sec` from all videos under `root`, recursively.
 
-    Windows begin every `stride_sec` (by default one window's length), at most `windows_per_video` per file (by default
-    all that fit). A file belongs to one split as a whole: files are ordered by a hash of (seed, relative path), the
-    first `test_share` of them are for testing, the next `validation_share` for validation, the rest for training, and
-    every split gets at least one. Captions come from `root/captions.csv` (columns `file`, relative to `root`, and
-    `caption`) where it exists; a file without one has the caption "".
+    Windows begin every `stride_sec` (default: one window), at most `windows_per_video` per file (default: all that fit).
 
-    `skipped` lists, as {"path", "reason"}, every video that cannot be used: unreadable, without sound, or more than one
-    frame shorter than a window. Names beginning with a dot are not looked at. What probing found is kept in the JSON
-    file `index_path`, if given, and holds as long as a file's size and modification time stay the same. With
-    `index_is_final` it holds whatever was added or changed since, so that the same windows have the same indices.
+    Each file belongs to one split. Files are ordered by a hash of (seed, relative path): the first `test_share` of them are
+    for testing, the next `validation_share` for validation, the rest for training. Every split gets at least one file.
 
-    A record: id "relative/path.mp4@start_sec" (three decimals), video uint8 (video_frames, video_px, video_px, 3),
+    Captions come from `root/captions.csv`, if it exists, with the columns `file` (relative to `root`) and `caption`. A file
+    without a row has the caption "".
+
+    `skipped` lists unusable videos as {"path", "reason"}: unreadable, without sound, or more than one frame shorter than a
+    window. Names that begin with a dot are ignored.
+
+    `index_path`, if given, is a JSON file that caches probing, by size and modification time of each file. With
+    `index_is_final` the index alone decides which files exist, whatever was added or changed since, so that windows keep
+    their indices.
+
+    A record has id "relative/path.mp4@start_sec" (three decimals), video uint8 (video_frames, video_px, video_px, 3),
     clip_video uint8 (clip_video_frames, clip_video_px, clip_video_px, 3), waveform float32 (audio_samples,) in [-1, 1],
-    caption str, events float32 (MAX_EVENTS, 3) of unused rows, has_events False.
+    caption str, events float32 (MAX_EVENTS, 3) of unused rows, and has_events False. Frames of `clip_video` are cropped,
+    or with `squash_clip_video` resized.
 
-    Pictures of `clip_video` are cropped, or with `squash_clip_video` made square as a whole.
-
-    Raises UserError if `root` is not a folder, fewer than three files are usable, or captions.csv or the index is
-    malformed; reading a record whose file turns out to be broken raises UnreadableError.
+    Raises UserError if `root` is not a folder, if fewer than three files are usable, or if captions.csv or the index is
+    malformed. Indexing raises UnreadableError if a file turns out to be broken.
     """
 
     class_names: tuple[str, ...] = ()
@@ -64,14 +67,17 @@ class FolderSource:
         self.spec, self.split, self._squash = clip, split, squash_clip_video
         self._root = pathlib.Path(root)
         if index_is_final:
+            if index_path is None:
+                raise ValueError("index_is_final needs an index_path")
             found = {name: info for name, (_, info) in _load_index(pathlib.Path(index_path)).items()}
         else:
             found = _probe_all(self._root, _video_names(self._root), index_path)
         self._captions = _read_captions(self._root, found)
-        usable, self.skipped = {}, []
+        usable: dict[str, media.MediaInfo] = {}
+        self.skipped: list[dict] = []
         for name, info in found.items():
             reason = info if isinstance(info, str) else _unusable_because(info, clip)
-            if reason:
+            if isinstance(info, str) or reason is not None:
                 self.skipped.append({"path": str(self._root / name), "reason": reason})
             else:
                 usable[name] = info
@@ -154,10 +160,10 @@ def _read_captions(root: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
 def _probe_all(
     root: pathlib.Path, names: list[str], index_path: str | os.PathLike | None
 ) -> dict[str, media.MediaInfo | str]:
-    """What each file holds, or the reason why that cannot be said; in the order of `names`."""
+    """Probes each file, in the order of `names`; an unreadable file gets the reason instead."""
     index = {} if index_path is None else _load_index(pathlib.Path(index_path))
 
-    def look(name: str) -> tuple[list[int], media.MediaInfo | str]:
+    def probe(name: str) -> tuple[list[int], media.MediaInfo | str]:
         stat = (root / name).stat()
         stamp = [stat.st_size, stat.st_mtime_ns]
         if name in index and index[name][0] == stamp:
@@ -168,7 +174,7 @@ def _probe_all(
             return stamp, str(error)
 
     with ThreadPoolExecutor() as pool:
-        found = dict(zip(names, pool.map(look, names)))
+        found = dict(zip(names, pool.map(probe, names)))
     if index_path is not None and found != index:
         _save_index(pathlib.Path(index_path), found)
     return {name: info for name, (_, info) in found.items()}
@@ -183,7 +189,7 @@ def _load_index(path: pathlib.Path) -> dict[str, tuple[list[int], media.MediaInf
             for name, (stamp, info) in json.loads(path.read_text()).items()
         }
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no index of videos ({error}); delete it and it will be made again") from error
+        raise UserError(f"{path} is no index of videos ({error}); delete it to make it again") from error
 
 
 def _save_index(path: pathlib.Path, found: dict[str, tuple[list[int], media.MediaInfo | str]]) -> None:
@@ -192,7 +198,7 @@ def _save_index(path: pathlib.Path, found: dict[str, tuple[list[int], media.Medi
         for name, (stamp, info) in found.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")  # several processes may start at once
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")  # several processes may write at once
     unfinished.write_text(json.dumps(plain, indent=1))
     unfinished.replace(path)
 
@@ -206,9 +212,9 @@ def _unusable_because(info: media.MediaInfo, clip: ClipSpec) -> str | None:
 
 
 def _split_files(
-    names, root: pathlib.Path, split: str, seed: int, validation_share: float, test_share: float
+    names: Collection[str], root: pathlib.Path, split: str, seed: int, validation_share: float, test_share: float
 ) -> list[str]:
-    """The files of one split, sorted by name."""
+    """The files of one split, sorted by name. Raises UserError for fewer than three files."""
     if len(names) < len(SPLITS):
         raise UserError(
             f"{root} has {len(names)} usable videos, and at least {len(SPLITS)} are needed, one for each of "
@@ -227,5 +233,5 @@ def _split_files(
 
 def _starts(duration_sec: float, clip: ClipSpec, stride_sec: float, most: int | None) -> list[float]:
     fitting = math.floor((duration_sec - clip.duration_sec) / stride_sec + 1e-6) + 1
-    count = max(1, fitting)  # a file that lacks no more than its last frame still gives one window
+    count = max(1, fitting)  # a file that lacks at most its last frame still gives one window
     return [i * stride_sec for i in range(count if most is None else min(count, most))]

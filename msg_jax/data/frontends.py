@@ -1,7 +1,8 @@
-"""The spectrograms that released listening networks were trained on, in numpy, each with its publisher's own convention."""
+"""The spectrograms of the released audio networks, in numpy; each follows its publisher's convention."""
 
 import functools
 
+from jaxtyping import Float, Float32
 import numpy as np
 import scipy.fft
 
@@ -16,20 +17,20 @@ SEGMENT_SAMPLES, SEGMENT_STRIDE = 10_240, 5_120  # 0.64 s every 0.32 s: 16 video
 _SYNCHFORMER_MEAN, _SYNCHFORMER_STD = -4.2677393, 4.5689974
 
 
-def panns_log_mel(waveform: np.ndarray, spec: MelSpec) -> np.ndarray:
-    """PANNs' (torchlibrosa's) power log-mel in dB: waveform (S,) -> (1 + S // hop, bands) float32.
+def panns_log_mel(waveform: Float[np.ndarray, " S"], spec: MelSpec) -> Float32[np.ndarray, "T M"]:
+    """PANNs' (torchlibrosa's) power log-mel in dB; T = 1 + S // hop.
 
-    Centred frames with reflected ends, Slaney filters, 10 log10 above 1e-10. Of `spec` rates, sizes and band edges count.
+    Centred frames with reflected ends, Slaney filters, 10 log10(max(x, 1e-10)). Ignores `log_base` and `floor` of `spec`.
     """
     power = _power(np.pad(waveform, spec.n_fft // 2, mode="reflect"), spec.n_fft, spec.n_fft, spec.hop_samples)
     return (10.0 * np.log10(np.maximum(power @ mel.mel_basis(spec).T, 1e-10))).astype(np.float32)
 
 
-def vggish_examples(waveform: np.ndarray) -> np.ndarray:
-    """VGGish's log-mel at 16 kHz in examples that follow each other: waveform (S,) -> (S // 0.96 s, 96, 64) float32.
+def vggish_examples(waveform: Float[np.ndarray, " S"]) -> Float32[np.ndarray, "N 96 64"]:
+    """VGGish's log-mel at 16 kHz, cut into N consecutive examples of 0.96 s.
 
-    Windows of 25 ms every 10 ms, magnitudes, filters that are triangles on the HTK mel scale, log(x + 0.01). What does
-    not fill an example is left out, as the publisher does.
+    Windows of 25 ms every 10 ms, magnitudes, filters that are triangles on the HTK mel scale, log(x + 0.01). An incomplete
+    last example is dropped, as the publisher does.
     """
     magnitude = np.sqrt(_power(waveform, 400, 512, 160, frame=400))
     log_mel = np.log(magnitude @ _vggish_filters().T + 0.01).astype(np.float32)
@@ -37,11 +38,11 @@ def vggish_examples(waveform: np.ndarray) -> np.ndarray:
     return log_mel[: count * VGGISH_FRAMES].reshape(count, VGGISH_FRAMES, VGGISH_BANDS)
 
 
-def synchformer_spectrograms(waveform: np.ndarray) -> np.ndarray:
-    """Synchformer's normalised log-mels of overlapping segments: waveform (S,) at 16 kHz -> (segments, 66, 128) float32.
+def synchformer_spectrograms(waveform: Float[np.ndarray, " S"]) -> Float32[np.ndarray, "N 66 128"]:
+    """Synchformer's normalised log-mels of N overlapping segments of a waveform at 16 kHz.
 
-    torchaudio's power mel of each segment alone (window 400 in 1024, hop 160, HTK filters without area normalisation),
-    log(x + 1e-6), one frame of zeros appended, then AST's mean and twice its deviation.
+    Each segment on its own: torchaudio's power mel (window 400 in 1024, hop 160, HTK filters without area normalisation),
+    log(x + 1e-6), one frame of zeros appended, normalised by AST's mean and twice its standard deviation.
     """
     starts = range(0, len(waveform) - SEGMENT_SAMPLES + 1, SEGMENT_STRIDE)
     found = []
@@ -54,14 +55,14 @@ def synchformer_spectrograms(waveform: np.ndarray) -> np.ndarray:
 
 
 def _power(samples: np.ndarray, window: int, n_fft: int, hop: int, frame: int | None = None) -> np.ndarray:
-    """Power spectra (frames, n_fft // 2 + 1) of every whole frame of `frame` samples (by default n_fft).
+    """Power spectra (frames, n_fft // 2 + 1) of all complete frames of `frame` samples (default `n_fft`).
 
-    The periodic Hann window of `window` samples lies in the middle of its frame.
+    A periodic Hann window of `window` samples is centred in the frame.
     """
     frame = frame or n_fft
     hann = 0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(window) / window)
     frames = np.lib.stride_tricks.sliding_window_view(np.asarray(samples, np.float64), frame)[::hop]
-    return np.square(np.abs(scipy.fft.rfft(frames * np.pad(hann, (frame - window) // 2), n_fft)))
+    return np.square(np.abs(np.asarray(scipy.fft.rfft(frames * np.pad(hann, (frame - window) // 2), n_fft))))
 
 
 def _to_htk(hz):
@@ -84,6 +85,6 @@ def _htk_filters() -> np.ndarray:
 
 
 def _triangles(bins: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Filters (bands, bins) that rise from one corner to the next and fall to the one after, linear in the corners' unit."""
+    """Triangular filters (bands, bins), linear in the unit of `corners`; filter i peaks at corner i + 1."""
     left, centre, right = (corners[start : len(corners) - 2 + start, None] for start in range(3))
     return np.maximum(np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)), 0.0)

@@ -1,19 +1,19 @@
 """python -m msg_jax.data.multi_event ANNOTATION.csv --out=IDS.txt [--FLAG=VALUE ...]
 
-Which clips of a test set are multi-event clips, by a rule that can be published with the list: the file begins with the
-rule, its parameters, what it found and a SHA-256 of the list, and holds one clip id a line, sorted.
+Select the multi-event clips of a test set by a rule that can be published with the list. The file begins with the rule, its
+parameters, the counts and a SHA-256 of the list; then follow the sorted clip ids, one a line.
 
-The annotation is either of
-  event times   a header with the columns id, class, onset, offset (seconds), one row an event;
-  labels        VGGSound's columns id, start, label, split (a header is optional), one row a label; a clip is then called
-                ID_000030, as VGGSound's files are.
+The annotation is one of
+  event times   a header with the columns id, class, onset, offset (seconds), one row per event;
+  labels        VGGSound's columns id, start, label, split (the header is optional), one row per label; clip ids are
+                ID_000030, as VGGSound's files are named.
 
-A clip is chosen if it meets any of the --kinds (or, with --match=all, every one):
+A clip is selected if it meets any of the --kinds (with --match=all: all of them):
   classes     it has at least --min_classes different classes;
   events      it has at least --min_events events that begin --min_gap_sec or more after each other;
-  overlap     two events of different classes sound together for at least --min_overlap_sec;
-  transition  one class has ended, by no more than --min_overlap_sec of overlap, before another one first begins.
-Only `classes` can be asked of labels, which have no times.
+  overlap     two events of different classes overlap for at least --min_overlap_sec;
+  transition  one class has ended before another first begins, or overlaps with it by at most --min_overlap_sec.
+Labels have no times, so they support only `classes`.
 """
 
 import argparse
@@ -35,10 +35,11 @@ KINDS = ("classes", "events", "overlap", "transition")
 TIMED = KINDS[1:]
 _TIME_COLUMNS = ("id", "class", "onset", "offset")
 _LABEL_COLUMNS = ("id", "start", "label", "split")
+_NUMBERS = ("min_classes", "min_events", "min_gap_sec", "min_overlap_sec")  # fields of `Rule`
 
 
 class Event(NamedTuple):
-    """One row of an annotation; without times both are NaN."""
+    """One row of an annotation. Times are NaN if it has none."""
 
     label: str
     onset_sec: float = math.nan
@@ -47,7 +48,7 @@ class Event(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a multi-event clip is."""
+    """The definition of a multi-event clip."""
 
     kinds: tuple[str, ...] = ("classes",)
     match: str = "any"  # any | all of the kinds
@@ -57,12 +58,13 @@ class Rule:
     min_overlap_sec: float = 0.1
 
     def chooses(self, events: Sequence[Event]) -> bool:
+        """Whether a clip with these events is a multi-event clip."""
         met = meets(events, self)
         return (any if self.match == "any" else all)(met[kind] for kind in self.kinds)
 
 
 def meets(events: Sequence[Event], rule: Rule) -> dict[str, bool]:
-    """Which of the rule's kinds a clip is of."""
+    """Whether a clip with these events meets each of the rule's kinds."""
     by_class = {label: [event for event in events if event.label == label] for label in {event.label for event in events}}
     pairs = list(itertools.combinations(by_class.values(), 2))
     tests = {
@@ -80,7 +82,7 @@ def meets(events: Sequence[Event], rule: Rule) -> dict[str, bool]:
 
 
 def separated(events: Sequence[Event], min_gap_sec: float) -> int:
-    """The most events, of any class, that all begin at least `min_gap_sec` after the one before."""
+    """The largest number of events, of any class, whose onsets are all at least `min_gap_sec` apart."""
     count, last = 0, -math.inf
     for onset in sorted(event.onset_sec for event in events):
         if onset - last >= min_gap_sec - 1e-9:
@@ -93,7 +95,10 @@ def _overlap_sec(a: Event, b: Event) -> float:
 
 
 def read_events(path: str | os.PathLike) -> dict[str, list[Event]]:
-    """Events by clip id from a csv with the columns id, class, onset, offset; raises UserError naming the line."""
+    """Reads events by clip id from a csv with the columns id, class, onset, offset.
+
+    Raises UserError, naming the line, for a malformed row.
+    """
     clips: dict[str, list[Event]] = {}
     for line, row in _rows(pathlib.Path(path), _TIME_COLUMNS):
         try:
@@ -102,7 +107,7 @@ def read_events(path: str | os.PathLike) -> dict[str, list[Event]]:
             onset = offset = math.nan
         if not (0 <= onset <= offset < math.inf):
             raise UserError(
-                f"{path} line {line}: onset {row['onset']!r} and offset {row['offset']!r} are no seconds in that order; "
+                f"{path} line {line}: onset {row['onset']!r} and offset {row['offset']!r} are not seconds in ascending order; "
                 "correct the row"
             )
         clips.setdefault(row["id"], []).append(Event(row["class"], onset, offset))
@@ -110,27 +115,33 @@ def read_events(path: str | os.PathLike) -> dict[str, list[Event]]:
 
 
 def read_labels(path: str | os.PathLike, split: str | None = None) -> dict[str, list[Event]]:
-    """Labels by clip id from VGGSound's columns id, start, label, split, of one split or of all."""
+    """Reads labels by clip id from VGGSound's columns id, start, label, split: of one split, or of all if None.
+
+    Raises UserError, naming the line, for a malformed row.
+    """
     clips: dict[str, list[Event]] = {}
     for line, row in _rows(pathlib.Path(path), _LABEL_COLUMNS):
         if not (row["start"] or "").strip().isdigit():
-            raise UserError(f"{path} line {line}: the start {row['start']!r} is no whole number of seconds; correct the row")
+            raise UserError(f"{path} line {line}: the start {row['start']!r} is not a whole number of seconds; correct the row")
         if split is None or row["split"] == split:
             clips.setdefault(f"{row['id']}_{int(row['start']):06d}", []).append(Event(row["label"]))
     return clips
 
 
 def read_annotation(path: str | os.PathLike, split: str | None = None) -> tuple[dict[str, list[Event]], bool]:
-    """Events by clip id, and whether they have times. Raises UserError for a file of neither form."""
+    """Reads events by clip id from either form of annotation; also returns whether they have times.
+
+    Raises UserError if the file has neither form.
+    """
     path = pathlib.Path(path)
     timed = set(_TIME_COLUMNS) <= set(next(iter(_table(path)), (0, []))[1])
     if timed and split is not None:
-        raise UserError(f"{path} has event times and no splits: leave out --split")
+        raise UserError(f"{path} has event times but no splits: leave out --split")
     return (read_events(path) if timed else read_labels(path, split)), timed
 
 
 def _table(path: pathlib.Path) -> list[tuple[int, list[str]]]:
-    """(line number, cells) of every line that is not empty."""
+    """(line number, cells) of each non-empty line."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -142,17 +153,17 @@ def _table(path: pathlib.Path) -> list[tuple[int, list[str]]]:
 
 
 def _rows(path: pathlib.Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a csv file by column; a file of labels may lack the header."""
+    """(line number, cells by column) of each row. A file of labels may lack the header."""
     table = _table(path)
     if not table:
-        raise UserError(f"{path} is empty; its columns are {', '.join(columns)}")
+        raise UserError(f"{path} is empty; give a file with the columns {', '.join(columns)}")
     header = table[0][1]
     if set(columns) <= set(header):
         table = table[1:]
     elif columns == _LABEL_COLUMNS and len(header) == len(columns) and "id" not in header:
         header = list(columns)
     else:
-        raise UserError(f"{path}: its first line {','.join(header)!r} does not name the columns {', '.join(columns)}")
+        raise UserError(f"{path}: the first line {','.join(header)!r} does not name the columns {', '.join(columns)}; add them")
     for line, cells in table:
         if len(cells) != len(header):
             raise UserError(f"{path} line {line} has {len(cells)} values, not {len(header)}; correct the row")
@@ -160,7 +171,7 @@ def _rows(path: pathlib.Path, columns: Sequence[str]) -> list[tuple[int, dict[st
 
 
 def select(clips: Mapping[str, Sequence[Event]], rule: Rule) -> list[str]:
-    """The ids of the clips that the rule chooses, sorted."""
+    """The sorted ids of the clips that the rule chooses."""
     return sorted(name for name, events in clips.items() if rule.chooses(events))
 
 
@@ -170,7 +181,7 @@ def list_digest(ids: Sequence[str]) -> str:
 
 
 def show(clips: Mapping[str, Sequence[Event]], rule: Rule, annotation: pathlib.Path, split: str | None) -> str:
-    """The file: a header of `# field: value` lines, then the ids."""
+    """The text of a list file: `# field: value` lines, then the ids."""
     chosen = select(clips, rule)
     used = {"classes": ("min_classes",), "events": ("min_events", "min_gap_sec"), "overlap": ("min_overlap_sec",),
             "transition": ("min_overlap_sec",)}
@@ -189,7 +200,10 @@ def show(clips: Mapping[str, Sequence[Event]], rule: Rule, annotation: pathlib.P
 
 
 def read_ids(path: str | os.PathLike) -> list[str]:
-    """The ids of a list file, whose SHA-256 must be that of its header if there is one; raises UserError if not."""
+    """Reads the ids of a list file.
+
+    Raises UserError if it cannot be read, or if its header has a SHA-256 that does not match the ids.
+    """
     path = pathlib.Path(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -199,7 +213,7 @@ def read_ids(path: str | os.PathLike) -> list[str]:
     for line in lines:
         name, _, digest = line.removeprefix("# ").partition(": ")
         if line.startswith("#") and name == "sha256 of the list" and digest.strip() != list_digest(ids):
-            raise UserError(f"{path} was changed: its ids do not have the SHA-256 of its header; make the list again")
+            raise UserError(f"{path} was changed: its ids do not match the SHA-256 in its header; make the list again")
     return ids
 
 
@@ -209,35 +223,36 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    usage, _, details = __doc__.partition("\n\n")
+    """The command line's parser."""
+    usage, _, details = (__doc__ or "").partition("\n\n")
     flags = _Parser(prog="python -m msg_jax.data.multi_event", usage=usage, description=details, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("annotation", type=pathlib.Path)
     flags.add_argument("--out", type=pathlib.Path, required=True, help="the list to write")
-    flags.add_argument("--kinds", help=f"some of {','.join(KINDS)} (default: all of them, or classes for labels)")
+    flags.add_argument("--kinds", help=f"a subset of {','.join(KINDS)} (default: all; for labels: classes)")
     flags.add_argument("--match", choices=("any", "all"), default="any")
     flags.add_argument("--split", help="of a file of labels: train or test")
-    for field in dataclasses.fields(Rule):
-        if field.name.startswith("min_"):
-            flags.add_argument(f"--{field.name}", type=field.type, default=field.default)
-    flags.add_argument("--overwrite", action="store_true", help="replace a list that exists")
+    for name in _NUMBERS:
+        default = getattr(Rule, name)
+        flags.add_argument(f"--{name}", type=type(default), default=default)
+    flags.add_argument("--overwrite", action="store_true", help="replace an existing list")
     return flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; exits with code 2 and one sentence on a user error."""
     args = parser().parse_args(argv)
     try:
         clips, timed = read_annotation(args.annotation, args.split)
         kinds = tuple(args.kinds.split(",")) if args.kinds else KINDS if timed else KINDS[:1]
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown:
-            raise UserError(f"--kinds has {unknown[0]!r}: choose among {', '.join(KINDS)}")
+            raise UserError(f"--kinds has {unknown[0]!r}: choose from {', '.join(KINDS)}")
         if not timed and set(kinds) & set(TIMED):
-            raise UserError(f"{args.annotation} has labels without times, of which only --kinds=classes can be asked")
+            raise UserError(f"{args.annotation} has labels without times, which support only --kinds=classes")
         if args.out.exists() and not args.overwrite:
             raise UserError(f"{args.out} exists already; pass --overwrite to replace it, or choose another --out")
-        numbers = {field.name: getattr(args, field.name) for field in dataclasses.fields(Rule) if hasattr(args, field.name)}
-        rule = Rule(**numbers | {"kinds": kinds})
+        rule = dataclasses.replace(Rule(kinds, args.match), **{name: getattr(args, name) for name in _NUMBERS})
         text = show(clips, rule, args.annotation, args.split)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         beside = args.out.with_name(f".{args.out.name}.{os.getpid()}")

@@ -1,7 +1,7 @@
-"""From a source string to batches: Grain shuffles, reads ahead and resumes; this file only says in which order."""
+"""The input pipeline: a source string in, shuffled and resumable batches out (Grain)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -13,17 +13,30 @@ from msg_jax.errors import UnreadableError, UserError
 Element = dict[str, Any]
 
 
-class Source(Protocol):
-    """Random access to records; `skipped` lists the files that gave none, as {"path", "reason"}."""
-
-    spec: ClipSpec
-    split: str
-    class_names: tuple[str, ...]
-    skipped: list[dict]
+@runtime_checkable
+class Items(Protocol):
+    """Anything with random access."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Element: ...
+    def __getitem__(self, index: int) -> Any: ...
+
+
+@runtime_checkable
+class Source(Items, Protocol):
+    """Random access to records. `skipped` lists the unusable files as {"path", "reason"}."""
+
+    @property
+    def spec(self) -> ClipSpec: ...
+
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def skipped(self) -> list[dict]: ...
 
 
 def make_source(
@@ -36,19 +49,22 @@ def make_source(
     sizes: Mapping[str, int] | None = None,
     **folder_options,
 ) -> Source:
-    """Opens `scenes`, `folder:PATH` or `tfds:NAME_OR_FOLDER`; imports only what that kind needs.
+    """Opens `scenes`, `folder:PATH` or `tfds:NAME_OR_FOLDER`.
 
-    `sizes` (scenes per split) and `seed` decide the procedural scenes: written once below `data_dir`, or made on the
-    fly if that is None. A folder is divided into splits by `seed` too, and takes `folder_options` (`FolderSource`).
+    scenes  procedural scenes, a function of `sizes` (scenes per split) and `seed`; written once below `data_dir`, or made
+            on the fly if that is None
+    folder  videos, split by `seed`; takes `folder_options` (see `FolderSource`)
+    tfds    a TFDS data set, by folder or by registered name below `data_dir`
 
-    Raises UserError if the string is none of these, or the data disagree with `clip`.
+    Raises UserError if `source` is none of these, or if the data disagree with `clip`.
     """
     kind, _, place = source.partition(":")
     if kind == "scenes" and not place:
         if sizes is None:
-            raise UserError("the source 'scenes' needs data.sizes, the number of scenes of each split")
+            raise UserError("the source 'scenes' needs data.sizes: set the number of scenes of each split")
         if data_dir is None:
             return ScenesSource(clip, split, sizes[split], seed)
+        # TFDS and PyAV are imported only when needed
         from msg_jax.data.builders.scenes import prepare_scenes
         from msg_jax.data.tfds_source import TfdsSource
 
@@ -65,9 +81,9 @@ def make_source(
 
 
 class Subset:
-    """The items of anything with random access at some indices, in that order."""
+    """The items of `source` at `indices`, in that order."""
 
-    def __init__(self, source: Any, indices: Sequence[int]):
+    def __init__(self, source: Items, indices: Sequence[int]):
         self._source, self._indices = source, indices
 
     def __len__(self) -> int:
@@ -78,7 +94,7 @@ class Subset:
 
 
 class Chosen(Subset):
-    """The records of a source at some indices, in that order."""
+    """A `Subset` of records that is itself a `Source`."""
 
     def __init__(self, source: Source, indices: Sequence[int]):
         super().__init__(source, indices)
@@ -86,14 +102,15 @@ class Chosen(Subset):
 
 
 class Readable:
-    """A source that gives the next record that can be read in the place of one that cannot.
+    """Replaces unreadable records of `source` by the next readable one.
 
-    `report` is told of each such record, as a row of `skipped.jsonl`, when it is met first. Raises UserError if there is
-    no record that can be read.
+    Calls `report` once for each unreadable record, with its row for `skipped.jsonl`. Indexing raises UserError if no record
+    can be read.
     """
 
-    def __init__(self, source: Any, report: Callable[[dict], None]):
-        self._source, self._report, self._bad = source, report, set()
+    def __init__(self, source: Items, report: Callable[[dict], None]):
+        self._source, self._report = source, report
+        self._bad: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._source)
@@ -107,14 +124,13 @@ class Readable:
             except UnreadableError as error:
                 self._bad.add(i)
                 self._report(error.row)
-        raise UserError(f"None of {len(self)} clips can be read: skipped.jsonl says why.")
+        raise UserError(f"None of {len(self)} clips can be read: see the reasons in skipped.jsonl and replace the files.")
 
 
 class Named:
-    """A source whose transformed records keep the `id` of their clip; messages name clips by it."""
+    """Applies `transform` to every record and keeps the clip's `id`, by which messages name clips."""
 
-    def __init__(self, source: Any, transform: Callable[[Element], Element] | None = None):
-        self.split = getattr(source, "split", "")
+    def __init__(self, source: Items, transform: Callable[[Element], Element] | None = None):
         self._source, self._transform = source, transform or (lambda record: record)
 
     def __len__(self) -> int:
@@ -126,13 +142,13 @@ class Named:
 
 
 class _Rows:
-    """One process's share of every global batch: the `rows` that its devices hold.
+    """One process's rows of every global batch.
 
-    Put in their places, the shares are the global batch of a single process, row by row, so that noise drawn per row meets
-    the same clip on any number of processes.
+    The rows of all processes together are the batch that a single process would read. So noise drawn per row meets the same
+    clip on any number of processes.
     """
 
-    def __init__(self, elements: grain.MapDataset, batch_size: int, rows: Sequence[int]):
+    def __init__(self, elements: Items, batch_size: int, rows: Sequence[int]):
         self._elements, self._batch_size, self._rows = elements, batch_size, rows
 
     def __len__(self) -> int:
@@ -144,39 +160,27 @@ class _Rows:
 
 
 def batches(
-    source: Source,
+    source: Items,
     *,
     batch_size: int,
     seed: int,
     transform: Callable[[Element], Element] | None = None,
-    random_transform: Callable[[Element, np.random.Generator], Element] | None = None,
-    shuffle: bool = True,
-    repeat: bool = True,
     read_threads: int = 2,
     rows: Sequence[int] | None = None,
 ) -> grain.IterDataset:
-    """Batches of `batch_size` clips over all processes; this process gets its `rows` of each, by default all.
+    """Endless shuffled batches of `batch_size` clips over all processes.
 
-    `transform` is applied to a record first, then `random_transform` with a generator of the element's own. Arrays are
-    stacked, strings kept as a list. Batch number `step` is a function of `seed` and `step` alone, so that an iterator's
-    whole state is its step: `iterator.set_state({"next_index": step})` goes there, whatever the process count was.
-    Incomplete last batches are dropped.
+    This process gets the `rows` of each batch, by default all. `transform` maps each record. Arrays are stacked, strings
+    stay a list. Every pass over the source has its own order.
 
-    Raises UserError if the source is smaller than one batch.
+    Batch number `step` is a function of `seed` and `step` alone, so the step is an iterator's whole state:
+    `iterator.set_state({"next_index": step})` moves there, on any number of processes.
     """
     rows = range(batch_size) if rows is None else rows
-    if len(source) < batch_size and not repeat:
-        raise UserError(f"the {source.split} split has {len(source)} clips, less than one batch of {batch_size}")
-    elements = grain.MapDataset.source(source).seed(seed)
-    if shuffle:
-        elements = elements.shuffle()
-    if repeat:
-        elements = elements.repeat()
+    elements = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     if transform is not None:
         elements = elements.map(transform)
-    if random_transform is not None:
-        elements = elements.random_map(random_transform)
-    # batching comes before iteration: then the state to save is one number
+    # batch before iterating, so that the state to save is one number
     share = grain.MapDataset.source(_Rows(elements, batch_size, rows)).batch(len(rows), drop_remainder=True, batch_fn=_stack)
     return share.to_iter_dataset(_read_options(read_threads))
 
@@ -185,7 +189,7 @@ def _read_options(threads: int) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
 
 
-def _stack(elements: list[Element]) -> Element:
-    """Stacks arrays and numbers; strings stay a list, for no device takes them."""
+def _stack(elements: Sequence[Element]) -> Element:
+    """Stacks arrays and numbers. Strings stay a list, because devices hold none."""
     columns = {name: [element[name] for element in elements] for name in elements[0]}
     return {name: column if isinstance(column[0], str) else np.stack(column) for name, column in columns.items()}

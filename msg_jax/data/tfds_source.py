@@ -1,4 +1,6 @@
-"""Any TFDS data set whose features are those of a record, as a random-access source."""
+"""A TFDS data set with the features of a record, as a random-access source."""
+
+from typing import Any
 
 from etils import epath
 import numpy as np
@@ -12,20 +14,21 @@ from msg_jax.errors import UserError
 class TfdsSource:
     """Records of one split of a TFDS data set stored as ArrayRecord.
 
-    `path_or_name` is the folder that holds `dataset_info.json`, or a registered name looked up below `data_dir`. The
-    waveform may be stored as int16 or float32. Class names are read from the data set's metadata entry `class_names`.
+    `path_or_name` is the folder that holds `dataset_info.json`, or a registered name below `data_dir`. The waveform may be
+    stored as int16 or float32. Class names come from the metadata entry `class_names`.
 
-    Raises UserError if the data set or the split is not there, or a feature is missing or disagrees with `clip`.
+    Raises UserError if the data set or the split does not exist, or if a feature is missing or disagrees with `clip`.
     """
 
     def __init__(self, path_or_name: str, clip: ClipSpec, split: str, data_dir: str | None = None):
-        self.spec, self.split, self.skipped = clip, split, []
+        self.spec, self.split = clip, split
+        self.skipped: list[dict] = []
         builder = _open(path_or_name, data_dir)
         if split not in builder.info.splits:
-            raise UserError(f"{path_or_name} has no split {split!r}, only {sorted(builder.info.splits)}")
+            raise UserError(f"{path_or_name} has no split {split!r}, only {sorted(builder.info.splits)}; choose one of these")
         _check(path_or_name, builder.info.features, clip)
         self.class_names = tuple((builder.info.metadata or {}).get("class_names", ()))
-        self._records = builder.as_data_source(split)
+        self._records = builder.as_data_source(split)  # pyright: ignore[reportCallIssue] a decorator hides its signature
 
     def __len__(self) -> int:
         return len(self._records)
@@ -53,7 +56,7 @@ def _open(path_or_name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         builder = tfds.builder(path_or_name, data_dir=data_dir, file_format="array_record")
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise UserError(
-            f"tfds:{path_or_name} is neither a folder with a dataset_info.json nor a data set that TFDS knows; "
+            f"tfds:{path_or_name} is neither a folder with a dataset_info.json nor a data set known to TFDS; "
             "give the folder of the version, such as DATA_DIR/name/config/1.0.0"
         ) from error
     if not builder.is_prepared():
@@ -61,7 +64,8 @@ def _open(path_or_name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def _check(name: str, features: tfds.features.FeaturesDict, clip: ClipSpec) -> None:
+def _check(name: str, features: Any, clip: ClipSpec) -> None:
+    """Raises UserError unless `features` are those of a record of `clip`."""
     text = ((), (np.object_,))
     expected = {
         "id": text,
@@ -74,10 +78,15 @@ def _check(name: str, features: tfds.features.FeaturesDict, clip: ClipSpec) -> N
     }
     for field, (shape, dtypes) in expected.items():
         if field not in features:
-            raise UserError(f"{name} has no feature {field!r}; a record has {', '.join(expected)}")
+            raise UserError(f"{name} has no feature {field!r}; build it with {', '.join(expected)}")
         stored = features[field]
         if tuple(stored.shape) != shape:
-            raise UserError(f"{name}: {field} has shape {tuple(stored.shape)} but the configured clip asks for {shape}")
+            raise UserError(
+                f"{name}: {field} has shape {tuple(stored.shape)} but the configured clip asks for {shape}; change config.clip "
+                "or build the data set again"
+            )
         if stored.np_dtype not in dtypes:
             wanted = " or ".join(np.dtype(dtype).name for dtype in dtypes)
-            raise UserError(f"{name}: {field} is stored as {np.dtype(stored.np_dtype).name} but must be {wanted}")
+            raise UserError(
+                f"{name}: {field} is stored as {np.dtype(stored.np_dtype).name} but must be {wanted}; build the data set again"
+            )

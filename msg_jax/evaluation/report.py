@@ -25,10 +25,15 @@ import numpy as np
 import soundfile
 
 from msg_jax.clip import ClipSpec
+<<<<<<< HEAD
 from msg_jax.data import media
 from msg_jax.evaluation import charts, events
 from msg_jax.evaluation.labels import METRICS, Systems, describe, number, system_label, system_note
 from msg_jax.tables import aligned
+=======
+from msg_jax.data import media_writer
+from msg_jax.evaluation import events
+>>>>>>> helper-b
 
 _KEYS = ("system", "baseline", "guidance", "split")
 
@@ -263,7 +268,7 @@ def _example(example: dict[str, Any], spec: ClipSpec, systems: Systems) -> dict[
         if example["frames"] is None:
             player = {"audio": _data_uri("audio/mpeg", _mp3(track["waveform"], spec.audio_hz))}
         else:
-            video = media.encode_video(example["frames"], spec.video_hz, track["waveform"], spec.audio_hz)
+            video = media_writer.encode_video(example["frames"], spec.video_hz, track["waveform"], spec.audio_hz)
             player = {"video": _data_uri("video/mp4", video)}
         tracks.append({
             **player,

@@ -10,7 +10,7 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from msg_jax.data import media
+from msg_jax.data import media, media_writer
 from msg_jax.errors import UserError
 from msg_jax.inference.system import System
 from msg_jax.infra import logging
@@ -142,8 +142,8 @@ def generate(
         try:
             for variant, waveform in enumerate(sounds_for(system, video, settings)):
                 sound, picture = video.outputs(out, settings)[variant]
-                media.mux(video.path, waveform, system.clip.audio_hz, picture, overwrite=settings.overwrite)
-                media.write_audio(sound, waveform, system.clip.audio_hz, overwrite=settings.overwrite)
+                media_writer.mux(video.path, waveform, system.clip.audio_hz, picture, overwrite=settings.overwrite)
+                media_writer.write_audio(sound, waveform, system.clip.audio_hz, overwrite=settings.overwrite)
                 made.append({
                     "input": str(video.path),
                     "outputs": [path.relative_to(out).as_posix() for path in (sound, picture)],

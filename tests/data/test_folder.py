@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from msg_jax import clip as clip_module
-from msg_jax.data import folder, media
+from msg_jax.data import folder, media, media_writer
 from msg_jax.errors import UnreadableError, UserError
 
 CLIP = clip_module.ClipSpec(duration_sec=0.8, video_px=16, clip_video_px=8)
@@ -22,7 +22,7 @@ def write(path, seconds, pitch_hz=500):
     path.parent.mkdir(parents=True, exist_ok=True)
     levels = np.arange(round(25 * seconds), dtype=np.uint8) * 5
     frames = np.broadcast_to(levels[:, None, None, None], (len(levels), 16, 16, 3))
-    path.write_bytes(media.encode_video(frames, 25.0, tone(pitch_hz, seconds), 16_000))
+    path.write_bytes(media_writer.encode_video(frames, 25.0, tone(pitch_hz, seconds), 16_000))
 
 
 @pytest.fixture(scope="module")

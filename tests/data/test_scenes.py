@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from msg_jax.clip import TINY, MelSpec
-from msg_jax.data import scenes
-from msg_jax.data.scenes import CLASS_NAMES, MAX_EVENTS, ScenesSource, Slot, make_scene
+from msg_jax.data.scene_performers import Glass, Metal, Motor, Slot, Thud, Wood
+from msg_jax.data.scenes import CLASS_NAMES, MAX_EVENTS, ScenesSource, make_scene
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_silence_ends_at_the_first_onset(records):
         assert np.abs(after).max() > 2.5 * np.abs(before).max()
 
 
-@pytest.mark.parametrize("material", [scenes.Wood, scenes.Metal, scenes.Glass, scenes.Thud])
+@pytest.mark.parametrize("material", [Wood, Metal, Glass, Thud])
 def test_balls_obey_ballistics_and_sound_when_they_touch_the_floor(material):
     for seed in range(10):
         ball = material(np.random.default_rng(seed), Slot(0.5, 0.0, 8.0))
@@ -101,7 +101,7 @@ def test_balls_obey_ballistics_and_sound_when_they_touch_the_floor(material):
 
 
 def test_the_motor_hums_at_the_pitch_of_its_speed():
-    motor = scenes.Motor(np.random.default_rng(1), Slot(0.5, 0.0, 8.0))
+    motor = Motor(np.random.default_rng(1), Slot(0.5, 0.0, 8.0))
     hz = 16_000
     for event, ((onset, offset), turns) in enumerate(zip(motor.events, motor.turns)):
         sound = motor.sound(event, hz)

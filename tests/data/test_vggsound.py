@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from msg_jax import clip as clip_module
-from msg_jax.data import media
+from msg_jax.data import media_writer
 from msg_jax.data.builders import vggsound
 from msg_jax.data.tfds_source import TfdsSource
 from msg_jax.errors import UserError
@@ -21,7 +21,7 @@ def write(path, seconds, step=5, sound=True):
     levels = 10 + np.arange(round(25 * seconds), dtype=np.uint8) * step
     frames = np.broadcast_to(levels[:, None, None, None], (len(levels), 16, 16, 3))
     tone = 0.5 * np.sin(2 * np.pi * 500 * np.arange(round(16_000 * seconds)) / 16_000)
-    path.write_bytes(media.encode_video(frames, 25.0, tone * sound, 16_000))
+    path.write_bytes(media_writer.encode_video(frames, 25.0, tone * sound, 16_000))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_every_clip_that_is_left_out_has_its_reason(built):
     rows = [json.loads(line) for line in pathlib.Path(folder, "skipped.jsonl").read_text().splitlines()]
     reasons = {row["id"].split("_0000")[0]: row["reason"] for row in rows}
     words = {
-        "gone_______": "it is not there", "still_video": "still picture", "silentvideo": "silence",
+        "gone_______": "does not exist", "still_video": "still picture", "silentvideo": "silence",
         "short_video": "before one window of 0.8 s", "cut___video": "cut___video", "no_audio___00": "no audio stream",
     }
     assert set(reasons) == set(words)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from msg_jax.clip import TINY
-from msg_jax.data import media
+from msg_jax.data import media_writer
 from msg_jax.evaluation import report
 
 CLASSES = ("wood", "metal", "glass <&>")
@@ -90,7 +90,7 @@ def example():
 
 @pytest.fixture
 def page(tmp_path, monkeypatch, results, example):
-    monkeypatch.setattr(media, "encode_video", lambda frames, hz, waveform, audio_hz: b"mp4 of %d frames" % len(frames))
+    monkeypatch.setattr(media_writer, "encode_video", lambda frames, hz, waveform, audio_hz: b"mp4 of %d frames" % len(frames))
     curves = {"base": [{"step": step, "loss": 1 / (1 + step), "note": "x", "rare": 0.5 if step == 3 else None}
                        for step in range(5)]}
     facts = {"git_revision": "abc1234", "seconds_per_stage": {"base": 12.34}, "config": {"preset": "tiny"}}

@@ -13,7 +13,7 @@ from configs import evaluate
 from msg_jax import stages
 from msg_jax.clip import TINY
 from msg_jax.convert import av_benchmark, panns, synchformer_full, vggish
-from msg_jax.data import media, scenes
+from msg_jax.data import media_writer, scenes
 from msg_jax.errors import UserError
 from msg_jax.evaluation import distribution
 from msg_jax.models import synchformer
@@ -33,13 +33,13 @@ def folders(tmp_path_factory):
         rows.writerow(["id", "class", "onset", "offset"])
         for index in range(CLIPS):
             scene, name = scenes.make_scene(1, "test", index, TINY), f"clip {index}"
-            video = media.encode_video(scene["video"], TINY.video_hz, scene["waveform"], HZ)
+            video = media_writer.encode_video(scene["video"], TINY.video_hz, scene["waveform"], HZ)
             (root / "real" / f"{name}.mp4").write_bytes(video)
-            media.write_audio(root / "copy" / f"{name}.wav", scene["waveform"], HZ)
-            media.write_audio(root / "late" / f"{name}.flac", np.pad(scene["waveform"], (HZ // 5, 0))[:-HZ // 5], HZ)
+            media_writer.write_audio(root / "copy" / f"{name}.wav", scene["waveform"], HZ)
+            media_writer.write_audio(root / "late" / f"{name}.flac", np.pad(scene["waveform"], (HZ // 5, 0))[:-HZ // 5], HZ)
             used = scene["events"][scene["events"][:, 0] >= 0][: 1 if index < 3 else 9]
             rows.writerows([name, int(label), f"{onset:.3f}", f"{offset:.3f}"] for label, onset, offset in used)
-    media.write_audio(root / "late" / "alone.wav", np.zeros(HZ, np.float32), HZ)
+    media_writer.write_audio(root / "late" / "alone.wav", np.zeros(HZ, np.float32), HZ)
     return root
 
 
@@ -129,7 +129,7 @@ def test_broken_files_are_skipped_and_named(folders, tmp_path):
     row = results["rows"][0]
     assert row["onset_f1_spectral_flux"]["value"] > 0.99 and row["desync_spectral_flux"]["value"] == 0  # AAC against WAV
     # A repaired file counts.
-    media.write_audio(tmp_path / "generated" / "clip 2.wav", np.zeros(3 * HZ, np.float32), HZ, overwrite=True)
+    media_writer.write_audio(tmp_path / "generated" / "clip 2.wav", np.zeros(3 * HZ, np.float32), HZ, overwrite=True)
     again = _evaluate(tmp_path / "out", generated=tmp_path / "generated", reference=folders / "real")
     assert again["facts"]["skipped"] == 0 and again["rows"][0]["onset_f1_spectral_flux"]["value"] < 0.99
 
@@ -181,8 +181,9 @@ def test_released_networks_listen_and_watch(toy_weights, tmp_path):
     for index in range(3):
         scene = scenes.make_scene(2, "test", index, dataclasses.replace(TINY, duration_sec=4.8))
         for side, waveform in (("real", scene["waveform"]), ("generated", np.roll(scene["waveform"], HZ))):
-            media.write_audio(tmp_path / side / f"{index}.wav", waveform, HZ)
-    video = media.encode_video(scene["video"], TINY.video_hz, scene["waveform"], HZ)  # of the last one alone: it takes long
+            media_writer.write_audio(tmp_path / side / f"{index}.wav", waveform, HZ)
+    # only the last scene gets a video: encoding is slow
+    video = media_writer.encode_video(scene["video"], TINY.video_hz, scene["waveform"], HZ)
     (tmp_path / "real" / f"{index}.mp4").write_bytes(video)
     settings = dict(generated=tmp_path / "generated", reference=tmp_path / "real")
     row = _evaluate(tmp_path / "out", **settings, weights=toy_weights)["rows"][0]

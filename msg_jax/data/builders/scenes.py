@@ -1,4 +1,4 @@
-"""Writes procedural scenes once as a TFDS data set of ArrayRecord files, so that training does not render them anew."""
+"""Write procedural scenes as a TFDS data set of ArrayRecord files, so that training does not render them again."""
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -21,7 +21,7 @@ _SHARD = 512  # scenes
 
 @dataclasses.dataclass(kw_only=True)
 class ScenesConfig(tfds.core.BuilderConfig):
-    """Everything that decides what is written; the name, and so the folder, encodes all of it."""
+    """The parameters of the data set. Its name, and so its folder, encodes all of them."""
 
     clip: ClipSpec
     seed: int
@@ -29,7 +29,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
 
 
 def record_features(clip: ClipSpec) -> tfds.features.FeaturesDict:
-    """The features of a stored record. The waveform is int16; `tfds_source` turns it into float32."""
+    """The features of a stored record. The waveform is int16; `TfdsSource` converts it to float32."""
 
     def tensor(shape, dtype):
         return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
@@ -48,6 +48,7 @@ def record_features(clip: ClipSpec) -> tfds.features.FeaturesDict:
 
 
 def _example(index: int, split: str, config: ScenesConfig) -> tuple[int, dict]:
+    """(index, stored record) of one scene."""
     scene = make_scene(config.seed, split, index, config.clip)
     return index, scene | {"waveform": np.round(scene["waveform"] * 32767.0).astype(np.int16)}
 
@@ -55,17 +56,22 @@ def _example(index: int, split: str, config: ScenesConfig) -> tuple[int, dict]:
 class Scenes(tfds.core.ShardBasedBuilder):
     """Procedural multi-event scenes with exact event times (`msg_jax.data.scenes`); scene i of a split is record i.
 
-    Shard by shard, because TFDS's usual builder holds a split in memory, and needs TensorFlow from 1 GB on.
+    Built shard by shard: TFDS's usual builder holds a split in memory, and needs TensorFlow from 1 GB on.
     """
 
-    VERSION = tfds.core.Version("1.0.0")  # raise it whenever `make_scene` makes other scenes
+    VERSION = tfds.core.Version("1.0.0")  # increase it whenever `make_scene` changes its scenes
 
     def __init__(self, *, map_scenes: Callable[..., Iterable] = map, **kwargs):
         super().__init__(**kwargs)
         self._map_scenes = map_scenes
 
+    @property
+    def _config(self) -> ScenesConfig:
+        assert isinstance(self.builder_config, ScenesConfig)
+        return self.builder_config
+
     def _info(self) -> tfds.core.DatasetInfo:
-        config = self.builder_config
+        config = self._config
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.__doc__,
@@ -76,7 +82,7 @@ class Scenes(tfds.core.ShardBasedBuilder):
         )
 
     def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[Callable[[], Iterable]]]:
-        config = self.builder_config
+        config = self._config
         total = sum(config.sizes.values())
         progress = tqdm.tqdm(total=total, desc=f"scenes {config.name}", unit="scene", mininterval=1.0, disable=None)
 
@@ -92,10 +98,9 @@ class Scenes(tfds.core.ShardBasedBuilder):
 
 
 def prepare_scenes(data_dir: str, clip: ClipSpec, seed: int, sizes: Mapping[str, int]) -> str:
-    """Writes the scenes below `data_dir` unless they are there already; returns their folder, for `TfdsSource`.
+    """Writes the scenes below `data_dir`, unless they exist, and returns their folder, for `TfdsSource`.
 
-    `sizes` gives the number of scenes of each of the three splits. An interrupted build leaves nothing behind that a
-    later one would take for finished.
+    `sizes` is the number of scenes of each split. An interrupted build is never mistaken for a finished one.
     """
     fingerprint = hashlib.sha256(json.dumps(clip.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
     name = "_".join([f"clip{fingerprint}", f"seed{seed}", *(str(sizes[split]) for split in SPLITS)])
@@ -104,10 +109,10 @@ def prepare_scenes(data_dir: str, clip: ClipSpec, seed: int, sizes: Mapping[str,
     builder = make_builder()
     if builder.is_prepared():
         return str(builder.data_path)
-    if sum(sizes.values()) < _SHARD:  # too few to be worth starting processes for
+    if sum(sizes.values()) < _SHARD:  # too few to be worth starting processes
         builder.download_and_prepare()
         return str(builder.data_path)
-    # spawn, for a fork of a process in which JAX's threads run may hang
+    # spawn: a forked process may hang, because JAX runs threads
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         make_builder(map_scenes=functools.partial(pool.map, chunksize=16)).download_and_prepare()
     return str(builder.data_path)

@@ -1,14 +1,14 @@
 """python -m msg_jax.data.builders.vggsound --videos=FOLDER --csv=vggsound.csv --data_dir=FOLDER [--clip=MMAUDIO_44K]
 
-Writes VGGSound (Chen et al. 2020) as a TFDS data set of ArrayRecord files, from a folder of downloaded videos and the official
-csv; train with --config.data.source=tfds:DATA_DIR/vggsound/NAME/1.0.0 afterwards. No TensorFlow is needed.
+Write VGGSound (Chen et al. 2020) as a TFDS data set of ArrayRecord files, from a folder of downloaded videos and the
+official csv. Then train with --config.data.source=tfds:DATA_DIR/vggsound/NAME/1.0.0. TensorFlow is not needed.
 
-Some six in a hundred of the videos are gone from the internet, and others have no sound, a single picture or less than was
-asked for. Nothing of that stops the build: every such row of the csv is a row of `skipped.jsonl` beside the records.
+Some 6 % of the videos are no longer online. Others have no sound, show one still picture or are too short. The build skips
+them and lists each such row of the csv in `skipped.jsonl` beside the records.
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 import csv
 import dataclasses
@@ -31,12 +31,12 @@ from msg_jax.data.scenes import MAX_EVENTS, SPLITS
 from msg_jax.errors import UnreadableError, UserError, fail
 
 _SHARD = 256  # rows of the csv
-VALIDATION_SHARE = 0.02  # of the official training split, chosen by a hash of the video's name
+VALIDATION_SHARE = 0.02  # of the official training split, by a hash of the video's id
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the csv: ten seconds of a video, from `start_sec` on."""
+    """One row of the csv: ten seconds of a video, from `start_sec` on."""
 
     youtube_id: str
     start_sec: int
@@ -45,14 +45,15 @@ class Row:
 
     @property
     def name(self) -> str:
-        """As the clips are usually called."""
+        """The customary name of the clip."""
         return f"{self.youtube_id}_{self.start_sec:06d}"
 
 
 def read_rows(path: str | os.PathLike) -> list[Row]:
-    """The rows of the official csv (youtube id, start seconds, label, train or test; no header), in its order.
+    """Reads the official csv (youtube id, start seconds, label, train or test; no header).
 
-    Raises UserError naming the line if one is something else.
+    A share of the training rows becomes the validation split, all clips of a video together. Raises UserError, naming the
+    line, for a malformed row.
     """
     rows, path = [], pathlib.Path(path)
     try:
@@ -60,11 +61,11 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
             for number, fields in enumerate(csv.reader(file), 1):
                 if len(fields) != 4 or not fields[1].isdecimal() or fields[3] not in ("train", "test"):
                     raise UserError(
-                        f"{path} line {number} is not id,start seconds,label,train or test; take VGGSound's own csv"
+                        f"{path} line {number} is not id,start seconds,label,train or test; use VGGSound's own csv"
                     )
                 split = fields[3]
                 if split == "train" and _hash(fields[0]) < VALIDATION_SHARE:
-                    split = "validation"  # with all clips of that video
+                    split = "validation"
                 rows.append(Row(fields[0], int(fields[1]), fields[2], split))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); give VGGSound's own csv") from error
@@ -72,25 +73,25 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
 
 
 def _hash(text: str) -> float:
-    """A number in [0, 1) for a text."""
+    """A hash of the text in [0, 1)."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) / 2**32
 
 
 def find_video(folder: pathlib.Path, row: Row) -> tuple[pathlib.Path, float]:
-    """(file, second at which the clip begins in it): ID_SSSSSS.mp4 holds the clip, ID.mp4 the whole video.
+    """The file of a clip, and the second at which the clip begins in it.
 
-    Raises UnreadableError if there is neither.
+    ID_SSSSSS.mp4 holds the clip, ID.mp4 the whole video. Raises UnreadableError if neither exists.
     """
     for stem, start_sec in ((row.name, 0.0), (row.youtube_id, float(row.start_sec))):
         for suffix in media.VIDEO_SUFFIXES:
             path = folder / f"{stem}{suffix}"
             if path.exists():
                 return path, start_sec
-    raise UnreadableError(str(folder / f"{row.name}.mp4"), "it is not there")
+    raise UnreadableError(str(folder / f"{row.name}.mp4"), "the file does not exist")
 
 
 def read_clip(folder: pathlib.Path, row: Row, clip: ClipSpec) -> dict:
-    """The record of a row, from its first window. Raises UnreadableError for one that cannot be had, saying why."""
+    """Reads the first window of a row's clip as a record. Raises UnreadableError, with the reason, if it is unusable."""
     path, start_sec = find_video(folder, row)
     grids = [
         media.FrameGrid(clip.video_hz, clip.video_px, clip.video_frames),
@@ -101,8 +102,8 @@ def read_clip(folder: pathlib.Path, row: Row, clip: ClipSpec) -> dict:
         if not info.has_audio:
             raise UserError(f"{path} has no audio stream")
         if info.duration_sec - start_sec + 1 / info.video_hz < clip.duration_sec:
-            raise UserError(f"{path} ends {max(info.duration_sec - start_sec, 0):.2f} s after the clip's beginning, before one "
-                            f"window of {clip.duration_sec:g} s")
+            raise UserError(f"{path} ends {max(info.duration_sec - start_sec, 0):.2f} s into the clip, before one window of "
+                            f"{clip.duration_sec:g} s")
         video, clip_video = media.read_video(path, grids, start_sec)
         waveform = media.read_audio(path, start_sec, clip.audio_samples, clip.audio_hz)
     except UserError as error:
@@ -119,7 +120,7 @@ def read_clip(folder: pathlib.Path, row: Row, clip: ClipSpec) -> dict:
 
 @dataclasses.dataclass(kw_only=True)
 class VGGSoundConfig(tfds.core.BuilderConfig):
-    """What decides what is written; the name has a hash of clip and csv."""
+    """The parameters of the data set. Its name has a hash of clip and csv."""
 
     clip: ClipSpec
     videos: str
@@ -127,7 +128,7 @@ class VGGSoundConfig(tfds.core.BuilderConfig):
 
 
 def _example(row: Row, config: VGGSoundConfig) -> tuple[Row, dict | None, dict | None]:
-    """(row, example, None) or (row, None, {"path", "reason"})."""
+    """(row, stored record, None), or (row, None, {"path", "reason"}) if the clip is unusable."""
     try:
         record = read_clip(pathlib.Path(config.videos), row, config.clip)
     except UnreadableError as error:
@@ -136,26 +137,32 @@ def _example(row: Row, config: VGGSoundConfig) -> tuple[Row, dict | None, dict |
 
 
 class VGGSound(tfds.core.ShardBasedBuilder):
-    """VGGSound clips with their label as caption, shard by shard."""
+    """VGGSound clips with their label as caption, built shard by shard."""
 
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, map_rows: Callable[..., Iterable] = map, **kwargs):
         super().__init__(**kwargs)
-        self._map_rows, self.skipped = map_rows, []
+        self._map_rows = map_rows
+        self.skipped: list[dict] = []
+
+    @property
+    def _config(self) -> VGGSoundConfig:
+        assert isinstance(self.builder_config, VGGSoundConfig)
+        return self.builder_config
 
     def _info(self) -> tfds.core.DatasetInfo:
-        config = self.builder_config
+        config = self._config
         return tfds.core.DatasetInfo(
             builder=self, description=self.__doc__, features=record_features(config.clip),
             metadata=tfds.core.MetadataDict(class_names=[], clip=config.clip.to_dict(), csv_rows=len(config.rows)),
         )
 
     def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[Callable[[], Iterable]]]:
-        config = self.builder_config
+        config = self._config
         progress = tqdm.tqdm(total=len(config.rows), desc="vggsound", unit="clip", mininterval=5.0, disable=None)
 
-        def shard(rows: list[Row]) -> Iterable[tuple[str, dict]]:
+        def shard(rows: Sequence[Row]) -> Iterable[tuple[str, dict]]:
             for row, example, skipped in self._map_rows(functools.partial(_example, config=config), rows):
                 progress.update()
                 if skipped is not None:
@@ -173,9 +180,9 @@ class VGGSound(tfds.core.ShardBasedBuilder):
 def prepare_vggsound(
     data_dir: str | os.PathLike, videos: str | os.PathLike, csv_path: str | os.PathLike, clip: ClipSpec, processes: int = 1
 ) -> str:
-    """Builds the data set unless it stands, writes `skipped.jsonl` beside its records, and returns their folder.
+    """Builds the data set, unless it exists, with `skipped.jsonl` beside its records; returns their folder.
 
-    Raises UserError if there is no folder of videos, the csv is malformed, or nothing could be read.
+    Raises UserError if `videos` is not a folder, if the csv is malformed, or if no clip is in the folder.
     """
     if not pathlib.Path(videos).is_dir():
         raise UserError(f"{videos} is not a folder; give the folder of the downloaded videos")
@@ -187,8 +194,8 @@ def prepare_vggsound(
     builder = make()
     if builder.is_prepared():
         return str(builder.data_path)
-    if not any(_is_there(pathlib.Path(videos), row) for row in rows):
-        raise UserError(f"none of the {len(rows)} clips of {csv_path} is in {videos}; files are called ID_SSSSSS.mp4 or ID.mp4")
+    if not any(_exists(pathlib.Path(videos), row) for row in rows):
+        raise UserError(f"none of the {len(rows)} clips of {csv_path} is in {videos}; name the files ID_SSSSSS.mp4 or ID.mp4")
     if processes == 1:
         builder.download_and_prepare()
     else:
@@ -197,11 +204,11 @@ def prepare_vggsound(
             builder.download_and_prepare()
     report = pathlib.Path(builder.data_path) / "skipped.jsonl"
     report.write_text("".join(json.dumps(row) + "\n" for row in builder.skipped))
-    print(f"{len(rows) - len(builder.skipped)} of {len(rows)} clips; the others: {report}")
+    print(f"{len(rows) - len(builder.skipped)} of {len(rows)} clips written; see {report} for the others")
     return str(builder.data_path)
 
 
-def _is_there(videos: pathlib.Path, row: Row) -> bool:
+def _exists(videos: pathlib.Path, row: Row) -> bool:
     try:
         return bool(find_video(videos, row))
     except UnreadableError:

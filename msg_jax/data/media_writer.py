@@ -1,0 +1,213 @@
+"""Write sound files and videos, and replace a video's sound without touching its pictures.
+
+Second 0 is the moment the first picture is shown, as in `media`. Every function raises UserError, one sentence that names
+the file, if the file cannot be written.
+"""
+
+from collections.abc import Iterator
+import contextlib
+from fractions import Fraction
+import heapq
+import os
+import pathlib
+import tempfile
+
+import av
+from av.container import InputContainer, OutputContainer
+from av.error import FFmpegError
+from av.video.reformatter import Colorspace
+from jaxtyping import Float, UInt8
+import numpy as np
+import soundfile
+import soxr
+
+from msg_jax.data import media
+from msg_jax.errors import UserError
+
+_DEFAULT_AUDIO_CODEC = {".webm": "libopus", ".avi": "pcm_s16le"}  # AVI cannot declare AAC's priming: PCM has none
+
+
+def write_audio(
+    path: str | os.PathLike, waveform: Float[np.ndarray, " S"], hz: int, *, overwrite: bool = False
+) -> None:
+    """Writes a waveform in [-1, 1] as 16-bit .wav or .flac of exactly S samples, clipping louder samples.
+
+    Raises UserError for another suffix, and for an existing file unless `overwrite`.
+    """
+    path = pathlib.Path(path)
+    if path.suffix.lower() not in (".wav", ".flac"):
+        raise UserError(f"{path}: sound is written as .wav or .flac; choose one of these suffixes")
+    pcm16 = np.clip(np.round(np.asarray(waveform) * 32768.0), -32768, 32767).astype(np.int16)
+    with _new_file(path, overwrite) as unfinished, unfinished.open("wb") as file:
+        soundfile.write(file, pcm16, hz, format=path.suffix[1:], subtype="PCM_16")
+
+
+def mux(
+    video_path: str | os.PathLike,
+    waveform: Float[np.ndarray, " S"],
+    hz: int,
+    out_path: str | os.PathLike,
+    *,
+    audio_codec: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a copy of a video with `waveform`, in [-1, 1] at `hz`, as its only sound.
+
+    Video packets are copied, not re-encoded: bytes, time differences, rotation and metadata stay. (H.264 from .avi is the
+    exception: other containers frame its bytes differently.) The first picture moves to second 0, where the waveform begins;
+    the waveform is cut or padded with silence to the video's duration.
+
+    The suffix of `out_path` chooses the container. `audio_codec` is an FFmpeg encoder name ("aac", "flac", "libopus", ...);
+    the default is AAC, Opus in .webm and PCM in .avi. AAC and Opus begin with priming samples. MP4's edit list and
+    Matroska's codec delay tell decoders to drop them, so the sound stays in place; at the end an AAC decoder may give up to
+    one more codec frame (1024 samples) of silence. FLAC and PCM have neither and are exact to the sample. A rate that the
+    codec lacks is resampled to its next higher one.
+
+    The file gets its name only when complete. Raises UserError if `out_path` exists (unless `overwrite`), if the container
+    cannot hold the video or `audio_codec`, and if `video_path` cannot be read.
+    """
+    out_path = pathlib.Path(out_path)
+    suffix = out_path.suffix.lower()
+    if suffix not in media.VIDEO_SUFFIXES:
+        raise UserError(f"{out_path} has no video container's suffix; use one of {', '.join(media.VIDEO_SUFFIXES)}")
+    audio_codec = audio_codec or _DEFAULT_AUDIO_CODEC.get(suffix, "aac")
+    duration_sec = media.probe(video_path).duration_sec
+    with media.open_media(video_path) as source, _new_file(out_path, overwrite) as unfinished:
+        source_video = media.video_stream(source, video_path)
+        with _writing(out_path), av.open(media.file_url(unfinished), "w", metadata_errors="surrogateescape") as out:
+            out.metadata.update(source.metadata)
+            video = _add_copied_stream(out, source_video, out_path)
+            audio_packets = _encode_audio(out, audio_codec, waveform, hz, duration_sec, out_path)
+            video_packets = _packets_from_zero(source, source_video, video)
+            for packet in heapq.merge(video_packets, audio_packets, key=_decode_time):
+                out.mux(packet)
+
+
+def encode_video(
+    frames: UInt8[np.ndarray, "T H W 3"], hz: float, waveform: Float[np.ndarray, " S"], audio_hz: int
+) -> bytes:
+    """Encodes an MP4 that browsers play (H.264 yuv420p and AAC, index first), to embed small scenes in pages.
+
+    `frames` are at `hz`. `waveform` in [-1, 1] is cut or padded to T / hz seconds. If the shorter side has less than 192
+    pixels, frames are enlarged by a whole factor with hard pixel edges.
+    """
+    factor = max(1, 192 // min(frames.shape[1:3]))
+    even = [(0, size * factor % 2) for size in frames.shape[1:3]]  # yuv420p needs even sides
+    rate = Fraction(hz).limit_denominator(1001)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "clip.mp4"
+        with av.open(media.file_url(path), "w", container_options={"movflags": "faststart"}) as out:
+            video = out.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast"})
+            video.pix_fmt = "yuv420p"
+            video.height, video.width = (size * factor + pad for size, (_, pad) in zip(frames.shape[1:3], even))
+            video.codec_context.colorspace = 1  # BT.709, which browsers assume less reliably than they read
+            audio_packets = _encode_audio(out, "aac", waveform, audio_hz, len(frames) / hz, path)
+            for frame in frames:
+                large = np.pad(frame.repeat(factor, 0).repeat(factor, 1), (*even, (0, 0)), mode="edge")
+                picture = av.VideoFrame.from_ndarray(large, format="rgb24")
+                out.mux(video.encode(picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)))
+            out.mux(video.encode(None))
+            out.mux(audio_packets)
+        return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except FFmpegError as error:
+        if isinstance(error, OSError):  # the disk failed, not the container
+            raise
+        raise UserError(
+            f"{path}: a {path.suffix} file cannot take this video as it is ({error.strerror}); use the suffix .mkv"
+        ) from error
+
+
+@contextlib.contextmanager
+def _new_file(path: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
+    """Yields a temporary path beside `path`: renamed to it on success, removed on any exception."""
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists already; pass --overwrite to replace it, or choose another name")
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield unfinished
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); choose another place") from error
+
+
+# Sound
+
+
+def _encode_audio(
+    out: OutputContainer,
+    codec_name: str,
+    waveform: np.ndarray,
+    hz: int,
+    duration_sec: float,
+    path: pathlib.Path,
+) -> list[av.Packet]:
+    """Adds an audio stream to `out` and returns its packets: the waveform from time 0, for `duration_sec`."""
+    try:
+        codec = av.Codec(codec_name, "w")
+        if codec.type != "audio" or not codec.audio_formats:
+            raise ValueError(f"{codec_name} does not encode audio")
+        rates = codec.audio_rates or [hz]
+        stream_hz = min((rate for rate in rates if rate >= hz), default=max(rates))
+        stream = out.add_stream(codec_name, rate=stream_hz, layout="mono")
+    except (ValueError, FFmpegError) as error:
+        raise UserError(
+            f"{path}: a {path.suffix} file cannot hold {codec_name} sound; omit the audio codec to use the container's default"
+        ) from error
+    assert isinstance(stream, av.AudioStream)
+    if stream_hz != hz:
+        waveform = soxr.resample(np.asarray(waveform, np.float32), hz, stream_hz, quality="HQ")
+    waveform = np.clip(media.fit_length(waveform, round(duration_sec * stream_hz)), -1, 1)
+    stream.time_base = Fraction(1, stream_hz)
+    converter = av.AudioResampler(format=codec.audio_formats[0], layout="mono", rate=stream_hz)
+    block = stream_hz // 10
+    packets = []
+    for start in range(0, len(waveform), block):
+        frame = av.AudioFrame.from_ndarray(waveform[None, start : start + block], format="flt", layout="mono")
+        frame.sample_rate, frame.time_base, frame.pts = stream_hz, stream.time_base, start
+        for converted in converter.resample(frame):
+            packets += stream.encode(converted)
+    return packets + stream.encode(None)
+
+
+# Copying pictures
+
+
+def _add_copied_stream(out: OutputContainer, source_video: av.VideoStream, path: pathlib.Path) -> av.VideoStream:
+    try:
+        video = out.add_stream_from_template(source_video, opaque=True)
+    except ValueError as error:
+        codec = source_video.codec_context.name
+        raise UserError(f"{path}: a {path.suffix} file cannot hold {codec} video; use the suffix .mkv") from error
+    if path.suffix.lower() == ".avi":  # AVI numbers its frames: one tick must be one frame
+        video.time_base = media.frame_sec(source_video)
+    video.metadata.update({key: value for key, value in source_video.metadata.items() if key != "DURATION"})
+    return video
+
+
+def _packets_from_zero(
+    source: InputContainer, source_video: av.VideoStream, video: av.VideoStream
+) -> Iterator[av.Packet]:
+    """Yields the packets of `source_video` for `video`, shifted so that the first picture is at time 0."""
+    start = media.start_ticks(source_video)
+    for packet in source.demux(source_video):
+        if packet.size == 0:  # demux ends with an empty packet that only flushes the decoder
+            continue
+        packet.stream = video
+        packet.pts = None if packet.pts is None else packet.pts - start
+        packet.dts = None if packet.dts is None else packet.dts - start
+        yield packet
+
+
+def _decode_time(packet: av.Packet) -> Fraction:
+    ticks = packet.dts if packet.dts is not None else packet.pts
+    return (ticks or 0) * packet.time_base

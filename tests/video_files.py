@@ -1,0 +1,97 @@
+"""Videos made on the fly: pictures carry their own number, and the sound begins at a known time."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+
+WIDTH, HEIGHT = 96, 64
+EVEN_MS = [40 * i for i in range(75)]  # 25 pictures a second for 3 s
+UNEVEN_MS = np.cumsum([0, *np.random.default_rng(0).integers(7, 120, 60)]).tolist()
+LAST_MS = 40  # how long the last picture stays
+KINDS = {
+    "clip.mp4": ("libx264", "aac"),
+    "clip.mov": ("libx264", "pcm_s16le"),
+    "clip.mkv": ("libx264", "flac"),
+    "clip.webm": ("libvpx", "libopus"),
+    "clip.avi": ("mpeg4", "pcm_s16le"),
+}
+RECORDED = (  # in ../shared/media
+    "bigbuckbunny", "vggsound_-26aVYRtEAc_000030", "vggsound_-BAKe6QGTUk_000030", "vggsound_0DCit2EBtjs_000030",
+)
+ENCODER = {
+    "libx264": {"g": "24", "bf": "3", "preset": "veryfast", "crf": "4", "x264-params": "scenecut=0"},
+    "libvpx": {"g": "24", "deadline": "realtime", "cpu-used": "8", "crf": "4", "b:v": "4M"},
+    "mpeg4": {"g": "24", "b": "20M", "qmin": "1", "qmax": "1"},
+}
+
+
+def numbered(i, width=WIDTH, height=HEIGHT):
+    """A picture that says `i` (below 256) by the brightness of its left and right halves."""
+    picture = np.empty((height, width, 3), np.uint8)
+    picture[:, : width // 2], picture[:, width // 2 :] = 8 + i // 16 * 15, 8 + i % 16 * 15
+    return picture
+
+
+def numbers(frames):
+    """What `numbered` wrote, read back from (T, px, px, 3)."""
+    half = frames.shape[2] // 2
+    left, right = frames[:, :, : half - 2].mean((1, 2, 3)), frames[:, :, half + 2 :].mean((1, 2, 3))
+    return (np.round((left - 8) / 15) * 16 + np.round((right - 8) / 15)).astype(int).tolist()
+
+
+def beep(hz, onset_sec, duration_sec, channels=1):
+    """(channels, S): silence, from `onset_sec` on a 1 kHz cosine."""
+    time = np.arange(round(duration_sec * hz)) / hz
+    tone = 0.5 * np.cos(2 * np.pi * 1000 * (time - onset_sec)) * (time >= onset_sec - 1e-9)
+    return np.tile(tone.astype(np.float32), (channels, 1))
+
+
+def onset_sec(waveform, hz):
+    return np.argmax(np.abs(waveform) > 0.25) / hz
+
+
+def make_video(
+    path, pictures, times_ms, codec="libx264", sound=None, sound_hz=48_000, sound_codec="flac", layout="mono",
+    sound_start_ms=0, rotation=None, pixel_aspect=None, pix_fmt="yuv420p",
+):  # fmt: skip
+    """Writes `pictures` (H, W, 3) shown from `times_ms` on and `sound` (channels, S)."""
+    with av.open(str(path), "w") as out:
+        ticks_hz = 25 if path.suffix == ".avi" else 1000  # AVI counts pictures
+        video = out.add_stream(codec, rate=25, options=ENCODER.get(codec, {}))
+        video.height, video.width, video.pix_fmt = *pictures[0].shape[:2], pix_fmt
+        video.time_base = video.codec_context.time_base = Fraction(1, ticks_hz)
+        if rotation is not None:
+            video.set_display_rotation(*rotation)
+        if pixel_aspect is not None:
+            video.codec_context.sample_aspect_ratio = pixel_aspect
+        out.metadata["title"] = "Glaß"
+        packets = []
+        if sound is not None:
+            stream = out.add_stream(sound_codec, rate=sound_hz, layout=layout)
+            fitting = av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=sound_hz)
+            for start in range(0, sound.shape[1], 4800):
+                part = np.ascontiguousarray(sound[:, start : start + 4800])
+                block = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
+                block.sample_rate, block.time_base = sound_hz, Fraction(1, sound_hz)
+                block.pts = start + sound_start_ms * sound_hz // 1000
+                for frame in fitting.resample(block):
+                    packets += stream.encode(frame)
+            packets += stream.encode(None)
+        for picture, ms, until_ms in zip(pictures, times_ms, [*times_ms[1:], times_ms[-1] + LAST_MS]):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pix_fmt)
+            frame.time_base = Fraction(1, ticks_hz)
+            frame.pts, frame.duration = round(ms * ticks_hz / 1000), round((until_ms - ms) * ticks_hz / 1000)
+            packets += video.encode(frame)
+        packets += video.encode(None)
+        for packet in sorted(packets, key=lambda p: (p.dts if p.dts is not None else p.pts) * p.time_base):
+            out.mux(packet)
+    return path
+
+
+def plain_video(path, times_ms=EVEN_MS, **more):
+    codec, sound_codec = KINDS[f"clip{path.suffix}"]
+    sound = beep(48_000, 1.25, 3.0)
+    return make_video(
+        path, [numbered(i) for i in range(len(times_ms))], times_ms, codec, sound, sound_codec=sound_codec, **more
+    )
