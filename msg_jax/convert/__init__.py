@@ -1,4 +1,4 @@
-"""PyTorch checkpoints in, Flax modules and variables out."""
+"""Conversion of PyTorch checkpoints to Flax modules and variables."""
 
 import importlib
 from typing import Any
@@ -19,15 +19,15 @@ CONVERTERS = {
     "panns": "msg_jax.convert.panns",
     "vggish": "msg_jax.convert.vggish",
 }
-"""Kind of network -> the module whose `from_tensors(tensors, config, source)` converts it."""
+"""Kind of network -> module with its `from_tensors(tensors, config, source)`."""
 
 
 def from_torch(kind: str, tensors: Tensors, config: Any = None, source: str = "checkpoint") -> tuple[nn.Module, Params]:
-    """The Flax module of a PyTorch network and its variables, from tensors as `weights.read_checkpoint` gives them.
+    """Convert the tensors of `weights.read_checkpoint` to a Flax module and its variables.
 
-    `config` is what the kind's own `from_tensors` takes; `source` names the file in error messages. Raises UserError
-    for an unknown kind, and with one sentence that lists every missing, unknown or misshaped tensor.
+    `config` goes to the kind's `from_tensors`; `source` names the file in error messages. Raises UserError for an unknown
+    kind, and with one sentence that lists every missing, unknown or misshaped tensor.
     """
     if kind not in CONVERTERS:
-        raise UserError(f"{kind!r} is no kind of network that can be converted: choose one of {', '.join(CONVERTERS)}")
+        raise UserError(f"unknown kind of network {kind!r}: choose one of {', '.join(CONVERTERS)}")
     return importlib.import_module(CONVERTERS[kind]).from_tensors(tensors, config, source)

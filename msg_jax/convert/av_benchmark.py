@@ -1,7 +1,7 @@
-"""Features that av-benchmark's PyTorch harness left on disk: one .pth file per network, {clip: tensor} in each.
+"""Read the feature cache of av-benchmark's PyTorch harness: one .pth file per network, with {clip: tensor}.
 
-Which network a file belongs to is read from its name (`pann_features.pth`, `passt_logits.pth`, `imagebind_audio.pth`), and
-what a tensor is from its width; so it does not matter whether embeddings and logits lie in one file or in two.
+The name of a file gives its network (`pann_features.pth`, `passt_logits.pth`, `imagebind_audio.pth`), the width of a tensor
+gives its feature. So embeddings and logits may share a file.
 """
 
 from collections.abc import Mapping
@@ -26,21 +26,21 @@ WIDTHS = {
     "clap_ms_audio": {1024: "clap_ms_audio"},
     "clap_ms_text": {1024: "clap_ms_text"},
 }
-"""Word in a file's name -> last dimension of a tensor -> what it is called here."""
-_SEQUENCES = ("vggish", "synchformer_features_audio", "synchformer_features_video")  # the others are one vector a clip
+"""Word in the file name -> last dimension of a tensor -> our name of the feature."""
+_SEQUENCES = ("vggish", "synchformer_features_audio", "synchformer_features_video")  # the others are one vector per clip
 
 _SUFFIXES = (".wav", ".flac", ".mp3", ".mp4", ".mkv", ".webm")
 
 
 def read_features(folder: str | os.PathLike) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
-    """Features by name and clip, and the names of the .pth files in which none was found.
+    """Return the features as {name: {clip: array}}, and the names of the .pth files without any known feature.
 
-    Raises UserError if it is no folder, holds no such file, or a file cannot be read.
+    Raises UserError if `folder` is not a folder or has no .pth file, or if a file cannot be read.
     """
     folder = pathlib.Path(folder)
     files = sorted(folder.glob("*.pth")) if folder.is_dir() else []
     if not files:
-        raise UserError(f"{folder} holds no features (.pth); give the folder that av-benchmark wrote its cache to")
+        raise UserError(f"{folder} holds no features (.pth); give the folder of av-benchmark's cache")
     found: dict[str, dict[str, np.ndarray]] = {}
     unused = []
     for path in files:
@@ -54,6 +54,7 @@ def read_features(folder: str | os.PathLike) -> tuple[dict[str, dict[str, np.nda
 
 
 def _named(tensors: Mapping[str, np.ndarray], widths: Mapping[int, str]) -> dict[str, dict[str, np.ndarray]]:
+    """Group the tensors of a file as {name: {clip: array}}, by their width."""
     features: dict[str, dict[str, np.ndarray]] = {}
     for key, tensor in tensors.items():
         name = widths.get(tensor.shape[-1] if tensor.ndim else 0)
@@ -66,7 +67,7 @@ def _named(tensors: Mapping[str, np.ndarray], widths: Mapping[int, str]) -> dict
 
 
 def _clip(key: str) -> str:
-    """The clip's stem, without the part of a nested dictionary ("2048", "logits") that follows it."""
+    """Stem of the clip, without the key of a nested dictionary ("2048", "logits") that may follow it."""
     for part in ("2048", "logits", "embedding", "features"):
         key = key.removesuffix(f".{part}")
     return next((key.removesuffix(suffix) for suffix in _SUFFIXES if key.endswith(suffix)), key)

@@ -9,7 +9,7 @@ from msg_jax.errors import UserError
 from msg_jax.models.vocoder import DILATIONS, KERNELS, PRESETS, BigVGAN, VocoderConfig, half_band_filter
 from msg_jax.types import Params
 
-_WEIGHT_NORM = (  # magnitude and direction, as PyTorch spelled them before and after 2.0
+_WEIGHT_NORM = (  # names of magnitude and direction, before and since PyTorch 2.0
     ("weight_g", "weight_v"),
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
 )
@@ -18,10 +18,10 @@ _WEIGHT_NORM = (  # magnitude and direction, as PyTorch spelled them before and 
 def from_tensors(
     tensors: Tensors, config: VocoderConfig | str | None = None, source: str = "checkpoint"
 ) -> tuple[BigVGAN, Params]:
-    """The vocoder and its variables (`params`, float32); weight normalisation in either spelling is folded in.
+    """Convert to a module and its variables (`params`, float32), with weight normalisation folded in.
 
-    `config` is a configuration, the name of a preset, or None for the preset of the tensors' shapes. Raises UserError
-    if there is no such preset, if a resampling filter is not ours, and as `weights.fill` does.
+    `config` is a configuration, the name of a preset, or None for the preset that fits the tensors. Raises UserError if
+    there is none, if a resampling filter differs from ours, and as `weights.fill` does.
     """
     tensors = fold_weight_norm({name.removeprefix("generator."): tensor for name, tensor in tensors.items()})
     config = choose(
@@ -30,21 +30,21 @@ def from_tensors(
     filters = [name for name in tensors if name.endswith(".filter")]
     for name in filters:
         ours, theirs = half_band_filter(), np.ravel(tensors[name])
-        if theirs.shape != ours.shape or not np.allclose(theirs, ours, atol=2e-4):  # half precision's rounding
-            raise UserError(f"{source} has another filter in {name} than the 12-tap Kaiser filter built in here")
+        if theirs.shape != ours.shape or not np.allclose(theirs, ours, atol=2e-4):  # the rounding of half precision
+            raise UserError(f"{source}: {name} is not the 12-tap Kaiser filter that the vocoder here is built with")
     entries = [*table(config), *(Entry(None, name) for name in filters)]
     model = BigVGAN(config)
     return model, fill(entries, tensors, shapes_of(model, jnp.zeros((1, 1, config.bands))), source)
 
 
 def fold_weight_norm(tensors: Tensors) -> dict[str, np.ndarray]:
-    """The tensors, with each pair of magnitude g and direction v replaced by its weight g v / ||v||."""
+    """Replace each pair of magnitude g and direction v by the weight g v / ||v||."""
     tensors = dict(tensors)
     for magnitude, direction in _WEIGHT_NORM:
         for name in [name for name in tensors if name.endswith(f".{magnitude}")]:
             layer = name.removesuffix(magnitude)
             g, v = tensors[name], np.asarray(tensors.get(layer + direction, 0), np.float32)
-            if v.ndim and g.shape == (len(v), *[1] * (v.ndim - 1)):  # others are left for `fill` to name
+            if v.ndim and g.shape == (len(v), *[1] * (v.ndim - 1)):  # `fill` reports the others
                 del tensors[name], tensors[layer + direction]
                 norm = np.sqrt(np.square(v).sum(axis=tuple(range(1, v.ndim)), keepdims=True))
                 tensors[f"{layer}weight"] = np.asarray(g, np.float32) * v / norm
@@ -52,7 +52,7 @@ def fold_weight_norm(tensors: Tensors) -> dict[str, np.ndarray]:
 
 
 def table(config: VocoderConfig) -> list[Entry]:
-    """Where each tensor of a checkpoint goes once weight normalisation is folded."""
+    """Conversion table of a checkpoint with folded weight normalisation."""
     entries = [
         *_conv("conv_in", "conv_pre"), *_activation("act_out", "activation_post"),
         *_conv("conv_out", "conv_post", bias=not config.v2),
@@ -84,6 +84,6 @@ def _activation(path: str, name: str) -> list[Entry]:
 
 
 def _phases(weight: np.ndarray, rate: int) -> np.ndarray:
-    """A transposed convolution's weight (in, out, 2 rate) as `models.vocoder.Upsample` has it, (2, in, rate x out)."""
+    """Reorder a transposed convolution's weight (in, out, 2 rate) for `models.vocoder.Upsample`: (2, in, rate x out)."""
     earlier, later = weight[..., rate:], weight[..., :rate]
     return np.stack([half.swapaxes(1, 2).reshape(len(weight), -1) for half in (earlier, later)])

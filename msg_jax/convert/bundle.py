@@ -1,10 +1,10 @@
-"""Folders of released files: which of them a variant of MMAudio needs, and their networks, converted once and kept.
+"""Folders of released files: the files of each variant of MMAudio, and the cache of their converted networks.
 
-What is converted is written to `converted/` in that folder, one .safetensors file per network, and read from there as
-long as neither the released file nor the conversion table has changed.
+The cache is `converted/` in that folder, one .safetensors file per network. A network is converted again when its released
+file or its conversion table changes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import hashlib
@@ -14,6 +14,7 @@ import os
 import pathlib
 from typing import Any
 
+from flax import linen as nn
 from flax import traverse_util
 import jax
 import numpy as np
@@ -28,12 +29,12 @@ from msg_jax.types import Params
 
 CONVERTED = "converted"
 DOCUMENT = "docs/WEIGHTS.md"
-_COMPLETE = 0.9  # a file smaller than this share of its published size was not downloaded to its end
+_COMPLETE = 0.9  # smaller shares of the published size are incomplete downloads
 
 
 @dataclasses.dataclass(frozen=True)
 class Released:
-    """One published file and its size, as published or as its parameters need (within a few percent)."""
+    """One published file and its size, as published or as its parameters take (within a few percent)."""
 
     name: str
     bytes: int
@@ -41,7 +42,7 @@ class Released:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network of a variant: its file, and the configuration that `convert.from_torch` checks the file against."""
+    """A network of a variant: its file, and the configuration that `convert.from_torch` checks it against."""
 
     file: Released
     config: Any
@@ -49,19 +50,19 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One released system: lengths and rates, and its networks by their kind (`convert.CONVERTERS`)."""
+    """One released system: its lengths and rates, and its networks by kind (`convert.CONVERTERS`)."""
 
     clip: ClipSpec
     networks: Mapping[str, Network]
 
 
-VOCABULARY = Released("bpe_simple_vocab_16e6.txt.gz", 1_356_917)  # optional: prompts need it
+VOCABULARY = Released("bpe_simple_vocab_16e6.txt.gz", 1_356_917)  # optional; only prompts need it
 EVALUATION = {
     "vggish": (Released("vggish-10086976.pth", 288_600_000),),
     "panns": (Released("Cnn14_16k_mAP=0.438.pth", 324_000_000), Released("Cnn14_mAP=0.431.pth", 327_400_000)),
     "synchformer": (Released("synchformer_state_dict.pth", 951_000_000), Released("24-01-04T16-39-21.pt", 951_000_000)),
 }
-"""What an evaluation can use: kind -> its file, by the names that it has."""
+"""Networks of an evaluation: kind -> its file, under each of its published names."""
 
 _ENCODERS = {
     "clip": Network(Released("open_clip_pytorch_model.bin", 3_950_000_000), clip_encoder.PRESETS["vit_h_14"]),
@@ -97,55 +98,59 @@ STAGES = {
     "generator": {"mmdit": ()},
     "codec": {"vae": ("params/decoder/", "buffers/"), "bigvgan": ()},
 }
-"""What is in memory at the same time when sound is made: kinds of network, and the beginnings of paths if not all."""
+"""Networks in memory at the same time during generation: kind -> prefixes of the variables that are loaded; () means all."""
+
+_EXAMPLES: dict[str, Callable[[Any], tuple[nn.Module, tuple]]] = {
+    "clip": lambda config: (clip_encoder.CLIP(config), (
+        np.zeros((1, config.image_px, config.image_px, 3)), np.zeros((1, config.context_tokens), np.int32))),
+    "synchformer": lambda config: (synchformer.Synchformer(config), (
+        np.zeros((1, 1, config.segment_frames, config.image_px, config.image_px, 3)),)),
+    "mmdit": lambda config: (mmdit.MMDiT(config), mmdit.example_inputs(config)),
+    "vae": lambda config: (vae.VAE(config), (np.zeros((1, 2, config.bands)),)),
+    "bigvgan": lambda config: (vocoder.BigVGAN(config), (np.zeros((1, 1, config.bands)),)),
+}
 
 
 @functools.cache
 def shapes(kind: str, config: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Path -> shape of every variable of a network; nothing is computed."""
-    px = getattr(config, "image_px", None)
-    module, inputs = {
-        "clip": lambda: (
-            clip_encoder.CLIP(config), (np.zeros((1, px, px, 3)), np.zeros((1, config.context_tokens), np.int32))
-        ),
-        "synchformer": lambda: (
-            synchformer.Synchformer(config), (np.zeros((1, 1, config.segment_frames, px, px, 3)),)
-        ),
-        "mmdit": lambda: (mmdit.MMDiT(config), mmdit.example_inputs(config)),
-        "vae": lambda: (vae.VAE(config), (np.zeros((1, 2, config.bands)),)),
-        "bigvgan": lambda: (vocoder.BigVGAN(config), (np.zeros((1, 1, config.bands)),)),
-    }[kind]()
-    return traverse_util.flatten_dict(weights.shapes_of(module, *inputs), sep="/")
+    """Path -> shape of every variable of a network, without computing anything."""
+    module, inputs = _EXAMPLES[kind](config)
+    return _flat(weights.shapes_of(module, *inputs))
+
+
+def _flat(variables: Params) -> dict[str, Any]:
+    flat: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
+    return flat
 
 
 def find(folder: pathlib.Path, file: Released) -> pathlib.Path | None:
-    """Where a released file lies: in the folder, or in a folder directly inside it, as in a checkout of MMAudio."""
+    """Find a released file in the folder, or in a folder directly inside it, as in a checkout of MMAudio."""
     return next((path for pattern in ("", "*/") for path in sorted(folder.glob(pattern + file.name))), None)
 
 
 def choose(path: pathlib.Path, variant: str | None = None) -> tuple[pathlib.Path, str]:
-    """Folder and variant for a folder of released files, or for one MM-DiT file whose folder holds the rest.
+    """Return (folder, variant), for a folder of released files or for an MM-DiT file inside one.
 
-    Without a name the variant is that of the file, or the only one whose MM-DiT is in the folder. Raises UserError if
-    there is none or more than one, and for an unknown name.
+    `variant` is needed only if the folder has several MM-DiT files. Raises UserError if it is unknown, missing, or not that
+    of the file, and if there is no MM-DiT.
     """
     names = {each.networks["mmdit"].file.name: name for name, each in VARIANTS.items()}
     if variant is not None and variant not in VARIANTS:
-        raise UserError(f"--variant={variant} is no released network: choose one of {', '.join(VARIANTS)}")
+        raise UserError(f"--variant={variant} is unknown: choose one of {', '.join(VARIANTS)}")
     if path.is_file():
         named = names.get(path.name)
         if named is None:
-            raise UserError(f"{path} does not have the name of a released MM-DiT: give one of {', '.join(names)}")
+            raise UserError(f"{path} is not named like a released MM-DiT: give one of {', '.join(names)}")
         if variant not in (None, named):
-            raise UserError(f"{path} is not the variant {variant}: leave out --variant, or give the folder")
+            raise UserError(f"{path} is not the variant {variant}: omit --variant, or give the folder")
         return path.parent, named
     if not path.is_dir():
-        raise UserError(f"{path} does not exist: give a folder of the files that {DOCUMENT} lists, or an MM-DiT file")
+        raise UserError(f"{path} does not exist: give a folder with the files of {DOCUMENT}, or an MM-DiT file")
     found = [name for name, each in VARIANTS.items() if find(path, each.networks["mmdit"].file)]
     if variant is None and not found:
-        raise UserError(f"{path} holds none of {', '.join(names)}: {DOCUMENT} says where they are published")
+        raise UserError(f"{path} contains none of {', '.join(names)}: {DOCUMENT} says where they are published")
     if variant is None and len(found) > 1:
-        raise UserError(f"{path} holds {len(found)} variants ({', '.join(found)}): choose with --variant")
+        raise UserError(f"{path} contains {len(found)} variants ({', '.join(found)}): choose one with --variant")
     return path, variant or found[0]
 
 
@@ -153,34 +158,37 @@ class Bundle:
     """The files of one variant in one folder, and their converted networks."""
 
     def __init__(self, folder: pathlib.Path, variant: Variant):
-        """Raises UserError that lists every file that is missing or was not downloaded to its end."""
+        """Raises a UserError that lists every missing or incomplete file."""
         self.folder, self.variant = folder, variant
-        self.paths = {kind: find(folder, network.file) for kind, network in variant.networks.items()}
-        problems = [
-            f"{network.file.name} ({show_size(network.file.bytes)})" if path is None
-            else f"{network.file.name} ({show_size(path.stat().st_size)} of {show_size(network.file.bytes)} are there)"
-            for (kind, network), path in zip(variant.networks.items(), self.paths.values())
-            if path is None or path.stat().st_size < _COMPLETE * network.file.bytes
-        ]
+        self.paths: dict[str, pathlib.Path] = {}
+        problems = []
+        for kind, network in variant.networks.items():
+            path, size = find(folder, network.file), show_size(network.file.bytes)
+            if path is None:
+                problems.append(f"{network.file.name} ({size})")
+                continue
+            self.paths[kind] = path
+            if path.stat().st_size < _COMPLETE * network.file.bytes:
+                problems.append(f"{network.file.name} (has only {show_size(path.stat().st_size)} of {size})")
         if problems:
             raise UserError(
-                f"{folder} lacks {len(problems)} of the files that this variant needs, {', '.join(problems)}: "
-                f"{DOCUMENT} says where each is published"
+                f"{folder} lacks {len(problems)} of the files of this variant, {', '.join(problems)}: "
+                f"{DOCUMENT} says where they are published"
             )
 
     @property
     def vocabulary(self) -> pathlib.Path | None:
-        """The text tokeniser's file, if it is there."""
+        """File of the text tokeniser; None if it is absent."""
         return find(self.folder, VOCABULARY)
 
     def is_converted(self, kind: str) -> bool:
-        """Whether `converted/` holds this network, of this file, by this version of the conversion table."""
+        """Whether the cache has this network, from the present file and conversion table."""
         return self._metadata(kind).get("made_from") == self._made_from(kind)
 
     def convert(self, kind: str) -> None:
-        """Reads the released file and writes the network to `converted/`; needs about twice the file's size in memory.
+        """Convert the released file and write the network to the cache. Needs about twice the file's size in memory.
 
-        Raises UserError if a tensor does not fit, or if the folder cannot be written to.
+        Raises UserError if a tensor does not fit, or if the folder is not writable.
         """
         path, network = self.paths[kind], self.variant.networks[kind]
         _, variables = from_torch(kind, weights.read_checkpoint(path), network.config, source=str(path))
@@ -189,38 +197,38 @@ class Bundle:
         metadata = {"made_from": self._made_from(kind), "sha256": _sha256(path)}
         try:
             target.parent.mkdir(exist_ok=True)
-            safetensors.numpy.save_file(traverse_util.flatten_dict(variables, sep="/"), beside, metadata)
+            safetensors.numpy.save_file(_flat(variables), beside, metadata)
             beside.replace(target)
         except (OSError, safetensors.SafetensorError) as error:
             if beside.exists():
                 beside.unlink()
             raise UserError(
-                f"{target} cannot be written ({error}): copy or link the released files into a folder of your own with "
+                f"{target} cannot be written ({error}): copy or link the released files into a writable folder with "
                 f"{show_size(path.stat().st_size)} free"
             ) from error
 
     def load(self, kind: str, *prefixes: str) -> Params:
-        """Variables of a converted network: {"params": {...}, ...}, or only those whose path begins with a prefix."""
+        """Load the variables of a converted network, {"params": {...}, ...}, or only paths that begin with a prefix."""
         with safetensors.safe_open(self._converted(kind), "np") as file:
             names = [name for name in file.offset_keys() if name.startswith(prefixes or "")]
-            # Each copied to its device before the next is read: together they would be in memory twice.
+            # Block after every copy to the device; otherwise the whole network is in memory twice.
             flat = {name: jax.device_put(file.get_tensor(name)).block_until_ready() for name in names}
         return traverse_util.unflatten_dict(flat, sep="/")
 
     def stage(self, name: str) -> dict[str, Params]:
-        """Variables of the networks of one of `STAGES`, by kind."""
+        """Load the variables of one of `STAGES`, by kind."""
         return {kind: self.load(kind, *prefixes) for kind, prefixes in STAGES[name].items()}
 
     def sha256(self, kind: str) -> str:
-        """Checksum of the released file that was converted."""
+        """SHA-256 of the released file that was converted."""
         return self._metadata(kind)["sha256"]
 
     def checksums(self, *kinds: str) -> dict[str, str]:
-        """SHA-256 of the released files of some networks, by file name."""
+        """SHA-256 of the released files of these kinds, by file name."""
         return {self.paths[kind].name: self.sha256(kind) for kind in kinds}
 
     def converted_bytes(self) -> int:
-        """What all converted networks weigh, in memory as on disk."""
+        """Size of all converted networks, the same in memory and on disk."""
         return sum(self._converted(kind).stat().st_size for kind in self.paths)
 
     def _converted(self, kind: str) -> pathlib.Path:
@@ -234,7 +242,7 @@ class Bundle:
             return {}
 
     def _made_from(self, kind: str) -> str:
-        """What the result depends on: the released file, the configuration, and the code of the conversion."""
+        """Hash of everything a conversion depends on: the released file, the configuration and the code."""
         stat, converter = self.paths[kind].stat(), importlib.import_module(CONVERTERS[kind])
         code = inspect.getsource(converter) + inspect.getsource(weights)
         parts = (stat.st_size, stat.st_mtime_ns, self.variant.networks[kind].config, code)
@@ -247,4 +255,5 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def show_size(count: int) -> str:
+    """Format a number of bytes in GB or MB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -11,10 +11,10 @@ from msg_jax.types import Params
 def from_tensors(
     tensors: Tensors, config: CLIPConfig | str | None = None, source: str = "checkpoint"
 ) -> tuple[CLIP, Params]:
-    """Both towers and their variables (`params`, float32).
+    """Convert both towers to a module and its variables (`params`, float32).
 
-    `config` is a configuration, the name of a preset, or None for the preset of the tensors' shapes. Raises UserError
-    if there is no such preset, and as `weights.fill` does.
+    `config` is a configuration, the name of a preset, or None for the preset that fits the tensors. Raises UserError if
+    there is none, and as `weights.fill` does.
     """
     config = choose(
         config, PRESETS, tensors, "visual.positional_embedding",
@@ -27,7 +27,7 @@ def from_tensors(
 
 
 def table(config: CLIPConfig) -> list[Entry]:
-    """Where each tensor of an open_clip checkpoint goes; the text projection and the logit scale go nowhere."""
+    """Conversion table of an open_clip checkpoint, without the text projection and the logit scale."""
     entries = [
         Entry("params/image/patches/conv/kernel", "visual.conv1.weight", kernel),
         Entry("params/image/class_token", "visual.class_embedding"),
@@ -49,12 +49,12 @@ def table(config: CLIPConfig) -> list[Entry]:
 
 
 def norm(path: str, name: str) -> list[Entry]:
-    """The entries of one `nn.LayerNorm`."""
+    """Entries of one `nn.LayerNorm`."""
     return [Entry(f"params/{path}/scale", f"{name}.weight"), Entry(f"params/{path}/bias", f"{name}.bias")]
 
 
 def attention(path: str, name: str) -> list[Entry]:
-    """The entries of PyTorch's `MultiheadAttention` in a `TransformerBlock`."""
+    """Entries of PyTorch's `MultiheadAttention` in a `TransformerBlock`."""
     return [
         Entry(f"params/{path}/qkv/dense/kernel", f"{name}.in_proj_weight", kernel),
         Entry(f"params/{path}/qkv/dense/bias", f"{name}.in_proj_bias"),

@@ -11,24 +11,24 @@ from msg_jax.types import Params
 def from_tensors(
     tensors: Tensors, config: MMDiTConfig | str | None = None, source: str = "checkpoint"
 ) -> tuple[MMDiT, Params]:
-    """The network and its variables (`params` and `buffers`, float32).
+    """Convert to a module and its variables (`params` and `buffers`, float32).
 
-    `config` is a configuration or the name of a preset; None takes the released preset of the tensors' shapes. Raises
-    UserError if there is no such preset, and as `weights.fill` does.
+    `config` is a configuration, the name of a preset, or None for the preset that fits the tensors. Raises UserError if
+    there is none, and as `weights.fill` does.
     """
     if config is None:
         config = preset_of(tensors, source)
     elif isinstance(config, str):
         if config not in PRESETS:
-            raise UserError(f"{config!r} is no preset of the MM-DiT: choose one of {', '.join(PRESETS)}")
+            raise UserError(f"unknown preset {config!r}: choose one of {', '.join(PRESETS)}")
         config = PRESETS[config]
     model = MMDiT(config)
     return model, fill(table(config), tensors, shapes_of(model, *example_inputs(config)), source)
 
 
 def table(config: MMDiTConfig) -> list[Entry]:
-    """Where each tensor of a released checkpoint goes."""
-    second = 2 if config.v2 else 1  # v1 has no activation module between the two layers of the clip and text inputs
+    """Conversion table of a released checkpoint."""
+    second = 2 if config.v2 else 1  # v1 has no activation between the two layers of the clip and text inputs
     entries = [
         *linear("audio_input/proj", "audio_input_proj.0", layer="conv"),
         *_gated_mlp("audio_input/mlp", "audio_input_proj.2", layer="conv"),
@@ -51,7 +51,7 @@ def table(config: MMDiTConfig) -> list[Entry]:
         Entry("buffers/empty_text", "empty_string_feat"),
         Entry("buffers/latent_mean", "latent_mean", drop_axes(0, 1)),
         Entry("buffers/latent_std", "latent_std", drop_axes(0, 1)),
-        # Computed from the sizes; MMAudio's own loader drops them where a file has them.
+        # Computed from the sizes; MMAudio's own loader drops them too.
         *(Entry(None, name) for name in ("t_embed.freqs", "latent_rot", "clip_rot")),
     ]
     for i in range(config.joint_depth):
@@ -71,7 +71,7 @@ def _gated_mlp(path: str, name: str, layer: str = "dense") -> list[Entry]:
 
 def _stream(path: str, name: str, heads: int, layer: str | None) -> list[Entry]:
     def qkv(array: np.ndarray) -> np.ndarray:
-        """The outputs (heads, dim, 3) as (heads, 3, dim), so that q, k and v are each contiguous; outputs last."""
+        """Reorder the outputs (heads, dim, 3) to (heads, 3, dim), which makes q, k and v contiguous; outputs last."""
         by_head = array.reshape(heads, -1, 3, *array.shape[1:]).swapaxes(1, 2)
         return by_head.reshape(array.shape).T
 
@@ -92,7 +92,7 @@ def _stream(path: str, name: str, heads: int, layer: str | None) -> list[Entry]:
 
 
 def preset_of(tensors: Tensors, source: str) -> MMDiTConfig:
-    """The released preset that these tensors are; `source` names their file in the UserError if there is none."""
+    """Return the released preset that fits the tensors. Raises UserError, which names the file `source`, if there is none."""
     def depth(prefix: str) -> int:
         return len({name.split(".")[1] for name in tensors if name.startswith(prefix)})
 
@@ -101,4 +101,4 @@ def preset_of(tensors: Tensors, source: str) -> MMDiTConfig:
     for config in PRESETS.values():
         if found == (config.latent_channels, config.hidden, config.joint_depth, config.fused_depth, config.v2):
             return config
-    raise UserError(f"{source} is none of the released MM-DiT networks {', '.join(PRESETS)}: name its configuration")
+    raise UserError(f"{source} fits no released MM-DiT ({', '.join(PRESETS)}): pass its configuration")

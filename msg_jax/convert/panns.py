@@ -8,16 +8,16 @@ from msg_jax.convert.weights import Entry, Tensors, fill, kernel, linear, shapes
 from msg_jax.models.panns import PRESETS, Cnn14, PannsConfig
 from msg_jax.types import Params
 
-_EPSILON = 1e-5  # of PyTorch's BatchNorm2d
+_EPSILON = 1e-5  # PyTorch's BatchNorm2d
 
 
 def from_tensors(
     tensors: Tensors, config: PannsConfig | str | None = None, source: str = "checkpoint"
 ) -> tuple[Cnn14, Params]:
-    """The network and its variables (`params`, float32), batch norms folded into scale and bias.
+    """Convert to a module and its variables (`params`, float32), with batch norms folded into scale and bias.
 
-    `config` is a configuration, the name of a preset, or None for the preset of the front end that the file carries.
-    Raises UserError if there is no such preset, and as `weights.fill` does.
+    `config` is a configuration, the name of a preset, or None for the preset that fits the file's mel filters. Raises
+    UserError if there is none, and as `weights.fill` does.
     """
     tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     config = choose(
@@ -29,7 +29,7 @@ def from_tensors(
 
 
 def table(config: PannsConfig, tensors: Tensors) -> list[Entry]:
-    """Where each tensor goes; the fixed front end and the counts of batches go nowhere."""
+    """Conversion table, without the fixed front end and the batch counters."""
     unused = [name for name in tensors if name.startswith(("spectrogram_extractor.", "logmel_extractor."))
               or name.endswith(".num_batches_tracked")]
     entries = [

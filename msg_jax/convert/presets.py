@@ -1,4 +1,4 @@
-"""Which released network a checkpoint is."""
+"""Identify the released network of a checkpoint."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -13,13 +13,13 @@ def choose(
     config: Config | str | None, presets: Mapping[str, Config], tensors: Tensors, name: str,
     shape: Callable[[Config], tuple[int, ...]], source: str,
 ) -> Config:
-    """`config` itself, or the preset of that name, or for None the preset in which tensor `name` has its `shape`.
+    """Return `config` itself, the preset of that name, or, for None, the preset that fits the shape of tensor `name`.
 
-    Raises UserError if there is no such preset.
+    `shape` maps a preset to the shape of that tensor. Raises UserError if no preset fits.
     """
     if isinstance(config, str):
         if config not in presets:
-            raise UserError(f"{config!r} is no preset of this network: choose one of {', '.join(presets)}")
+            raise UserError(f"unknown preset {config!r}: choose one of {', '.join(presets)}")
         return presets[config]
     if config is not None:
         return config

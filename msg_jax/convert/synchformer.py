@@ -1,4 +1,4 @@
-"""The released Synchformer (`synchformer_state_dict.pth`) -> `models.synchformer`, its visual encoder alone."""
+"""The visual encoder of the released Synchformer (`synchformer_state_dict.pth`) -> `models.synchformer`."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +15,10 @@ _ROOT = "vfeat_extractor"
 def from_tensors(
     tensors: Tensors, config: SynchformerConfig | str | None = None, source: str = "checkpoint"
 ) -> tuple[Synchformer, Params]:
-    """The visual encoder and its variables (`params`, float32); the rest of the file is left out.
+    """Convert the visual encoder to a module and its variables (`params`, float32), ignoring the rest of the file.
 
-    `config` is a configuration, the name of a preset, or None for the preset of the tensors' shapes. Raises UserError
-    if there is no such preset, and as `weights.fill` does.
+    `config` is a configuration, the name of a preset, or None for the preset that fits the tensors. Raises UserError if
+    there is none, and as `weights.fill` does.
     """
     config = choose(
         config, PRESETS, tensors, f"{_ROOT}.pos_embed", lambda preset: (1, 1 + preset.positions, preset.width), source
@@ -30,7 +30,7 @@ def from_tensors(
 
 
 def table(config: SynchformerConfig) -> list[Entry]:
-    """Where each tensor of the visual encoder goes; the 2-D patch embedding, which nothing reads, goes nowhere."""
+    """Conversion table of the visual encoder, without the unused 2-D patch embedding."""
     gather = f"{_ROOT}.spatial_attn_agg"
     entries = [
         Entry("params/patches/conv/kernel", f"{_ROOT}.patch_embed_3d.proj.weight", _patches),
@@ -60,6 +60,6 @@ def table(config: SynchformerConfig) -> list[Entry]:
 
 
 def _patches(weight: np.ndarray) -> np.ndarray:
-    """A 3-D kernel (out, colours, frames, H, W) as a 2-D one over frames as channels, (H, W, frames x colours, out)."""
+    """Reshape a 3-D kernel (out, colours, frames, H, W) to a 2-D one with frames as channels: (H, W, frames x colours, out)."""
     weight = weight.transpose(3, 4, 2, 1, 0)
     return weight.reshape(*weight.shape[:2], -1, weight.shape[-1])

@@ -16,14 +16,14 @@ from msg_jax.types import Params
 def from_tensors(
     tensors: Tensors, config: SynchformerConfig | str | None = None, source: str = "checkpoint"
 ) -> tuple[FullSynchformer, Params]:
-    """Both encoders, the offset transformer and their variables (`params`, float32).
+    """Convert both encoders and the offset transformer to a module and its variables (`params`, float32).
 
-    `config` is a configuration, the name of a preset, or None for the preset of the tensors' shapes. Raises UserError
-    if there is no such preset, and as `weights.fill` does.
+    `config` is a configuration, the name of a preset, or None for the preset that fits the tensors. Raises UserError if
+    there is none, and as `weights.fill` does.
     """
     parts = ("vfeat_extractor.", "afeat_extractor.", "vproj.", "aproj.", "transformer.")
     tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(parts)}  # not those of an optimiser
+    tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(parts)}  # drops the optimiser's
     config = choose(
         config, PRESETS, tensors, "vfeat_extractor.pos_embed", lambda preset: (1, 1 + preset.positions, preset.width), source
     )
@@ -37,7 +37,7 @@ def from_tensors(
 
 
 def table(config: SynchformerConfig) -> list[Entry]:
-    """Where each tensor goes."""
+    """Conversion table."""
     visual = [
         dataclasses.replace(entry, path=entry.path and entry.path.replace("params/", "params/visual/", 1))
         for entry in synchformer.table(config)
@@ -92,7 +92,7 @@ def _offset(config: SynchformerConfig) -> list[Entry]:
 
 
 def _qkv(path: str, *names: str) -> list[Entry]:
-    """Three linear layers as the one of a `TransformerBlock`."""
+    """Entries that join three linear layers into the one of a `TransformerBlock`."""
     return [
         Entry(f"params/{path}/qkv/dense/kernel", tuple(f"{name}.weight" for name in names),
               lambda *weights: np.concatenate([kernel(weight) for weight in weights], axis=1)),

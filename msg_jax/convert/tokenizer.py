@@ -1,7 +1,7 @@
-"""CLIP's byte-pair encoding (Radford et al., arXiv 2103.00020) from its published file of merges.
+"""CLIP's byte-pair encoding (Radford et al., arXiv 2103.00020), from its published list of merges.
 
-The file (`bpe_simple_vocab_16e6.txt.gz`) is a list of pairs, the most frequent first. Vocabulary: the 256 bytes, the
-256 bytes that end a word, one symbol for each merge, and the marks for a text's start and end.
+The file (`bpe_simple_vocab_16e6.txt.gz`) lists pairs, the most frequent first. The vocabulary has the 256 bytes, the 256
+bytes at the end of a word, one token per merge, and the start and end tokens.
 """
 
 import gzip
@@ -12,27 +12,28 @@ import pathlib
 import re
 import unicodedata
 
+from jaxtyping import Int32
 import numpy as np
 
 from msg_jax.errors import UserError
 
 _WORD_END = "</w>"
-_MARKS = 2
+_MARKS = 2  # start and end tokens
 _CONTRACTION = re.compile("'s|'t|'re|'ve|'m|'ll|'d")
-_RUN = re.compile("L+|N|P+")  # letters together, numbers one by one, anything else that is not space together
+_RUN = re.compile("L+|N|P+")  # a run of letters, a single digit, or a run of other characters except spaces
 
 
 def byte_symbols() -> list[str]:
-    """A visible character for each byte: printable Latin-1 stands for itself, the others are counted from U+0100 on."""
+    """Return a visible character per byte: printable Latin-1 stands for itself, the others count up from U+0100."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = itertools.count(256)
     return [chr(byte) if byte in visible else chr(next(others)) for byte in range(256)]
 
 
 def split_words(text: str) -> list[str]:
-    """The pieces inside which merging happens, of text without capitals.
+    """Split lower-case text into the pieces that merging never crosses.
 
-    Contractions count as words only where a word may begin: after letters, but not after other punctuation.
+    A contraction is a piece of its own only where a word can begin: after letters, but not after other punctuation.
     """
     shape = "".join(" " if c.isspace() else {"L": "L", "N": "N"}.get(unicodedata.category(c)[0], "P") for c in text)
     words, position = [], 0
@@ -46,10 +47,9 @@ def split_words(text: str) -> list[str]:
 
 
 class Tokenizer:
-    """Text -> `context_tokens` numbers below `vocabulary`, as open_clip's tokeniser gives them.
+    """Map text to `context_tokens` token ids below `vocabulary`, as open_clip's tokeniser does.
 
-    One thing is not done that open_clip does: garbled text (mojibake) is not repaired. Raises UserError if the file is
-    no list of merges.
+    Unlike open_clip, it does not repair garbled text (mojibake). Raises UserError if the file is not a list of merges.
     """
 
     def __init__(self, path: str | os.PathLike, vocabulary: int = 49408, context_tokens: int = 77):
@@ -63,7 +63,7 @@ class Tokenizer:
         pairs = [tuple(line.split()) for line in lines]
         if len(pairs) < merges or any(len(pair) != 2 for pair in pairs):
             raise UserError(f"{path} does not list {merges} merges of two symbols: download it again")
-        # Published order: visible bytes first, then those that stand for another character.
+        # Published order: bytes that stand for themselves first, then the others.
         ordered = sorted(range(256), key=lambda byte: symbols[byte])
         singles = [symbols[byte] for byte in ordered]
         entries = [*singles, *(symbol + _WORD_END for symbol in singles), *map("".join, pairs)]
@@ -72,15 +72,15 @@ class Tokenizer:
         self._ranks = {pair: rank for rank, pair in enumerate(pairs)}
         self._start, self._end = vocabulary - 2, vocabulary - 1
 
-    def __call__(self, text: str) -> np.ndarray:
-        """(context_tokens,) int32: start, text, end, then zeros; a long text is cut and still ends with the mark."""
+    def __call__(self, text: str) -> Int32[np.ndarray, " context_tokens"]:
+        """Return ids (context_tokens,) int32: start, text, end, then zeros. A long text is cut before the end token."""
         text = " ".join(html.unescape(html.unescape(text)).split()).lower()
         numbers = [self._numbers[symbol] for word in split_words(text) for symbol in self._merge(word)]
         numbers = [self._start, *numbers[: self._context_tokens - _MARKS], self._end]
         return np.array(numbers + [0] * (self._context_tokens - len(numbers)), np.int32)
 
     def _merge(self, word: str) -> list[str]:
-        """The symbols of a word: the pair that comes first in the list is merged everywhere, until none is listed."""
+        """Symbols of a word: merge the pair that is first in the list, everywhere, until no pair is listed."""
         symbols = [self._bytes[byte] for byte in word.encode()]
         symbols[-1] += _WORD_END
         while len(symbols) > 1:

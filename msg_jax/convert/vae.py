@@ -14,10 +14,10 @@ from msg_jax.types import Params
 def from_tensors(
     tensors: Tensors, config: VAEConfig | str | None = None, source: str = "checkpoint"
 ) -> tuple[VAE, Params]:
-    """The VAE and its variables (`params` and `buffers`, float32); released kernels get their norm folded in.
+    """Convert to a module and its variables (`params` and `buffers`, float32), with released kernels normalised.
 
-    `config` is a configuration, the name of a preset, or None for the preset of the tensors' shapes. Raises UserError
-    if there is no such preset, and as `weights.fill` does.
+    `config` is a configuration, the name of a preset, or None for the preset that fits the tensors. Raises UserError if
+    there is none, and as `weights.fill` does.
     """
     config = choose(
         config, PRESETS, tensors, "encoder.conv_in.weight", lambda preset: (preset.width, preset.bands, 3), source
@@ -28,7 +28,7 @@ def from_tensors(
 
 
 def table(folded: bool) -> list[Entry]:
-    """Where each tensor of a checkpoint goes; `folded` says that its kernels are ready for use."""
+    """Conversion table of a checkpoint; `folded` means that its kernels are already normalised."""
     transform = kernel if folded else lambda weight: kernel(_fold(weight))
 
     def conv(path: str, name: str) -> Entry:
@@ -65,17 +65,18 @@ def table(folded: bool) -> list[Entry]:
 
 
 def _norms(weight: np.ndarray) -> np.ndarray:
+    """Norm of each output channel."""
     weight = np.atleast_2d(np.asarray(weight, np.float32))
     return np.linalg.norm(weight.reshape(len(weight), -1), axis=1)
 
 
 def _fold(weight: np.ndarray) -> np.ndarray:
-    """Unit norm per output channel (EDM2 eq. 47), with the small constant that the weights were trained with."""
+    """Scale to unit norm per output channel (EDM2 eq. 47), with the epsilon of the training."""
     root = math.sqrt(weight[0].size)
     norms = (1e-4 + _norms(weight) / root) * root
     return np.asarray(weight, np.float32) / norms.reshape(-1, *[1] * (weight.ndim - 1))
 
 
 def _is_folded(tensors: Tensors) -> bool:
-    """Folded kernels have norm just below 1 in every channel; as released they are many times larger."""
+    """Whether all kernels are normalised: their norms are just below 1 per channel; released ones are many times larger."""
     return all(_norms(tensor).max() <= 1 for name, tensor in tensors.items() if name.endswith(".weight"))

@@ -11,10 +11,10 @@ from msg_jax.types import Params
 def from_tensors(
     tensors: Tensors, config: VGGishConfig | str | None = None, source: str = "checkpoint"
 ) -> tuple[VGGish, Params]:
-    """The network and its variables (`params`, float32).
+    """Convert to a module and its variables (`params`, float32).
 
-    `config` is a configuration, the name of a preset, or None for the preset of the tensors' shapes. Raises UserError
-    if there is no such preset, and as `weights.fill` does.
+    `config` is a configuration, the name of a preset, or None for the preset that fits the tensors. Raises UserError if
+    there is none, and as `weights.fill` does.
     """
     config = choose(
         config, PRESETS, tensors, "features.0.weight", lambda preset: (preset.stages[0][0], 1, 3, 3), source
@@ -24,7 +24,7 @@ def from_tensors(
 
 
 def table(config: VGGishConfig) -> list[Entry]:
-    """PyTorch numbers every layer: a convolution and its ReLU are two, a pooling is one."""
+    """Conversion table. PyTorch counts a convolution and its ReLU as two layers, a pooling as one."""
     entries, place, layer = [], 0, 0
     for widths in config.stages:
         for _ in widths:

@@ -1,7 +1,7 @@
-"""Reading PyTorch checkpoints without PyTorch, and filling a Flax module's variables from their tensors by a table."""
+"""Read PyTorch checkpoints without PyTorch, and fill a Flax module's variables from their tensors by a table."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import functools
 import io
@@ -9,13 +9,14 @@ import math
 import os
 import pathlib
 import pickle
-from typing import BinaryIO
+from typing import Any, BinaryIO
 import zipfile
 
 from flax import linen as nn
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
+from jaxtyping import Shaped
 import numpy as np
 import safetensors.flax
 
@@ -27,9 +28,9 @@ Tensors = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One row of a conversion table: the variable at `path` is `transform` of the tensors called `names`.
+    """One row of a conversion table: the variable at `path` is `transform` of the tensors `names`.
 
-    A path is "collection/module/.../leaf". None marks tensors that are known and have no place in our module.
+    A path is "collection/module/.../leaf". None marks known tensors that our module does not use.
     """
 
     path: str | None
@@ -41,34 +42,34 @@ class Entry:
         return (self.names,) if isinstance(self.names, str) else self.names
 
 
-def kernel(weight: np.ndarray) -> np.ndarray:
-    """A linear or convolution weight (out, in, ...) as Flax has it (..., in, out)."""
+def kernel(weight: Shaped[np.ndarray, "out in *size"]) -> Shaped[np.ndarray, "*size in out"]:
+    """Transpose a linear or convolution weight (out, in, ...) to Flax's layout (..., in, out)."""
     return np.moveaxis(weight, (0, 1), (-1, -2))
 
 
 def linear(path: str, name: str, bias: bool = True, layer: str = "dense") -> list[Entry]:
-    """The entries of one `layers.Dense` (or, with `layer="conv"`, `layers.Conv`) at `path` under `params`."""
+    """Entries of one `layers.Dense` (`layers.Conv` with `layer="conv"`) at `path` under `params`."""
     entries = [Entry(f"params/{path}/{layer}/kernel", f"{name}.weight", kernel)]
     return [*entries, Entry(f"params/{path}/{layer}/bias", f"{name}.bias")] if bias else entries
 
 
 def drop_axes(*axes: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A transform that leaves out these axes; ValueError (which `fill` reports) where one is longer than 1."""
+    """A transform that removes axes of length 1. It raises ValueError for a longer one, which `fill` reports."""
     return functools.partial(np.squeeze, axis=axes)
 
 
-def shapes_of(module: nn.Module, *inputs, **keywords) -> Params:
-    """The shapes of a module's variables for these example inputs; nothing is computed."""
+def shapes_of(module: nn.Module, *inputs: Any, **keywords: Any) -> Params:
+    """Shapes of a module's variables for these example inputs, without computing anything."""
     return nn.unbox(jax.eval_shape(lambda key: module.init(key, *inputs, **keywords), jax.random.key(0)))
 
 
 def fill(entries: Iterable[Entry], tensors: Tensors, shapes: Params, source: str = "checkpoint") -> Params:
-    """The variables, as a tree like `shapes` of float32 arrays, that the table makes of the tensors.
+    """Convert `tensors` by the table `entries` to a tree of float32 arrays like `shapes`.
 
-    Every tensor must have its place, every place its tensor, and every shape must agree. Raises UserError with one
-    sentence that lists all that do not; `source` names the file in it.
+    Every tensor must have a variable, every variable a tensor, and all shapes must agree. Raises UserError with one sentence
+    that names the file `source` and lists every tensor that does not fit.
     """
-    expected = traverse_util.flatten_dict(shapes, sep="/")
+    expected: dict[str, Any] = traverse_util.flatten_dict(shapes, sep="/")
     variables, problems, used = {}, [], set()
     for entry in entries:
         used.update(entry.tensor_names)
@@ -81,32 +82,33 @@ def fill(entries: Iterable[Entry], tensors: Tensors, shapes: Params, source: str
         arrays = [np.asarray(tensors[name]) for name in entry.tensor_names]
         try:
             value = entry.transform(*arrays)
-        except (IndexError, TypeError, ValueError):  # a transform may index and transpose as if the shape were right
-            shapes_found = " and ".join(f"{name} has shape {array.shape}" for name, array in zip(entry.tensor_names, arrays))
-            problems.append(f"{shapes_found}, of which {entry.path} cannot be made")
+        except (IndexError, TypeError, ValueError):  # transforms do not check shapes themselves
+            found = " and ".join(f"{name} of shape {array.shape}" for name, array in zip(entry.tensor_names, arrays))
+            problems.append(f"{found} cannot be converted to {entry.path}")
             continue
+        names = " and ".join(entry.tensor_names)
         if entry.path not in expected:
-            problems.append(f"{entry.names} has no place {entry.path}")
+            problems.append(f"{names} maps to {entry.path}, which the network does not have")
         elif value.shape != expected[entry.path].shape:
-            problems.append(f"{entry.names} gives {value.shape} where {expected[entry.path].shape} is expected")
-        variables[entry.path] = np.asarray(value, np.float32, order="C")  # ascontiguousarray would make scalars 1-D
+            problems.append(f"{names} gives {value.shape} instead of {expected[entry.path].shape}")
+        variables[entry.path] = np.asarray(value, np.float32, order="C")  # ascontiguousarray would make scalars 1-d
     problems += [f"{name} is unknown" for name in tensors if name not in used]
     unfilled = expected.keys() - {entry.path for entry in entries}
-    problems += [f"no tensor is named for {path}" for path in sorted(unfilled)]
+    problems += [f"{path} has no tensor" for path in sorted(unfilled)]
     if problems:
         raise UserError(
-            f"{source} does not fit the network asked for ({len(problems)} tensors disagree; choose the preset or the "
-            f"kind that it was saved from): {'; '.join(problems)}"
+            f"{source} does not fit the network; choose the preset or the kind that it was saved from "
+            f"({len(problems)} tensors disagree): {'; '.join(problems)}"
         )
     return traverse_util.unflatten_dict(variables, sep="/")
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """All tensors of a .safetensors, .npz, .pth, .pt or .bin file by name; nested dictionaries give dotted names.
+    """Read all tensors of a .safetensors, .npz, .pth, .pt or .bin file by name. Nested dictionaries give dotted names.
 
-    Nothing in the file is executed: PyTorch's format is read by an unpickler that can build tensors, containers and
-    plain values, and nothing else. Values that are not tensors (an epoch number, a file name) are left out. Raises
-    UserError if the file is absent, of another format, or would need anything more.
+    Executes nothing in the file: the unpickler for PyTorch's format can build only tensors, containers and plain values.
+    Skips values that are not tensors (an epoch number, a file name). Raises UserError if the file is absent, has another
+    format, or needs more than that.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -129,7 +131,7 @@ _STORAGE_DTYPES = {
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Builds tensors out of `storage(key, dtype, size)`. A global that is not on this short list ends the reading."""
+    """Unpickle tensors, with their data from `storage(key, dtype, size)`. Raises for every global outside a short list."""
 
     def __init__(self, stream: BinaryIO, storage: Callable[[str, type, int], np.ndarray]):
         super().__init__(stream, encoding="utf-8")
@@ -139,25 +141,25 @@ class _TensorUnpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch" and name in _STORAGE_DTYPES:
-            return name  # a string, so that the pickle has nothing to call
+            return name  # a string, so the pickle cannot call it
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return self._rebuild_tensor
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return self._rebuild_parameter
         if (module, name) == ("torch", "Size"):
             return tuple
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
     def persistent_load(self, saved_id):
         _, storage_type, key, _, size, *view = saved_id
         if any(part is not None for part in view):
-            raise pickle.UnpicklingError("it holds a view of a storage")
+            raise pickle.UnpicklingError("it contains a view of a storage")
         if key not in self._storages:
             self._storages[key] = self._storage(key, _STORAGE_DTYPES[storage_type], size)
         return self._storages[key]
 
     def _rebuild_tensor(self, storage, offset, size, stride, requires_grad, hooks, metadata=None):
-        # as_strided looks wherever it is told to: a damaged file must not make it look outside the storage
+        # as_strided does not check bounds: a damaged file must not make it read outside the storage.
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if math.prod(size) and not (offset >= 0 and all(step >= 0 for step in stride) and last < storage.size):
             raise pickle.UnpicklingError(f"a tensor of size {size} reaches outside its storage")
@@ -176,15 +178,15 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         try:
             content = _read_legacy(path)
         except Exception as error:  # a damaged pickle can raise anything
-            raise UserError(f"{path} is not a PyTorch zip archive, and not a readable older one ({error}): {remedy}") from error
+            raise UserError(f"{path} is neither a PyTorch zip archive nor a readable older file ({error}): {remedy}") from error
         return dict(_tensors_in(content))
     with zipfile.ZipFile(path) as archive:
         roots = [name.removesuffix("/data.pkl") for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(roots) != 1:
-            raise UserError(f"{path} holds {len(roots)} files called data.pkl instead of one: {remedy}")
+            raise UserError(f"{path} contains {len(roots)} files named data.pkl instead of one: {remedy}")
         byteorder = f"{roots[0]}/byteorder"
         if byteorder in archive.namelist() and archive.read(byteorder) != b"little":
-            raise UserError(f"{path} was saved on a big-endian machine, which is not read here: {remedy}")
+            raise UserError(f"{path} was saved on a big-endian machine, which is not supported: {remedy}")
 
         def storage(key, dtype, size):
             return np.frombuffer(archive.read(f"{roots[0]}/data/{key}"), dtype)
@@ -192,41 +194,45 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         try:
             content = _TensorUnpickler(io.BytesIO(archive.read(f"{roots[0]}/data.pkl")), storage).load()
         except Exception as error:  # a damaged pickle can raise anything
-            raise UserError(f"{path} cannot be read as tensors alone ({error}): {remedy}") from error
+            raise UserError(f"{path} is not a plain file of tensors ({error}): {remedy}") from error
     return dict(_tensors_in(content))
 
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-def _read_legacy(path: pathlib.Path):
-    """PyTorch's form before 1.6: pickles of a magic number, a version, the machine, the content and the storages' keys,
-    then each storage as its size and its bytes. Raises anything if it is not that."""
+def _read_legacy(path: pathlib.Path) -> Any:
+    """Read PyTorch's format before 1.6. Can raise any exception for other files.
+
+    The file has pickles of a magic number, a version, the machine, the content and the keys of the storages; then the size
+    and the bytes of each storage.
+    """
     storages: dict[str, np.ndarray] = {}
-    room = path.stat().st_size
+    bytes_left = path.stat().st_size
 
     def storage(key, dtype, size):
-        nonlocal room
-        room -= size * np.dtype(dtype).itemsize
-        if size < 0 or room < 0:  # before memory is taken for it
+        nonlocal bytes_left
+        bytes_left -= size * np.dtype(dtype).itemsize
+        if size < 0 or bytes_left < 0:  # check before allocating
             raise pickle.UnpicklingError("its storages are larger than the file")
-        storages[key] = np.zeros(size, dtype)  # filled when its bytes come
+        storages[key] = np.zeros(size, dtype)  # filled below: the bytes follow the content
         return storages[key]
 
     with path.open("rb") as file:
         magic, _, machine, content, keys = (_TensorUnpickler(file, storage).load() for _ in range(5))
         if magic != _LEGACY_MAGIC or not machine["little_endian"]:
-            raise pickle.UnpicklingError("it was made by something else, or on a big-endian machine")
+            raise pickle.UnpicklingError("its magic number is wrong, or it was saved on a big-endian machine")
         for key in keys:
             size, values = int.from_bytes(file.read(8), "little"), storages[key]
             data = file.read(values.nbytes)
             if size != values.size or len(data) != values.nbytes:
-                raise pickle.UnpicklingError("it is cut short")
+                raise pickle.UnpicklingError("it is truncated")
             values[:] = np.frombuffer(data, values.dtype)
     return content
 
 
-def _tensors_in(content, prefix: str = ""):
+def _tensors_in(content: Any, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (dotted name, tensor) for every tensor of nested containers."""
     if isinstance(content, np.ndarray):
         yield prefix, content
     elif isinstance(content, Mapping):

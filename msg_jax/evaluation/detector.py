@@ -1,26 +1,28 @@
 """The judge: a small sound-event detector on log-mels, trained on real clips only.
 
-No reward and no policy is ever trained on its output: a system must not be judged by what it was tuned to please. Its
+It never serves as a reward and no policy trains on its output, so that no system is judged by its own training signal. Its
 pooled features serve the Fréchet distance.
 """
+
+from typing import cast
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
+import numpy as np
 import optax
 
 from msg_jax.types import Array, Params
 
-# Where `decode_events` cuts the probabilities of a detector trained with `detector_loss`.
-THRESHOLD = 0.4
-MIN_GAP_SEC = 0.08
+LogMel = Float[Array | np.ndarray, "B T M"]
 
 
 class EventDetector(nn.Module):
-    """Log-mel (B, T, M) -> onset logits (B, T, classes) and a clip embedding (B, width).
+    """Map a log-mel (B, T, M) to onset logits (B, T, classes) and a clip embedding (B, width).
 
-    Residual convolutions over time at the full frame rate, all bands being channels; a frame sees 0.3 s around it.
-    Normalisation is per frame (LayerNorm), so a clip's score does not depend on its batch.
+    Residual convolutions over time at the full frame rate, with the mel bands as channels. The receptive field is 0.3 s.
+    LayerNorm normalises each frame, so a clip's score does not depend on its batch.
     """
 
     classes: int
@@ -29,35 +31,37 @@ class EventDetector(nn.Module):
     kernel: int = 5
 
     @nn.compact
-    def __call__(self, mel: Array) -> tuple[Array, Array]:
+    def __call__(self, mel: LogMel) -> tuple[Float[Array, "B T K"], Float[Array, "B D"]]:
         x = nn.Conv(self.width, (self.kernel,))(_standardise(mel))
         for _ in range(self.blocks):
             x = x + nn.Conv(self.width, (self.kernel,))(nn.relu(nn.LayerNorm()(x)))
         x = nn.relu(nn.LayerNorm()(x))
-        # Onsets are rare: starting at a low probability spares the first steps.
+        # Onsets are rare: a low initial probability saves the first steps of the training.
         return nn.Dense(self.classes, bias_init=nn.initializers.constant(-4.0))(x), x.mean(axis=1)
 
 
-def _standardise(mel: Array) -> Array:
-    """Zero mean and unit deviation per clip, so that neither level nor the base of the logarithm matters."""
+def _standardise(mel: LogMel) -> LogMel:
+    """Scale each clip to zero mean and unit deviation: neither the level nor the base of the logarithm matters."""
     mean = mel.mean(axis=(1, 2), keepdims=True)
     return (mel - mean) / (mel.std(axis=(1, 2), keepdims=True) + 1e-3)
 
 
-def detector_loss(logits: Array, targets: Array, positive_weight: float = 4.0) -> Array:
-    """Mean binary cross-entropy () of onset `logits` against blurred `targets` (B, T, K) in [0, 1].
+def detector_loss(
+    logits: Float[Array, "B T K"], targets: Float[Array | np.ndarray, "B T K"], positive_weight: float = 4.0
+) -> Float[Array, ""]:
+    """Mean binary cross-entropy of onset `logits` against blurred `targets` in [0, 1], both (B, T, K).
 
-    Cells count 1 + (positive_weight - 1) * target, because onsets fill about one cell in fifty.
+    A cell has weight 1 + (positive_weight - 1) * target, because onsets fill about one cell in fifty.
     """
     weights = 1 + (positive_weight - 1) * targets
     return (weights * optax.sigmoid_binary_cross_entropy(logits, targets)).mean()
 
 
-def augment(key: Array, mel: Array) -> Array:
-    """A random copy of log-mel (B, T, M) with what a codec does to real audio: level, noise, smearing.
+def augment(key: PRNGKeyArray, mel: Float[Array, "B T M"]) -> Float[Array, "B T M"]:
+    """Return a random copy of log-mels (B, T, M) with the artefacts of a codec: level, noise, smearing.
 
-    Each clip draws how much quieter it gets above its unchanged floor (up to 1.5 in log units), its noise (deviation up
-    to 0.15) and its share (up to 0.8) of a copy smoothed by three taps in time and frequency.
+    Each clip draws its own attenuation (up to 1.5 in log units, its floor stays), noise deviation (up to 0.15), and mix
+    (up to 0.8) with a copy smoothed over three taps in time and frequency.
     """
     level_key, noise_key, scale_key, smooth_key = jax.random.split(key, 4)
     clips = (len(mel), 1, 1)
@@ -75,7 +79,7 @@ def _three_taps(x: Array, axis: int) -> Array:
     return 0.25 * before + 0.5 * x + 0.25 * after
 
 
-def detect(detector: EventDetector, params: Params, mel: Array) -> tuple[Array, Array]:
-    """Onset probabilities (B, T, K) and embeddings (B, D) of log-mels (B, T, M)."""
-    logits, embedding = detector.apply({"params": params}, mel)
+def detect(detector: EventDetector, params: Params, mel: LogMel) -> tuple[Float[Array, "B T K"], Float[Array, "B D"]]:
+    """Return onset probabilities (B, T, K) and embeddings (B, D) of log-mels (B, T, M)."""
+    logits, embedding = cast(tuple[Array, Array], detector.apply({"params": params}, mel))
     return nn.sigmoid(logits), embedding

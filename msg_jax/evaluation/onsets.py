@@ -1,13 +1,13 @@
-"""What a clip says without any trained network, above all when something starts in it.
+"""Onsets and alignment without a trained network: spectral flux of the sound, motion energy of the video.
 
-Sound is heard by its spectral flux, pictures are seen by their motion energy. An onset list is (n, 2): seconds in order, and
-strength in (0, 1], the strongest of the clip being 1.
+An onset list is an array (n, 2): seconds in ascending order, and strength in (0, 1], relative to the strongest of the clip.
 
-Whether two lists agree is asked at several tolerances and the answers are averaged, as detection is averaged over
-overlaps in computer vision: at a single one every error beyond it counts alike, and in a scene of regular steps an error
-of one period counts as none.
+Scores compare two lists at several tolerances and average the results, as detection scores average over overlaps in computer
+vision. At a single tolerance all larger errors count alike, and in a scene of regular steps an error of one period counts as
+none.
 """
 
+from jaxtyping import Float, Int, Real, UInt8
 import numpy as np
 from scipy.ndimage import maximum_filter1d, uniform_filter1d
 from scipy.signal import correlate, find_peaks
@@ -17,38 +17,40 @@ from msg_jax.data import mel
 from msg_jax.evaluation import events
 
 MEL = MelSpec(audio_hz=16_000, n_fft=512, hop_samples=160, bands=64, high_hz=8_000.0)
-"""The log-mel of every figure here: 10 ms steps and windows of 32 ms, so that an onset is known within a few of them."""
+"""The log-mel of every metric here: hops of 10 ms and windows of 32 ms, so onsets are exact to within a few hops."""
 FLUX_HZ = MEL.frames_hz
 
 TOLERANCES_SEC = (0.05, 0.1, 0.2, 0.4, 0.8)
 MOTION_HZ = 25.0
 MAX_LAG_SEC = 2.0  # the field's offset grid ends here too
 
-_RANGE = 6.9  # nats below the clip's loudest value (60 dB) beyond which differences are no sound
-_RISE_FRAMES = 2  # over which energy must have risen: about half a window
+OnsetList = Float[np.ndarray, "_ 2"]
+
+_RANGE = 6.9  # nats (60 dB) below the clip's loudest value that still count as sound
+_RISE_FRAMES = 2  # frames over which the rise of the energy is measured: about half a window
 _MIN_GAP_SEC = 0.06
-_NEIGHBOURHOOD_SEC = 0.2  # an onset must stand out from the mean around it
-_LEAST = 0.1  # by this share of the clip's largest rise
-_TREND_SEC = 0.84  # slower changes of motion and sound say nothing about when something starts
+_NEIGHBOURHOOD_SEC = 0.2  # an onset must exceed the mean of this neighbourhood
+_LEAST = 0.1  # by this share of the clip's largest value
+_TREND_SEC = 0.84  # slower changes of motion and sound carry no information about onsets
 
 
-def log_mel(waveform: np.ndarray) -> np.ndarray:
-    """Waveform (S,) at `MEL.audio_hz` -> log-mel (T, bands)."""
+def log_mel(waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, "T M"]:
+    """Log-mel (T, bands) of a waveform (S,) at `MEL.audio_hz`."""
     return mel.log_mel(waveform, MEL)
 
 
-def statistics(log_mel: np.ndarray) -> np.ndarray:
-    """Mean level above -60 dB and its deviation over time for every band, (2 M,), in units of 10 dB."""
+def statistics(log_mel: Float[np.ndarray, "T M"]) -> Float[np.ndarray, " 2*M"]:
+    """Mean and deviation over time of the level of each band above -60 dB, (2 M,), in units of 10 dB."""
     level = (20.0 / np.log(10.0) * log_mel + 60.0) / 10.0
     return np.concatenate([level.mean(axis=0), level.std(axis=0)])
 
 
-def flux(log_mel: np.ndarray) -> np.ndarray:
+def flux(log_mel: Float[np.ndarray, "T M"]) -> Float[np.ndarray, " T"]:
     """Spectral flux (T,) at `FLUX_HZ`: the mean rise of the log-mel (T, M) over two frames, in nats.
 
-    Each band is compared with the loudest of its neighbours, so that a gliding tone is no rise (SuperFlux, Böck and
-    Widmer 2013). Value j belongs to second (j + 0.5) / FLUX_HZ: of the two frames the later one, because a window hears
-    an onset before its centre reaches it.
+    Each band is compared with the loudest of its neighbours, so a gliding tone does not count as a rise (SuperFlux, Böck and
+    Widmer 2013). Value j is at second (j + 0.5) / FLUX_HZ, the later of the two frames: a window reaches an onset before its
+    centre does.
     """
     level = np.maximum(log_mel, log_mel.max() - _RANGE)
     before = maximum_filter1d(level, 3, axis=1)[:-_RISE_FRAMES]
@@ -56,57 +58,57 @@ def flux(log_mel: np.ndarray) -> np.ndarray:
     return np.pad(rise, (_RISE_FRAMES, 0))
 
 
-def sound_onsets(flux: np.ndarray) -> np.ndarray:
-    """The onset list of a spectral flux."""
+def sound_onsets(flux: Float[np.ndarray, " T"]) -> OnsetList:
+    """Onset list of a spectral flux (T,)."""
     return peaks(flux, FLUX_HZ, offset=0.5)
 
 
-def motion_energy(frames: np.ndarray) -> np.ndarray:
-    """Mean absolute difference (T - 1,) between pictures uint8 (T, H, W, 3) that follow each other, in [0, 1].
+def motion_energy(frames: UInt8[np.ndarray, "T H W 3"]) -> Float[np.ndarray, " T-1"]:
+    """Mean absolute difference (T - 1,) of consecutive video frames (T, H, W, 3), in [0, 1].
 
-    Value j belongs to second (j + 1) / rate, when the later of the two appears.
+    Value j is at second (j + 1) / rate, where the later of the two frames appears.
     """
     grey = frames.astype(np.float32).mean(axis=-1) / 255.0
     return np.abs(np.diff(grey, axis=0)).mean(axis=(1, 2))
 
 
-def motion_onsets(motion: np.ndarray) -> np.ndarray:
-    """The onset list of the motion energy of pictures at `MOTION_HZ`."""
+def motion_onsets(motion: Float[np.ndarray, " T"]) -> OnsetList:
+    """Onset list of the motion energy (T,) of video at `MOTION_HZ`."""
     return peaks(motion, MOTION_HZ, offset=1.0)
 
 
-def peaks(envelope: np.ndarray, hz: float, *, offset: float) -> np.ndarray:
-    """Local maxima that stand out from their neighbourhood, as an onset list; value j belongs to (j + offset) / hz."""
+def peaks(envelope: Float[np.ndarray, " T"], hz: float, *, offset: float) -> OnsetList:
+    """Onset list of the local maxima that exceed their neighbourhood; value j is at second (j + offset) / hz."""
     top = envelope.max(initial=0.0)
     if top <= 1e-6:
         return np.zeros((0, 2))
     width = 2 * round(_NEIGHBOURHOOD_SEC * hz / 2) + 1
     least = uniform_filter1d(envelope, width, mode="nearest") + _LEAST * top
-    # Padded, so that the first and last value can be maxima too.
+    # Padding makes a maximum in the first or last value a peak too.
     found = find_peaks(np.pad(envelope, 1), distance=max(1, round(_MIN_GAP_SEC * hz)))[0] - 1
     found = found[envelope[found] >= least[found]]
     return np.stack([(found + offset) / hz, envelope[found] / top], axis=1)
 
 
-# How well two onset lists agree
+# Agreement of two onset lists
 
 
-def counts(reference: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """(tp, fp, fn) of one clip's onset lists at each of `TOLERANCES_SEC`: (tolerances, 3). See `events.assign`."""
-    true, heard = _as_events(reference), _as_events(found)
-    return np.array([events.match(true, heard, tolerance, class_aware=False) for tolerance in TOLERANCES_SEC])
+def counts(reference: OnsetList, found: OnsetList) -> Int[np.ndarray, "tolerances 3"]:
+    """Count (tp, fp, fn) of one clip's onset lists at each of `TOLERANCES_SEC`: (tolerances, 3). See `events.assign`."""
+    true, predicted = _as_events(reference), _as_events(found)
+    return np.array([events.match(true, predicted, tolerance, class_aware=False) for tolerance in TOLERANCES_SEC])
 
 
-def f1(counts: np.ndarray) -> np.ndarray:
+def f1(counts: Real[np.ndarray, "... tolerances 3"]) -> Float[np.ndarray, "..."] | float:
     """Micro F1 (...) of summed counts (..., tolerances, 3), averaged over the tolerances."""
     return events.micro_f1(counts).mean(axis=-1)
 
 
-def average_precision(reference: np.ndarray, found: np.ndarray) -> float:
+def average_precision(reference: OnsetList, found: OnsetList) -> float:
     """Average precision of one clip's onsets `found`, ranked by strength, averaged over `TOLERANCES_SEC`.
 
-    In order of strength each onset takes the nearest reference onset within the tolerance that is still free. The sum
-    of the precisions at which one is taken, over the number of reference onsets; NaN where there is none.
+    In order of strength, each onset takes the nearest free reference onset within the tolerance. The result is the sum of the
+    precisions at these hits over the number of reference onsets. NaN without reference onsets.
     """
     if not len(reference):
         return float("nan")
@@ -114,44 +116,43 @@ def average_precision(reference: np.ndarray, found: np.ndarray) -> float:
     values = []
     for tolerance in TOLERANCES_SEC:
         free = np.array(reference[:, 0], np.float64)
-        taken, precisions = 0, 0.0
+        hits, precisions = 0, 0.0
         for rank, onset in enumerate(ranked, 1):
             nearest = np.argmin(np.abs(free - onset))
             if abs(free[nearest] - onset) <= tolerance + 1e-6:
                 free[nearest] = np.inf
-                taken += 1
-                precisions += taken / rank
+                hits += 1
+                precisions += hits / rank
         values.append(precisions / len(reference))
     return float(np.mean(values))
 
 
-def av_align(pictures: np.ndarray, sound: np.ndarray, windows_sec: tuple[float, ...] = TOLERANCES_SEC) -> float:
-    """AV-Align (Yariv et al., arXiv 2309.16429): onsets of pictures and sound that coincide, over all onsets there are.
+def av_align(video: OnsetList, sound: OnsetList, windows_sec: tuple[float, ...] = TOLERANCES_SEC) -> float:
+    """AV-Align (Yariv et al., arXiv 2309.16429): intersection over union of the onsets of video and sound.
 
-    Intersection over union of the two lists, matched one to one within a window; averaged over `windows_sec`. The
-    paper's own figure has one window, one video frame to either side, and takes optical flow for motion. NaN if neither
-    list has an onset.
+    Onsets match one to one within a window; the result is averaged over `windows_sec`. The paper uses a single window of one
+    video frame to either side, and optical flow instead of motion energy. NaN if neither list has an onset.
     """
-    both = len(pictures) + len(sound)
-    if not both:
+    total = len(video) + len(sound)
+    if not total:
         return float("nan")
-    seen, heard = _as_events(pictures), _as_events(sound)
+    seen, heard = _as_events(video), _as_events(sound)
     hits = np.array([len(events.assign(seen, heard, window, class_aware=False)) for window in windows_sec])
-    return float((hits / (both - hits)).mean())
+    return float((hits / (total - hits)).mean())
 
 
 def _as_events(onsets: np.ndarray) -> np.ndarray:
-    """Onsets as an event list of one class."""
+    """The event list of an onset list, with one class."""
     return np.stack([np.zeros(len(onsets)), onsets[:, 0]], axis=1)
 
 
-# How far one envelope lies behind another
+# Lag between two envelopes
 
 
-def lag_sec(reference: np.ndarray, found: np.ndarray, hz: float) -> float:
-    """The delay of `found` (T,) behind `reference` (T,) with the largest covariance, within +-`MAX_LAG_SEC`.
+def lag_sec(reference: Float[np.ndarray, " _"], found: Float[np.ndarray, " _"], hz: float) -> float:
+    """Return the delay of `found` (T,) behind `reference` (T,) with the largest covariance, within +-`MAX_LAG_SEC`.
 
-    NaN where one of them does not vary, which has no delay.
+    Cuts the longer one to the length of the other. NaN if one of them is constant.
     """
     steps = min(len(reference), len(found))
     x, y = (np.asarray(part[:steps], np.float64) - np.mean(part[:steps]) for part in (reference, found))
@@ -160,23 +161,23 @@ def lag_sec(reference: np.ndarray, found: np.ndarray, hz: float) -> float:
     lags = np.arange(1 - steps, steps)
     near = np.abs(lags) <= round(MAX_LAG_SEC * hz)
     covariance = correlate(y, x)[near]
-    # Among equals the smallest delay, so that the answer does not hang on rounding.
+    # Ties go to the smallest lag, so that rounding does not decide.
     best = np.flatnonzero(covariance >= covariance.max() - 1e-9 * np.abs(covariance).max())
     return float(min(lags[near][best], key=abs) / hz)
 
 
-def motion_lag_sec(motion: np.ndarray, flux: np.ndarray) -> float:
-    """The delay of sound behind pictures, from motion energy at `MOTION_HZ` and spectral flux: see `lag_sec`.
+def motion_lag_sec(motion: Float[np.ndarray, " _"], flux: Float[np.ndarray, " _"]) -> float:
+    """Return the delay of the sound behind the video, from motion energy at `MOTION_HZ` and spectral flux: see `lag_sec`.
 
-    Square roots, so that one large event does not decide alone, without what changes more slowly than events do.
+    Square roots keep a single large event from dominating. Subtracting a moving average removes changes slower than events.
     """
     steps = round(FLUX_HZ / MOTION_HZ)
     seconds = (np.arange(len(motion)) + 1) / MOTION_HZ
     smooth = uniform_filter1d(flux, steps, mode="nearest")
-    heard = np.interp(seconds, (np.arange(len(flux)) + 0.5) / FLUX_HZ, smooth)
+    resampled = np.interp(seconds, (np.arange(len(flux)) + 0.5) / FLUX_HZ, smooth)
 
-    def moments(envelope):
+    def detrended(envelope: np.ndarray) -> np.ndarray:
         root = np.sqrt(envelope)
         return root - uniform_filter1d(root, round(_TREND_SEC * MOTION_HZ), mode="nearest")
 
-    return lag_sec(moments(motion), moments(heard), MOTION_HZ)
+    return lag_sec(detrended(motion), detrended(resampled), MOTION_HZ)

@@ -1,27 +1,36 @@
-"""How well scores of an audio-visual model (SF-CAVP) tell right from wrong, and how good a reward they make.
+"""Metrics of an audio-visual model (SF-CAVP) and of its reward: retrieval, and how well the reward ranks candidates.
 
-Pure numpy functions of scores; who computes the scores does not matter here. `reward` and `truth` are (V, N): N
-candidates for each of V videos. A row that cannot be judged (constant, or not finite) is left out *and counted*.
+Pure numpy functions of scores, whichever model computed them. `reward` and `truth` are (V, N): N candidates for each of V
+videos.
+
+A reward metric comes as a table (V, 3): one row (numerator, denominator, used) per video. `quotient` of the summed rows is
+the metric. So videos can be resampled, and the tables of several seeds added up. A row is all zero for a video that cannot be
+judged (constant or non-finite values); `used` counts the others.
 """
 
+from jaxtyping import Float, Real
 import numpy as np
 from scipy.stats import rankdata
 
+Table = Float[np.ndarray, "V 3"]
+Rewards = Real[np.ndarray, "V N"]
+Truths = Real[np.ndarray, "V _"]  # (V, N) too; `_pair` checks it, with an error that names both shapes
 
-def offset_accuracy(scores: np.ndarray, true_lag: int) -> float:
+
+def offset_accuracy(scores: Real[np.ndarray, "B L"], true_lag: int) -> float:
     """Share of clips whose score is highest at the true lag: `scores` (B, L), `true_lag` an index into L.
 
-    A tie with another lag is no success: a score that does not depend on the lag gets 0. Chance is 1 / L.
+    A tie with another lag is a failure, so a constant score gets 0. Chance is 1 / L.
     """
     scores = np.asarray(scores)
     others = np.delete(scores, true_lag, axis=1).max(axis=1)
     return float((scores[:, true_lag] > others).mean())
 
 
-def recall_at_1(similarity: np.ndarray) -> float:
-    """R@1 over groups: `similarity` (G, N, N), queries in rows, the right answer on the diagonal; chance is 1 / N.
+def recall_at_1(similarity: Real[np.ndarray, "G N N"]) -> float:
+    """R@1 over groups: `similarity` (G, N, N) has queries in rows and the right answers on the diagonal. Chance is 1 / N.
 
-    Groups of one size (64 here) keep the figure comparable between test sets. A tie is no success.
+    Groups of a fixed size (64 here) keep the metric comparable between test sets. A tie is a failure.
     """
     similarity = np.asarray(similarity)
     right = np.diagonal(similarity, axis1=-2, axis2=-1)
@@ -29,10 +38,12 @@ def recall_at_1(similarity: np.ndarray) -> float:
     return float((right > wrong).mean())
 
 
-def grouped_cosine(queries: np.ndarray, answers: np.ndarray, group: int = 64) -> np.ndarray:
-    """Cosine similarities (G, group, group) inside consecutive groups of paired embeddings, both (B, D).
+def grouped_cosine(
+    queries: Real[np.ndarray, "B D"], answers: Real[np.ndarray, "B D"], group: int = 64
+) -> Float[np.ndarray, "G N N"]:
+    """Cosine similarities (G, group, group) within consecutive groups of paired embeddings, both (B, D).
 
-    Clips beyond the last whole group are not used. Raises ValueError if there is not one whole group.
+    Drops the clips after the last whole group. Raises ValueError for fewer than `group` clips.
     """
     groups = len(queries) // group
     if not groups:
@@ -42,46 +53,8 @@ def grouped_cosine(queries: np.ndarray, answers: np.ndarray, group: int = 64) ->
     return left @ right.swapaxes(-1, -2)
 
 
-def within_video_correlation(reward: np.ndarray, truth: np.ndarray, *, ranks: bool = False) -> dict[str, float | int]:
-    """Mean over videos of the correlation between `reward` and `truth` (V, N) among one video's candidates.
-
-    Pearson, or Spearman with `ranks`. Pooling videos would measure which *video* is easy instead. Returns `value`,
-    `videos` (used) and `ignored` (no variation in reward or truth); NaN if none is usable.
-    """
-    return _figure(correlation_table(reward, truth, ranks=ranks))
-
-
-def headroom_share(reward: np.ndarray, truth: np.ndarray) -> dict[str, float | int]:
-    """How much of what an oracle would gain by choosing the best of N the `reward` gains: both (V, N).
-
-    (mean truth of the reward's choice - mean truth) / (mean of the best truth - mean truth): 0 is a random choice, 1
-    the oracle's, negative is worse than random. Candidates tied for the highest reward share the choice. Returns
-    `value`, the three means as `mean`, `chosen`, `oracle`, and `videos`, `ignored` (not finite); NaN if there is no
-    headroom.
-    """
-    table, truth = headroom_table(reward, truth), np.asarray(truth, np.float64)
-    gained, possible, videos = (float(total) for total in table.sum(axis=0))
-    mean = float(truth[table[:, 2] > 0].mean()) if videos else float("nan")
-    videos = videos or float("nan")
-    return {"mean": mean, "chosen": mean + gained / videos, "oracle": mean + possible / videos} | _figure(table)
-
-
-def best_beats_worst(reward: np.ndarray, truth: np.ndarray, keep_share: float = 1.0) -> dict[str, float | int]:
-    """Probability that the candidate with the highest reward is truly better than the one with the lowest: (V, N).
-
-    This is what a preference pair relies on; chance is 0.5. Equal truth counts half; videos whose rewards are all equal
-    make no pair and are ignored, as are all but the `keep_share` of videos with the largest difference in reward. Returns
-    `value`, `videos`, `ignored`.
-    """
-    return _figure(order_table(reward, truth, keep_share))
-
-
-# What a figure is made of, video by video: rows (numerator, denominator, whether it is used), all zero where it is not. The
-# figure is `quotient` of their sum, so that videos can be resampled and the tables of several seeds added up.
-
-
-def ranking_tables(reward: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
-    """The tables (V, 3) of how `reward` ranks candidates (V, N), by the name of the figure."""
+def ranking_tables(reward: Rewards, truth: Truths) -> dict[str, Table]:
+    """Tables (V, 3) of all metrics of how `reward` ranks candidates (V, N), by name."""
     return {
         "within_video_correlation": correlation_table(reward, truth),
         "within_video_rank_correlation": correlation_table(reward, truth, ranks=True),
@@ -90,8 +63,12 @@ def ranking_tables(reward: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarra
     }
 
 
-def correlation_table(reward: np.ndarray, truth: np.ndarray, *, ranks: bool = False) -> np.ndarray:
-    """The table (V, 3) of `within_video_correlation`."""
+def correlation_table(reward: Rewards, truth: Truths, *, ranks: bool = False) -> Table:
+    """Table (V, 3) of the correlation between `reward` and `truth` (V, N) among one video's candidates, averaged over videos.
+
+    Pearson, or Spearman with `ranks`. Pooling the candidates of all videos would measure which *video* is easy instead.
+    Ignores videos whose reward or truth is constant.
+    """
     reward, truth = _pair(reward, truth)
     usable = _varies(reward) & _varies(truth)
     x, y = reward[usable], truth[usable]
@@ -102,8 +79,12 @@ def correlation_table(reward: np.ndarray, truth: np.ndarray, *, ranks: bool = Fa
     return _table(usable, rows, 1.0)
 
 
-def headroom_table(reward: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The table (V, 3) of `headroom_share`: what the reward gains over a random choice, and what the oracle does."""
+def headroom_table(reward: Rewards, truth: Truths) -> Table:
+    """Table (V, 3) of the headroom share: the gain of the reward's best of N over the gain of an oracle's, both (V, N).
+
+    (truth of the reward's choice - mean truth) / (best truth - mean truth), each averaged over videos. 0 is a random choice,
+    1 the oracle's, and a negative value is worse than random. Candidates that tie for the highest reward share the choice.
+    """
     reward, truth = _pair(reward, truth)
     usable = _finite(reward) & _finite(truth)
     x, y = reward[usable], truth[usable]
@@ -111,12 +92,16 @@ def headroom_table(reward: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return _table(usable, _truth_at(x == x.max(axis=1, keepdims=True), y) - mean, y.max(axis=1) - mean)
 
 
-def order_table(reward: np.ndarray, truth: np.ndarray, keep_share: float = 1.0) -> np.ndarray:
-    """The table (V, 3) of `best_beats_worst`."""
+def order_table(reward: Rewards, truth: Truths, keep_share: float = 1.0) -> Table:
+    """Table (V, 3) of the probability that the candidate of highest `reward` has a better `truth` than that of lowest, (V, N).
+
+    Preference pairs rely on this; chance is 0.5. Equal truths count one half. Ignores videos whose rewards all tie, and all
+    but the `keep_share` of videos with the largest difference in reward, as `preference.pairs` does.
+    """
     reward, truth = _pair(reward, truth)
     usable = _varies(reward) & _finite(truth)
     gap = np.where(usable, np.ptp(reward, axis=1), 0.0)
-    kept = np.argsort(-gap, kind="stable")[: max(1, round(keep_share * len(gap)))]  # as of the pairs that are trained on
+    kept = np.argsort(-gap, kind="stable")[: max(1, round(keep_share * len(gap)))]
     usable &= np.isin(np.arange(len(gap)), kept)
     x, y = reward[usable], truth[usable]
     best = _truth_at(x == x.max(axis=1, keepdims=True), y)
@@ -124,27 +109,22 @@ def order_table(reward: np.ndarray, truth: np.ndarray, keep_share: float = 1.0) 
     return _table(usable, (best > worst) + 0.5 * (best == worst), 1.0)
 
 
-def false_order_table(untouched: np.ndarray, edited: np.ndarray) -> np.ndarray:
-    """The table (V, 3) of how often scores (V,) prefer an edited sound to the true one; ties count half, NaN is not used."""
+def false_order_table(untouched: Real[np.ndarray, " V"], edited: Real[np.ndarray, " V"]) -> Table:
+    """Table (V, 3) of how often scores (V,) prefer an edited sound to the original. Ties count one half; NaN is ignored."""
     usable = np.isfinite(untouched) & np.isfinite(edited)
     return _table(usable, ((edited > untouched) + 0.5 * (edited == untouched))[usable], 1.0)
 
 
-def quotient(sums: np.ndarray) -> np.ndarray:
-    """The figure (...) of sums (..., 3) of a table's rows; NaN where the denominator is 0."""
+def quotient(sums: Real[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."]:
+    """The metric (...) of summed table rows (..., 3); NaN if the denominator is 0."""
     above, below = np.asarray(sums, np.float64)[..., 0], np.asarray(sums, np.float64)[..., 1]
     return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
 
 
-def _table(usable: np.ndarray, above: np.ndarray, below: np.ndarray | float) -> np.ndarray:
+def _table(usable: np.ndarray, numerator: np.ndarray, denominator: np.ndarray | float) -> np.ndarray:
     table = np.zeros((len(usable), 3))
-    table[usable] = np.stack(np.broadcast_arrays(above, below, 1.0), axis=1)
+    table[usable] = np.stack(np.broadcast_arrays(numerator, denominator, 1.0), axis=1)
     return table
-
-
-def _figure(table: np.ndarray) -> dict[str, float | int]:
-    videos = int(table[:, 2].sum())
-    return {"value": float(quotient(table.sum(axis=0))), "videos": videos, "ignored": len(table) - videos}
 
 
 def _pair(reward: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +135,7 @@ def _pair(reward: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _finite(rows: np.ndarray) -> np.ndarray:
-    return np.isfinite(rows).all(axis=1)
+    return np.asarray(np.isfinite(rows).all(axis=1))
 
 
 def _varies(rows: np.ndarray) -> np.ndarray:
@@ -163,4 +143,5 @@ def _varies(rows: np.ndarray) -> np.ndarray:
 
 
 def _truth_at(chosen: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Mean truth of the chosen candidates of each video."""
     return (chosen * truth).sum(axis=1) / chosen.sum(axis=1)

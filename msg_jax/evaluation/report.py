@@ -25,15 +25,10 @@ import numpy as np
 import soundfile
 
 from msg_jax.clip import ClipSpec
-<<<<<<< HEAD
-from msg_jax.data import media
+from msg_jax.data import media_writer
 from msg_jax.evaluation import charts, events
 from msg_jax.evaluation.labels import METRICS, Systems, describe, number, system_label, system_note
 from msg_jax.tables import aligned
-=======
-from msg_jax.data import media_writer
-from msg_jax.evaluation import events
->>>>>>> helper-b
 
 _KEYS = ("system", "baseline", "guidance", "split")
 

@@ -154,7 +154,8 @@ class Evaluation:
         tables = ranking.ranking_tables(scores["reward"], truth)
         metrics: dict[str, Any] = {name: float(ranking.quotient(table.sum(axis=0))) for name, table in tables.items()}
         for name in (name for name in scores if name != "reward"):
-            metrics[f"correlation_{name}"] = ranking.within_video_correlation(scores[name], truth)["value"]
+            table = ranking.correlation_table(scores[name], truth)
+            metrics[f"correlation_{name}"] = float(ranking.quotient(table.sum(axis=0)))
         unusable = [name for name, value in metrics.items() if not math.isfinite(value)]
         metrics |= {name: None for name in unusable}
         return metrics | {f"{name}_reason": "no video whose candidates differ in truth and in reward" for name in unusable}

@@ -1,4 +1,4 @@
-"""Folders of released files: what is looked for, what is kept, and what is said when something is wrong."""
+"""Folders of released files: their contents, the cache of conversions, and error messages."""
 
 import os
 import pathlib
@@ -27,10 +27,10 @@ def test_published_names_and_sizes_are_those_of_the_document():
     published = {name: float(size) * {"MB": 1e6, "GB": 1e9}[unit] for name, size, unit in rows}
     files = {network.file for variant in VARIANTS.values() for network in variant.networks.values()} | {VOCABULARY}
     evaluation = {file for each in bundle.EVALUATION.values() for file in each}
-    files |= {file for file in evaluation if file.name != "24-01-04T16-39-21.pt"}  # whose size was not found
+    files |= {file for file in evaluation if file.name != "24-01-04T16-39-21.pt"}  # its published size is unknown
     assert published.keys() == {file.name for file in files}
     for file in files:
-        # publishers count in powers of ten or of two; a file is never smaller than its own floats
+        # Publishers count in powers of ten or of two. A file is never smaller than its floats.
         assert 0.93 < published[file.name] / file.bytes < 1.05, file.name
 
 
@@ -50,12 +50,12 @@ def test_networks_of_a_variant_fit_together(name):
     assert "44k" in name or clip.audio_hz == 16_000
 
 
-def test_missing_files_are_one_sentence(tmp_path):
+def test_missing_files_are_listed_in_one_sentence(tmp_path):
     (tmp_path / "mmaudio_small_16k.pth").touch()
     with pytest.raises(UserError) as error:
         Bundle(tmp_path, VARIANTS["small_16k"])
     for part in (
-        "lacks 5 of the files", "mmaudio_small_16k.pth (0 MB of 630 MB are there)",
+        "lacks 5 of the files", "mmaudio_small_16k.pth (has only 0 MB of 630 MB)",
         "open_clip_pytorch_model.bin (4.0 GB)", "synchformer_state_dict.pth (951 MB)", "v1-16.pth (687 MB)",
         "best_netG.pt (450 MB)", "docs/WEIGHTS.md",
     ):
@@ -63,9 +63,9 @@ def test_missing_files_are_one_sentence(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_the_variant_is_that_of_the_files(tmp_path):
+def test_choose_infers_the_variant_from_the_files(tmp_path):
     for absent in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match=r"holds none of mmaudio_small_16k\.pth|does not exist"):
+        with pytest.raises(UserError, match=r"contains none of mmaudio_small_16k\.pth|does not exist"):
             choose(absent)
     (tmp_path / "weights").mkdir()
     file = tmp_path / "weights" / "mmaudio_small_44k.pth"
@@ -74,19 +74,19 @@ def test_the_variant_is_that_of_the_files(tmp_path):
     assert choose(tmp_path) == (tmp_path, "small_44k")
     assert choose(tmp_path, "large_44k_v2") == (tmp_path, "large_44k_v2")
     (tmp_path / "mmaudio_medium_44k.pth").touch()
-    with pytest.raises(UserError, match=r"holds 2 variants \(small_44k, medium_44k\): choose with --variant"):
+    with pytest.raises(UserError, match=r"contains 2 variants \(small_44k, medium_44k\): choose one with --variant"):
         choose(tmp_path)
-    with pytest.raises(UserError, match="--variant=tiny is no released network"):
+    with pytest.raises(UserError, match="--variant=tiny is unknown"):
         choose(tmp_path, "tiny")
     with pytest.raises(UserError, match="is not the variant medium_44k"):
         choose(file, "medium_44k")
     other = file.with_name("mine.pth")
     other.touch()
-    with pytest.raises(UserError, match=r"mine\.pth does not have the name"):
+    with pytest.raises(UserError, match=r"mine\.pth is not named like"):
         choose(other)
 
 
-def test_files_may_lie_in_folders_of_the_folder(folder):
+def test_files_may_be_in_subfolders(folder):
     for name in ("weights", "ext_weights"):
         (folder / name).mkdir()
     (folder / "mmaudio_toy_16k.pth").rename(folder / "weights" / "mmaudio_toy_16k.pth")
@@ -96,7 +96,7 @@ def test_files_may_lie_in_folders_of_the_folder(folder):
     assert find(folder, VOCABULARY) == folder / VOCABULARY.name
 
 
-def test_what_is_kept_is_what_was_converted(folder):
+def test_load_returns_what_convert_wrote(folder):
     tensors, variant = toy_tensors()
     released = Bundle(folder, variant)
     for kind, network in variant.networks.items():
@@ -113,7 +113,7 @@ def test_what_is_kept_is_what_was_converted(folder):
     ]
 
 
-def test_another_file_is_converted_again(folder, monkeypatch):
+def test_a_changed_file_or_table_is_converted_again(folder, monkeypatch):
     tensors, variant = toy_tensors()
     Bundle(folder, variant).convert("vae")
     released = Bundle(folder, variant)
@@ -131,7 +131,7 @@ def test_another_file_is_converted_again(folder, monkeypatch):
     assert not released.is_converted("vae")
 
 
-def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_kept(folder):
+def test_convert_names_tensors_that_do_not_fit_and_writes_nothing(folder):
     tensors, variant = toy_tensors()
     state = tensors["mmaudio_toy_16k.pth"]
     state["latent_avg"] = state.pop("latent_mean")
@@ -142,13 +142,13 @@ def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_kept(folder):
         Bundle(folder, variant).convert("mmdit")
     for part in (
         str(folder / "mmaudio_toy_16k.pth"), "latent_avg is unknown", "latent_mean is missing",
-        "final_layer.conv.bias is missing", "t_embed.mlp.0.weight gives (16, 256) where (256, 16) is expected",
+        "final_layer.conv.bias is missing", "t_embed.mlp.0.weight gives (16, 256) instead of (256, 16)",
     ):
         assert part in str(error.value)
     assert not (folder / "converted").exists()
 
 
-def test_a_folder_that_cannot_be_written_to_is_said(folder):
+def test_convert_into_a_folder_that_is_not_writable(folder):
     (folder / "converted").touch()
-    with pytest.raises(UserError, match=r"cannot be written .*a folder of your own"):
+    with pytest.raises(UserError, match=r"cannot be written .*a writable folder"):
         Bundle(folder, VARIANTS["toy"]).convert("vae")

@@ -6,8 +6,8 @@ import pytest
 from msg_jax.convert import from_torch
 from msg_jax.errors import UserError
 
-# kind, reference file, prefix of its weights, configuration, and one tensor each to rename, to drop and to transpose; then
-# tensors to give other ranks, some of which a transform or the choice of a preset indexes, folds or compares
+# Kind, reference file, prefix of its weights, configuration; one tensor each to rename, to drop and to transpose; tensors to
+# give another rank, which a transform or the choice of a preset would index, fold or compare.
 NETWORKS = [
     ("vae", "vae_16k", "raw", vae_config,
      "encoder.down.1.block.0.conv2.weight", "decoder.conv_in.weight", "decoder.up.0.block.0.conv1.weight",
@@ -27,11 +27,11 @@ NETWORKS = [
      ("joint_blocks.0.latent_block.attn.qkv.weight", "joint_blocks.0.clip_block.attn.qkv.bias", "sync_pos_emb",
       "empty_clip_feat", "latent_std", "audio_input_proj.0.weight", "t_embed.mlp.2.weight")),
 ]
-RANKS = {  # what can be wrong with a shape
+RANKS = {  # ways to break a shape
     "a number": lambda a: np.asarray(a).ravel()[0].reshape(()),
     "flat": np.ravel,
-    "an axis too many": lambda a: np.asarray(a)[None],
-    "two of each": lambda a: np.stack([a, a], axis=-1).reshape(2 * len(a), *np.shape(a)[1:]),
+    "an extra axis": lambda a: np.asarray(a)[None],
+    "doubled": lambda a: np.stack([a, a], axis=-1).reshape(2 * len(a), *np.shape(a)[1:]),
 }
 
 
@@ -43,7 +43,7 @@ def network(kind):
 
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("kind, renamed, dropped, transposed, misshaped", [(row[0], *row[4:]) for row in NETWORKS])
-def test_every_tensor_that_does_not_fit_is_named(kind, renamed, dropped, transposed, misshaped, rank):
+def test_every_misfit_is_named(kind, renamed, dropped, transposed, misshaped, rank):
     tensors, config = network(kind)
     tensors[f"{renamed}_moved"] = tensors.pop(renamed)
     del tensors[dropped]
@@ -61,15 +61,15 @@ def test_every_tensor_that_does_not_fit_is_named(kind, renamed, dropped, transpo
 
 
 @pytest.mark.parametrize("kind", [row[0] for row in NETWORKS if row[0] != "mmdit"])
-def test_a_toy_is_no_released_network(kind):
+def test_toy_tensors_fit_no_preset(kind):
     tensors, _ = network(kind)
     with pytest.raises(UserError, match=r"toy\.pth is no released network"):
         from_torch(kind, tensors, source="toy.pth")
-    with pytest.raises(UserError, match="'huge' is no preset"):
+    with pytest.raises(UserError, match="unknown preset 'huge'"):
         from_torch(kind, tensors, "huge")
 
 
-def test_vae_kernels_are_the_same_raw_or_folded():
+def test_vae_kernels_are_equal_raw_or_folded():
     tensors, config = network("vae")
 
     def fold(weight):
@@ -81,7 +81,7 @@ def test_vae_kernels_are_the_same_raw_or_folded():
     chex.assert_trees_all_close(from_torch("vae", tensors, config)[1], from_torch("vae", folded, config)[1], rtol=1e-6)
 
 
-def test_weight_norm_is_folded_in_every_spelling():
+def test_weight_norm_is_folded_under_every_name():
     tensors, config = network("bigvgan")
     magnitude, direction = "parametrizations.weight.original0", "parametrizations.weight.original1"
     old = {
@@ -101,14 +101,14 @@ def test_weight_norm_is_folded_in_every_spelling():
     chex.assert_trees_all_close(from_torch("bigvgan", plain, config)[1], expected, rtol=1e-6)
 
 
-def test_a_vocoder_with_other_filters_is_refused():
+def test_a_vocoder_with_other_filters_is_rejected():
     tensors, config = network("bigvgan")
     tensors["activation_post.upsample.filter"] = np.full((1, 1, 12), 1 / 12, np.float32)
     with pytest.raises(UserError, match=r"activation_post\.upsample\.filter"):
         from_torch("bigvgan", tensors, config)
 
 
-def test_synchformers_audio_side_is_left_out():
+def test_synchformer_ignores_the_audio_side():
     tensors, config = network("synchformer")
     whole = {**tensors, "afeat_extractor.norm.weight": np.ones(3), "transformer.off_head.bias": np.ones(21)}
     expected = from_torch("synchformer", tensors, config)[1]

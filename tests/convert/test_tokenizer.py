@@ -1,6 +1,6 @@
-"""Hand-made merges; the numbers are counted by hand.
+"""The tokeniser with a short list of merges; the expected ids are counted by hand.
 
-Bytes: "a" is 97, so entry 97 - 33 = 64 of the visible ones; the same at the end of a word is 256 later.
+The byte of "a" is 97, so its id is 97 - 33 = 64, and 256 more at the end of a word.
 """
 
 import gzip
@@ -42,31 +42,31 @@ def test_bytes_have_visible_characters():
     assert symbols[0] == chr(256) and symbols[ord(" ")] == chr(256 + 32) and symbols[0x7F] == chr(256 + 33)
 
 
-def test_words_are_merged_in_the_order_of_the_list(tokens):
+def test_merges_follow_the_order_of_the_list(tokens):
     assert tokens("dog") == [merge("do g</w>")]
     assert tokens("cat") == [merge("ca t</w>")]
-    assert tokens("do") == [letter("d"), letter("o", ends=True)]  # "d o" is listed, "d o</w>" is not
+    assert tokens("do") == [letter("d"), letter("o", ends=True)]  # the list has "d o" but not "d o</w>"
     assert tokens("dodo") == [merge("d o"), letter("d"), letter("o", ends=True)]
     assert tokens("dog cat") == [merge("do g</w>"), merge("ca t</w>")]
     assert tokens("dogs") == [merge("d o"), letter("g"), letter("s", ends=True)]
     assert tokens("") == []
 
 
-def test_text_is_cleaned_first(tokens):
+def test_text_is_normalised(tokens):
     assert tokens("  DOG \n\tCat ") == tokens("dog cat")
     assert tokens("&amp;amp;") == [letter("&", ends=True)]
 
 
-def test_other_bytes(tokens):
-    # é is C3 A9 in UTF-8; their characters are Ã and ©, entries 94 + (0xC3 - 0xA1 - 1) and 94 + (0xA9 - 0xA1)
+def test_bytes_that_are_not_ascii(tokens):
+    # é is C3 A9 in UTF-8. Their characters are Ã and ©, with ids 94 + (0xC3 - 0xA1 - 1) and 94 + (0xA9 - 0xA1).
     assert tokens("é") == [94 + 0xC3 - 0xA1 - 1, 94 + 0xA9 - 0xA1 + 256]
-    # after the 188 visible ones come the others, counted from byte 0: the 33 up to the space, 7F, and then 80, ...
+    # The other bytes follow the 188 visible ones, from byte 0: the 33 up to the space, 7F, then 80, ...
     assert tokens("\x00") == [188 + 256]
-    # 😀 is F0 9F 98 80
+    # 😀 is F0 9F 98 80.
     assert tokens("😀") == [94 + 0xF0 - 0xA1 - 1, 188 + 34 + 0x1F, 188 + 34 + 0x18, 188 + 34 + 256]
 
 
-def test_long_texts_are_cut_and_still_end(tokens):
+def test_a_long_text_is_cut_before_the_end_token(tokens):
     assert tokens("cat " * 30) == [merge("ca t</w>")] * 6
 
 
@@ -76,11 +76,11 @@ def test_long_texts_are_cut_and_still_end(tokens):
     ("we'll -'s 12 a_b", ["we", "'ll", "-'", "s", "1", "2", "a", "_", "b"]),
     ("naïve 日本 ½", ["naïve", "日本", "½"]),
 ])
-def test_words(text, words):
+def test_split_words(text, words):
     assert split_words(text) == words
 
 
-def test_a_file_that_is_something_else_is_refused(tmp_path):
+def test_other_files_are_rejected(tmp_path):
     path = write_vocabulary(tmp_path, MERGES[:3])
     with pytest.raises(UserError, match="does not list 6 merges"):
         Tokenizer(path, VOCABULARY_SIZE)

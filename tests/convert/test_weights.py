@@ -1,4 +1,4 @@
-"""Conversion tables name whatever does not fit; checkpoints are read as tensors and as nothing else."""
+"""Conversion tables name every tensor that does not fit; the reader of checkpoints builds tensors and nothing else."""
 
 import collections
 import os
@@ -26,7 +26,7 @@ def test_kernel_moves_channels_last():
     assert kernel(conv).shape == (4, 3, 2) and kernel(conv)[1, 2, 0] == conv[0, 2, 1]
 
 
-def test_fill_combines_tensors_and_knows_those_without_a_place():
+def test_fill_combines_tensors_and_ignores_known_unused_ones():
     shapes = {"params": {"w": jax.ShapeDtypeStruct((2,), jnp.float32)}}
     entries = [Entry("params/w", ("a", "b"), lambda a, b: a * b), Entry(None, "counter")]
     tensors = {"a": np.array([1, 2], np.float16), "b": np.array([3, 4], np.float16), "counter": np.zeros(())}
@@ -35,19 +35,19 @@ def test_fill_combines_tensors_and_knows_those_without_a_place():
     np.testing.assert_array_equal(filled, [3, 8])
 
 
-def test_fill_lists_every_disagreement_at_once():
+def test_fill_lists_every_problem_at_once():
     shapes = {"params": {name: jax.ShapeDtypeStruct((2,), jnp.float32) for name in ("w", "v", "forgotten")}}
     entries = [Entry("params/w", "a"), Entry("params/v", "b"), Entry("params/nowhere", "c")]
     with pytest.raises(UserError) as error:
         fill(entries, {"a": np.zeros(3), "c": np.zeros(2), "stray": np.zeros(1)}, shapes, source="x.pth")
     for part in (
-        "x.pth", "5 tensors disagree", "a gives (3,) where (2,) is expected", "b is missing",
-        "c has no place params/nowhere", "stray is unknown", "no tensor is named for params/forgotten",
+        "x.pth", "5 tensors disagree", "a gives (3,) instead of (2,)", "b is missing",
+        "c maps to params/nowhere, which the network does not have", "stray is unknown", "params/forgotten has no tensor",
     ):
         assert part in str(error.value)
 
 
-def test_mmdit_disagreements_are_named():
+def test_mmdit_misfits_are_named():
     tensors = weights(load("mmdit_v1")[0])
     tensors["latent_avg"] = tensors.pop("latent_mean")
     tensors["t_embed.mlp.0.weight"] = tensors["t_embed.mlp.0.weight"].T
@@ -57,13 +57,13 @@ def test_mmdit_disagreements_are_named():
         assert part in str(error.value)
 
 
-def test_mmdit_tensors_that_can_be_computed_have_no_place():
+def test_mmdit_ignores_tensors_that_are_computed():
     tensors, computed = weights(load("mmdit_v1")[0]), ("t_embed.freqs", "latent_rot", "clip_rot")
     expected = from_torch("mmdit", tensors, MMDIT)[1]
     chex.assert_trees_all_equal(from_torch("mmdit", tensors | dict.fromkeys(computed, np.ones(3)), MMDIT)[1], expected)
 
 
-def test_mmdit_preset_is_known_from_the_tensors():
+def test_mmdit_preset_is_inferred_from_the_tensors():
     def outline(channels, hidden, joint, fused, v2):
         names = [f"joint_blocks.{i}.x" for i in range(joint)] + [f"fused_blocks.{i}.x" for i in range(fused)]
         names.append(f"clip_input_proj.{2 if v2 else 1}.w1.weight")
@@ -73,19 +73,19 @@ def test_mmdit_preset_is_known_from_the_tensors():
     assert preset_of(outline(40, 896, 4, 8, False), "f") is PRESETS["medium_44k"]
     assert preset_of(outline(40, 896, 7, 14, False), "f") is PRESETS["large_44k"]
     assert preset_of(outline(40, 896, 7, 14, True), "f") is PRESETS["large_44k_v2"]
-    with pytest.raises(UserError, match=r"toy\.pth is none of the released"):
+    with pytest.raises(UserError, match=r"toy\.pth fits no released MM-DiT"):
         from_torch("mmdit", weights(load("mmdit_v1")[0]), source="toy.pth")
 
 
 def test_unknown_kind_and_preset():
-    with pytest.raises(UserError, match="'gan' is no kind"):
+    with pytest.raises(UserError, match="unknown kind of network 'gan'"):
         from_torch("gan", {})
-    with pytest.raises(UserError, match="'huge' is no preset"):
+    with pytest.raises(UserError, match="unknown preset 'huge'"):
         from_torch("mmdit", {}, "huge")
 
 
 def test_reads_torch_files(tmp_path):
-    """Shared storages, a transposed view, half and bfloat16, a parameter, nested dictionaries, values left out."""
+    """Shared storages, a transposed view, half and bfloat16, a parameter, nested dictionaries, values that are not tensors."""
     floats, halves = np.arange(6, dtype=np.float32), np.array([0.5, -2.0], np.float16)
     brains = np.array([1.5, 3.0], jnp.bfloat16)
     shared = Storage("FloatStorage", "0")
@@ -118,7 +118,7 @@ def test_reads_torch_files(tmp_path):
 def test_torch_files_cannot_call_anything(tmp_path, function):
     marker = tmp_path / "marker"
     path = write_torch(tmp_path / "x.pt", {"a": Rebuild(f"touch {marker}", function=function)}, {})
-    with pytest.raises(UserError, match=rf"it asks for {function[0]}\.{function[1]}"):
+    with pytest.raises(UserError, match=rf"it refers to {function[0]}\.{function[1]}"):
         read_checkpoint(path)
     assert not os.path.exists(marker)
 
@@ -150,14 +150,14 @@ def test_other_formats_and_other_files(tmp_path):
         pass
     write_torch(tmp_path / "big.pth", {}, {}, byteorder=b"big")
     for name, message in {
-        "absent.pth": "not a file", "old.pth": "not a PyTorch zip", "x.ckpt": "unknown suffix '.ckpt'",
-        "empty.pth": "0 files called data.pkl", "big.pth": "big-endian",
+        "absent.pth": "not a file", "old.pth": "neither a PyTorch zip", "x.ckpt": "unknown suffix '.ckpt'",
+        "empty.pth": "0 files named data.pkl", "big.pth": "big-endian",
     }.items():
         with pytest.raises(UserError, match=message):
             read_checkpoint(tmp_path / name)
 
 
-def test_torch_files_of_the_older_form(tmp_path):
+def test_reads_torch_files_of_the_older_format(tmp_path):
     floats, longs = np.arange(6, dtype=np.float32), np.arange(4)
     content = {"model": {
         "columns": tensor(Storage("FloatStorage", "a"), 0, (3, 2), (1, 3)),
@@ -176,6 +176,8 @@ def test_torch_files_of_the_older_form(tmp_path):
     huge = write_legacy(tmp_path / "huge.pth", content, {"a": floats, "b": longs}, sizes={"a": 10**15, "b": 4})
     other = write_legacy(tmp_path / "other.pth", content, {"a": floats, "b": longs}, magic=7)
     call = write_legacy(tmp_path / "call.pth", {"a": Rebuild("touch marker", function=("os", "system"))}, {})
-    for bad, words in ((cut, "cut short"), (huge, "larger than the file"), (other, "something else"), (call, r"os\.system")):
+    for bad, words in (
+        (cut, "truncated"), (huge, "larger than the file"), (other, "magic number is wrong"), (call, r"os\.system"),
+    ):
         with pytest.raises(UserError, match=words):
             read_checkpoint(bad)

@@ -13,7 +13,7 @@ def test_mean_interval_has_the_normal_width():
     assert found["high"] == pytest.approx(values.mean() + half, abs=0.1 * half)
 
 
-def test_f1_interval_equals_a_plain_loop():
+def test_f1_interval_equals_a_loop_over_resamples():
     rng = np.random.default_rng(2)
     counts = rng.integers(0, 6, size=(60, 3))
     found = bootstrap.f1_interval(counts, resamples=4000)
@@ -26,7 +26,7 @@ def test_f1_interval_equals_a_plain_loop():
     np.testing.assert_allclose([found["low"], found["high"]], np.quantile(draws, [0.025, 0.975]), atol=0.005)
 
 
-def test_covers_the_true_mean_as_often_as_it_says():
+def test_mean_interval_covers_the_true_mean_at_its_level():
     rng = np.random.default_rng(3)
     hits = 0
     for _ in range(300):
@@ -35,7 +35,7 @@ def test_covers_the_true_mean_as_often_as_it_says():
     assert 0.72 < hits / 300 < 0.86
 
 
-def test_pairing_removes_what_both_systems_share():
+def test_paired_difference_cancels_the_difficulty_of_clips():
     rng = np.random.default_rng(4)
     difficulty = rng.uniform(0, 1, 200)
     events = np.full(200, 20)
@@ -49,20 +49,20 @@ def test_pairing_removes_what_both_systems_share():
     assert difference["high"] - difference["low"] < 0.25 * (alone[0]["high"] - alone[0]["low"])
 
 
-def test_deterministic_in_the_seed():
+def test_interval_is_deterministic_in_the_seed():
     counts = np.random.default_rng(5).integers(0, 6, size=(30, 3))
     assert bootstrap.f1_interval(counts, seed=7) == bootstrap.f1_interval(counts, seed=7)
     assert bootstrap.f1_interval(counts, seed=7) != bootstrap.f1_interval(counts, seed=8)
 
 
-def test_refuses_what_cannot_be_resampled():
+def test_intervals_reject_no_clips_and_unpaired_counts():
     with pytest.raises(ValueError, match="at least one clip"):
         bootstrap.mean_interval(np.zeros(0))
     with pytest.raises(ValueError, match="differ in shape"):
         bootstrap.f1_difference_interval(np.ones((3, 3)), np.ones((4, 3)))
 
 
-def test_jackknife_of_a_mean_is_its_standard_error():
+def test_jackknife_of_a_mean_has_its_standard_error():
     values = np.random.default_rng(3).normal(size=2000)
     groups = np.arange(2000) % 20
     replicates = bootstrap.jackknife(lambda kept: values[kept].mean(), groups)
@@ -71,7 +71,7 @@ def test_jackknife_of_a_mean_is_its_standard_error():
     assert found["value"] == values.mean()
 
 
-def test_jackknife_groups_depend_on_the_name_alone():
+def test_jackknife_groups_depend_on_the_name_only():
     names = [f"clip-{i}" for i in range(500)]
     groups = bootstrap.jackknife_groups(names)
     assert np.array_equal(groups[::-1], bootstrap.jackknife_groups(names[::-1]))

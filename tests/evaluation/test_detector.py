@@ -10,7 +10,7 @@ HZ, FRAMES, BANDS, CLASSES = 50.0, 64, 12, 3
 
 
 def _toy_clips(clips: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise in which class k is a decaying tone in band 3 k + 1."""
+    """Log-mels of noise with three events each; class k is a decaying tone in band 3 k + 1."""
     rng = np.random.default_rng(seed)
     mel = rng.normal(-9, 0.3, (clips, FRAMES, BANDS)).astype(np.float32)
     truth = np.full((clips, 3, 3), -1, np.float32)
@@ -25,7 +25,7 @@ def _toy_clips(clips: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return mel, truth
 
 
-def test_learns_to_hear_what_and_when():
+def test_detector_learns_class_and_onset():
     model = detector.EventDetector(CLASSES, width=24, blocks=1)
     optimiser = optax.adam(5e-3)
 
@@ -48,16 +48,16 @@ def test_learns_to_hear_what_and_when():
 
     held_out, truth = _toy_clips(64, seed=1)
     probability, embedding = detector.detect(model, params, held_out)
-    found = events.decode_events(np.asarray(probability), HZ, detector.THRESHOLD, detector.MIN_GAP_SEC)
+    found = events.decode_events(np.asarray(probability), HZ, threshold=0.4, min_gap_sec=0.08)
     counts = events.clip_counts(events.true_events(truth), found)
     assert bootstrap.f1_interval(counts["event_f1"])["value"] > 0.9
-    # The same sounds of other clips are near chance: the score listens to time, not only to class.
+    # The events of other clips score near chance: the score depends on onsets, not only on classes.
     shuffled = events.clip_counts(events.true_events(truth), found[1:] + found[:1])
     assert bootstrap.f1_interval(shuffled["event_f1"])["value"] < 0.35
     assert embedding.shape == (64, 24)
 
 
-def test_output_does_not_depend_on_batch_level_or_log_base():
+def test_detector_ignores_batch_level_and_log_base():
     model = detector.EventDetector(CLASSES)
     mel, _ = _toy_clips(3, seed=2)
     params = model.init(jax.random.key(0), mel)["params"]
@@ -67,27 +67,27 @@ def test_output_does_not_depend_on_batch_level_or_log_base():
     np.testing.assert_allclose(decibels, logits, atol=2e-2)
 
 
-def test_a_silent_clip_is_finite():
+def test_detector_is_finite_for_silence():
     model = detector.EventDetector(CLASSES)
     silence = jnp.full((1, FRAMES, BANDS), -11.5)
     logits, embedding = model.init_with_output(jax.random.key(0), silence)[0]
     assert np.isfinite(logits).all() and np.isfinite(embedding).all()
 
 
-def test_default_size_is_that_of_a_small_network():
+def test_detector_has_about_160_000_parameters():
     shapes = jax.eval_shape(detector.EventDetector(8).init, jax.random.key(0), jnp.zeros((1, 160, 40)))
     assert 140_000 < sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) < 180_000
 
 
-def test_loss_by_hand():
+def test_detector_loss_by_hand():
     logits, targets = jnp.zeros((1, 1, 2)), jnp.array([[[1.0, 0.0]]])
     assert float(detector.detector_loss(logits, targets, positive_weight=4.0)) == pytest.approx(2.5 * np.log(2))
 
 
-def test_augmentation_is_a_function_of_the_key_and_differs_between_clips():
+def test_augment_is_a_function_of_the_key_and_differs_between_clips():
     mel = jnp.asarray(np.repeat(_toy_clips(1, seed=3)[0], 2, axis=0))
     one, again, other = (detector.augment(jax.random.key(seed), mel) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, again)
     assert not np.allclose(one, other) and not np.allclose(one[0], one[1])
-    # What it adds stays small beside the 7 log units of an event.
+    # The change stays small compared with the 7 log units of an event.
     assert float(jnp.abs(one - mel).mean()) < 2

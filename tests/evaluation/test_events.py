@@ -12,7 +12,7 @@ def _list(*rows):
     return np.array(rows, np.float64).reshape(-1, 2)
 
 
-def test_targets_are_a_gaussian_around_the_exact_onset():
+def test_frame_targets_are_a_gaussian_around_the_exact_onset():
     truth = np.full((1, 4, 3), -1.0, np.float32)
     truth[0, 0] = 1, 0.21, 0.3  # the centre of frame 10
     targets = events.frame_targets(truth, frames=20, frames_hz=HZ, classes=2)
@@ -21,13 +21,13 @@ def test_targets_are_a_gaussian_around_the_exact_onset():
     assert not targets[0, :, 0].any()
 
 
-def test_overlapping_targets_of_one_class_stay_at_most_one():
+def test_frame_targets_of_overlapping_events_stay_at_most_one():
     truth = np.array([[[0, 0.21, 0.3], [0, 0.23, 0.3]]], np.float32)
     targets = events.frame_targets(truth, 20, HZ, 1)[0, :, 0]
     np.testing.assert_allclose(targets[9:13], [np.exp(-0.5), 1, 1, np.exp(-0.5)], rtol=1e-5)
 
 
-def test_decoding_the_targets_returns_the_onsets_to_a_tenth_of_a_frame():
+def test_decode_events_recovers_onsets_to_a_tenth_of_a_frame():
     rng = np.random.default_rng(0)
     truth = np.full((16, 12, 3), -1.0)
     for clip in truth:
@@ -39,7 +39,7 @@ def test_decoding_the_targets_returns_the_onsets_to_a_tenth_of_a_frame():
         np.testing.assert_allclose(found[:, 1], true[:, 1], atol=0.1 / HZ)
 
 
-def test_decoding_keeps_the_higher_of_two_close_peaks_and_peaks_on_the_border():
+def test_decode_events_keeps_the_higher_of_close_peaks_and_peaks_at_the_border():
     probability = np.zeros((1, 12, 2))
     probability[0, [3, 5], 0] = 0.6, 0.9
     probability[0, [0, 11], 1] = 0.8, 0.7
@@ -62,10 +62,10 @@ def test_true_events_drops_unused_rows_and_sorts():
     [
         (_list((0, 1.0), (1, 2.0)), _list((0, 1.05), (1, 2.1)), (1, 1, 1), (1, 1, 1)),
         (_list((0, 1.0)), _list((1, 1.0)), (0, 1, 1), (1, 0, 0)),
-        (_list((0, 1.0)), _list((0, 0.98), (0, 1.02)), (1, 1, 0), (1, 1, 0)),  # an event is explained once
-        # Nearest first would give 1.07 to 1.05 and leave 1.12 without a partner.
+        (_list((0, 1.0)), _list((0, 0.98), (0, 1.02)), (1, 1, 0), (1, 1, 0)),  # a true event matches once
+        # A greedy matching would pair 1.07 with 1.05 and leave 1.12 unmatched.
         (_list((0, 1.0), (0, 1.05)), _list((0, 1.07), (0, 1.12)), (2, 0, 0), (2, 0, 0)),
-        (_list((0, 1.0)), _list((0, 1.08)), (1, 0, 0), (1, 0, 0)),  # the tolerance itself is inside
+        (_list((0, 1.0)), _list((0, 1.08)), (1, 0, 0), (1, 0, 0)),  # the tolerance is inclusive
         (_list((0, 1.0)), _list((0, 1.081)), (0, 1, 1), (0, 1, 1)),
         (_list(), _list((0, 1.0)), (0, 1, 0), (0, 1, 0)),
         (_list((0, 1.0)), _list(), (0, 0, 1), (0, 0, 1)),
@@ -77,17 +77,17 @@ def test_match_by_hand(true, predicted, aware, agnostic):
     assert events.match(true, predicted, 0.08, class_aware=False) == agnostic
 
 
-def test_assign_names_the_partners():
+def test_assign_returns_index_pairs():
     true, predicted = _list((0, 1.0), (1, 1.0), (0, 1.05)), _list((0, 1.12), (0, 1.07), (1, 0.95))
     assert sorted(map(tuple, events.assign(true, predicted, 0.08))) == [(0, 1), (1, 2), (2, 0)]
 
 
-def test_errors_are_where_an_event_is_missed_or_too_many():
+def test_errors_are_false_negatives_and_false_positives():
     true, predicted = np.array([(0, 1.0), (0, 1.5), (2, 2.0)]), np.array([(0, 1.05), (1, 2.0), (0, 3.0)])
     assert sorted(events.errors(true, predicted).tolist()) == [1.5, 2.0, 2.0, 3.0]
 
 
-def test_match_equals_the_best_over_all_assignments():
+def test_match_equals_exhaustive_search():
     rng = np.random.default_rng(1)
     for _ in range(40):
         true, predicted = (np.stack([rng.integers(0, 2, 4), rng.uniform(0, 0.4, 4)], axis=1) for _ in range(2))
@@ -108,11 +108,11 @@ def test_clip_counts_and_micro_f1_by_hand():
     np.testing.assert_allclose(events.micro_f1(counts["event_f1"]), [0.5, 0.0])
 
 
-def test_f1_without_any_event_is_not_a_number():
+def test_micro_f1_without_any_event_is_nan():
     assert np.isnan(events.micro_f1(np.zeros(3)))
     np.testing.assert_array_equal(events.micro_f1(np.array([[0, 0, 0], [1, 0, 0]])), [np.nan, 1.0])
 
 
-def test_lists_of_different_length_are_refused():
+def test_clip_counts_rejects_different_numbers_of_clips():
     with pytest.raises(ValueError, match="zip"):
         events.clip_counts([_list()], [])

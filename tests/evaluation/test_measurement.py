@@ -18,7 +18,7 @@ def _clips(count=80, shift=0.3, seed=0):
 
 
 def _flux(first):
-    """Three onsets at 10 ms steps, at unequal distances."""
+    """Spectral flux with three onsets at unequal distances."""
     flux = np.zeros(200)
     flux[[first, first + 52, first + 116]] = 1.0
     return flux
@@ -28,7 +28,7 @@ def _measure(clips, **options):
     return measurement.Measurement(clips, lambda column: f"no {column} here", resamples=200, **options)
 
 
-def test_figures_are_those_of_the_features():
+def test_row_has_the_metrics_of_the_features():
     clips = _clips()
     row = _measure(clips).row()
     generated, reference = (np.array(clips.columns[f"{side}.logmel"]) for side in ("generated", "reference"))
@@ -41,14 +41,14 @@ def test_figures_are_those_of_the_features():
     assert row["kl_sigmoid_panns"]["value"] == pytest.approx(distribution.kl_sigmoid(*logits).mean())
     mean, std = distribution.inception_score(logits[0])
     assert row["is_panns"] == {"value": mean, "std": std}
-    # 150 ms late: two of the five tolerances are too narrow
+    # A delay of 150 ms: two of the five tolerances are too narrow.
     assert row["onset_f1_spectral_flux"]["value"] == pytest.approx(0.6)
     assert row["onset_f1_100ms_spectral_flux"]["value"] == 0
     assert row["onset_ap_spectral_flux"]["value"] == pytest.approx(0.6)
     assert row["desync_spectral_flux"]["value"] == pytest.approx(0.15)
 
 
-def test_what_is_missing_is_null_with_its_reason_and_what_is_optional_unmentioned():
+def test_row_gives_reasons_for_missing_metrics_and_omits_optional_ones():
     row = _measure(_clips()).row()
     assert row["fd_vggish"] is None and row["fd_vggish_reason"] == "no generated.vggish here"
     assert row["av_align_motion_energy_reason"] == "no pictures.motion here"
@@ -58,7 +58,7 @@ def test_what_is_missing_is_null_with_its_reason_and_what_is_optional_unmentione
     assert small["retrieval_r1_64_logmel"] is None and "at least 64" in small["retrieval_r1_64_logmel_reason"]
 
 
-def test_a_part_of_the_clips_is_measured_alone():
+def test_row_of_a_mask_equals_the_row_of_those_clips_alone():
     clips = _clips()
     mask = np.arange(80) < 20
     part = measurement.ClipFeatures(clips.ids[:20], {name: column[:20] for name, column in clips.columns.items()})
@@ -68,7 +68,7 @@ def test_a_part_of_the_clips_is_measured_alone():
     assert ours["fd_logmel"] == pytest.approx(alone["fd_logmel"]["value"])
 
 
-def test_clips_that_lack_a_feature_do_not_count():
+def test_row_ignores_clips_that_lack_a_feature():
     clips = _clips()
     holes = {name: [None if i % 2 else value for i, value in enumerate(column)] for name, column in clips.columns.items()}
     rest = measurement.ClipFeatures(clips.ids[::2], {name: column[::2] for name, column in clips.columns.items()})
@@ -77,7 +77,7 @@ def test_clips_that_lack_a_feature_do_not_count():
         assert with_holes[name]["value"] == pytest.approx(without[name]["value"]), name
 
 
-def test_motion_and_sound_are_compared_within_a_clip():
+def test_motion_metrics_of_aligned_clips():
     clips = _clips(4)
     motion = np.zeros((4, 50))
     for row, flux in zip(motion, clips.columns["reference.flux"]):
@@ -89,7 +89,7 @@ def test_motion_and_sound_are_compared_within_a_clip():
     assert row["fd_logmel_reason"] == "no generated.logmel here"
 
 
-def test_differences_are_resampled_in_pairs():
+def test_differences_are_a_paired_bootstrap():
     ours, theirs = _measure(_clips()).tables, _measure(_clips()).tables
     same = measurement.differences(ours, theirs)
     assert set(same) == {

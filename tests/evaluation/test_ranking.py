@@ -6,9 +6,14 @@ from msg_jax.evaluation import ranking
 from msg_jax.preference.pairs import rank_candidates
 
 
+def _metric(table):
+    """The metric of a table, and how many videos it uses."""
+    return float(ranking.quotient(table.sum(axis=0))), int(table[:, 2].sum())
+
+
 def test_offset_accuracy_by_hand():
     scores = np.array([[0.1, 0.9, 0.3], [0.5, 0.4, 0.3], [0.2, 0.2, 0.1], [0.0, 1.0, 0.5]])
-    assert ranking.offset_accuracy(scores, true_lag=1) == 0.5  # the tie in the third row is no success
+    assert ranking.offset_accuracy(scores, true_lag=1) == 0.5  # the tie in the third row is a failure
 
 
 def test_recall_at_1_by_hand():
@@ -17,7 +22,7 @@ def test_recall_at_1_by_hand():
     assert ranking.recall_at_1(np.ones((1, 8, 8))) == 0.0
 
 
-def test_grouped_cosine_compares_inside_groups_only():
+def test_grouped_cosine_compares_within_groups_only():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(7, 5)), rng.normal(size=(7, 5))
     groups = ranking.grouped_cosine(a, b, group=3)
@@ -28,63 +33,66 @@ def test_grouped_cosine_compares_inside_groups_only():
         ranking.grouped_cosine(a, b)
 
 
-def test_within_video_correlation_by_hand():
+def test_correlation_table_by_hand():
     reward = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0], [1.0, 2.0, 3.0], [1.0, np.nan, 3.0]])
     truth = np.array([[10.0, 20.0, 30.0], [0.0, 3.0, 0.0], [0.0, 1.0, 2.0], [4.0, 4.0, 4.0], [0.0, 1.0, 2.0]])
-    assert ranking.within_video_correlation(reward, truth) == {"value": pytest.approx(0.5), "videos": 2, "ignored": 3}
+    table = ranking.correlation_table(reward, truth)
+    np.testing.assert_allclose(table, [[1, 1, 1], [0, 1, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]], atol=1e-12)
+    assert _metric(table) == (pytest.approx(0.5), 2)
 
 
-def test_differences_between_videos_do_not_count():
-    # Pooled, these correlate at .99; inside each video they are exactly opposed.
+def test_correlation_ignores_differences_between_videos():
+    # Pooled, these correlate at .99; within each video they are exactly opposed.
     reward = np.array([[0.0, 1.0], [100.0, 101.0]])
     truth = np.array([[1.0, 0.0], [101.0, 100.0]])
-    assert ranking.within_video_correlation(reward, truth)["value"] == pytest.approx(-1.0)
+    assert _metric(ranking.correlation_table(reward, truth)) == (pytest.approx(-1.0), 2)
 
 
-def test_spearman_uses_ranks():
+def test_correlation_of_ranks_is_spearmans():
     reward, truth = np.array([[1.0, 2.0, 3.0, 4.0]]), np.array([[1.0, 10.0, 100.0, 1e6]])
-    assert ranking.within_video_correlation(reward, truth, ranks=True)["value"] == pytest.approx(1.0)
-    assert ranking.within_video_correlation(reward, truth)["value"] < 0.8
+    assert _metric(ranking.correlation_table(reward, truth, ranks=True)) == (pytest.approx(1.0), 1)
+    assert _metric(ranking.correlation_table(reward, truth))[0] < 0.8
 
 
-def test_headroom_share_by_hand():
+def test_headroom_table_by_hand():
     truth = np.array([[0.0, 0.5, 1.0], [0.2, 0.2, 0.8]])
     reward = np.array([[0.0, 1.0, 0.5], [0.0, 0.1, 0.9]])
-    # mean .45, the reward picks .5 and .8 (mean .65), the oracle 1 and .8 (mean .9)
-    found = ranking.headroom_share(reward, truth)
-    assert found["value"] == pytest.approx((0.65 - 0.45) / (0.9 - 0.45))
-    assert (found["mean"], found["chosen"], found["oracle"]) == pytest.approx((0.45, 0.65, 0.9))
-    assert ranking.headroom_share(truth, truth)["value"] == pytest.approx(1.0)
+    # Means .5 and .4; the reward picks .5 and .8, the oracle 1 and .8.
+    table = ranking.headroom_table(reward, truth)
+    np.testing.assert_allclose(table, [[0.5 - 0.5, 1.0 - 0.5, 1], [0.8 - 0.4, 0.8 - 0.4, 1]], atol=1e-12)
+    assert _metric(table) == (pytest.approx((0.65 - 0.45) / (0.9 - 0.45)), 2)
+    assert _metric(ranking.headroom_table(truth, truth)) == (pytest.approx(1.0), 2)
 
 
-def test_a_constant_reward_takes_no_headroom():
+def test_a_constant_reward_gains_no_headroom():
     truth = np.random.default_rng(1).uniform(size=(20, 6))
-    assert ranking.headroom_share(np.ones((20, 6)), truth)["value"] == pytest.approx(0.0)
+    assert _metric(ranking.headroom_table(np.ones((20, 6)), truth)) == (pytest.approx(0.0), 20)
 
 
-def test_no_headroom_is_not_a_number():
+def test_headroom_share_without_headroom_is_nan():
     reward = np.random.default_rng(2).uniform(size=(4, 3))
-    assert np.isnan(ranking.headroom_share(reward, np.full((4, 3), 0.5))["value"])
-    found = ranking.headroom_share(np.full((4, 3), np.nan), reward)
-    assert np.isnan(found["value"]) and found["ignored"] == 4
+    assert _metric(ranking.headroom_table(reward, np.full((4, 3), 0.5))) == (pytest.approx(np.nan, nan_ok=True), 4)
+    assert _metric(ranking.headroom_table(np.full((4, 3), np.nan), reward)) == (pytest.approx(np.nan, nan_ok=True), 0)
 
 
-def test_best_beats_worst_by_hand():
+def test_order_table_by_hand():
     reward = np.array([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [3.0, 3.0, 3.0]])
     truth = np.array([[0.1, 0.9, 0.2], [0.5, 0.1, 0.5], [0.9, 0.0, 0.1], [0.0, 0.5, 1.0]])
-    assert ranking.best_beats_worst(reward, truth) == {"value": pytest.approx(0.5), "videos": 3, "ignored": 1}
+    table = ranking.order_table(reward, truth)
+    assert table.tolist() == [[1, 1, 1], [0.5, 1, 1], [0, 1, 1], [0, 0, 0]]
+    assert _metric(table) == (pytest.approx(0.5), 3)
 
 
-def test_pairs_with_a_large_gap_alone():
+def test_order_table_keeps_the_largest_gaps():
     reward = np.array([[0.0, 1.0], [0.0, 4.0], [0.0, 2.0], [0.0, 3.0], [1.0, 1.0]])
     truth = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    assert ranking.best_beats_worst(reward, truth, 0.4) == {"value": pytest.approx(0.5), "videos": 2, "ignored": 3}
-    # Rows: the video of gap 4 wins, that of 3 loses; round(5 * .6) = 3 adds the tie of gap 2.
+    # The video of gap 4 wins, that of 3 loses; round(5 * .6) = 3 adds the tie of gap 2.
+    assert ranking.order_table(reward, truth, 0.4).tolist() == [[0, 0, 0], [1, 1, 1], [0, 0, 0], [0, 1, 1], [0, 0, 0]]
     assert ranking.order_table(reward, truth, 0.6).tolist() == [[0, 0, 0], [1, 1, 1], [0.5, 1, 1], [0, 1, 1], [0, 0, 0]]
-    assert ranking.best_beats_worst(reward, truth, 0.01)["videos"] == 1
+    assert _metric(ranking.order_table(reward, truth, 0.01)) == (1.0, 1)
 
 
-def test_the_pairs_are_those_that_would_be_trained_on():
+def test_order_table_uses_the_pairs_that_training_uses():
     rng = np.random.default_rng(3)
     reward = rng.integers(0, 4, (41, 3)).astype(float)
     for share in (1.0, 0.5, 0.25):
@@ -92,27 +100,27 @@ def test_the_pairs_are_those_that_would_be_trained_on():
         np.testing.assert_array_equal(used, rank_candidates(reward, share).kept)
 
 
-def test_false_order_by_hand():
+def test_false_order_table_by_hand():
     untouched, edited = np.array([1.0, 1.0, 1.0, 1.0, np.nan]), np.array([0.0, 2.0, 1.0, np.nan, 3.0])
     table = ranking.false_order_table(untouched, edited)
     assert table.tolist() == [[0, 1, 1], [1, 1, 1], [0.5, 1, 1], [0, 0, 0], [0, 0, 0]]
-    assert ranking.quotient(table.sum(axis=0)) == 0.5
+    assert _metric(table) == (0.5, 3)
 
 
-def test_tables_of_parts_of_the_videos_add_up():
+def test_tables_of_subsets_concatenate():
     rng = np.random.default_rng(4)
     reward, truth = rng.random((30, 5)), rng.integers(0, 4, (30, 5)) / 4
     for name, table in ranking.ranking_tables(reward, truth).items():
         halves = [ranking.ranking_tables(reward[part], truth[part])[name] for part in (slice(11), slice(11, None))]
         np.testing.assert_allclose(table, np.concatenate(halves))
-    whole = ranking.quotient(ranking.headroom_table(reward, truth).sum(axis=0))
-    assert whole == pytest.approx(ranking.headroom_share(reward, truth)["value"])
     ranks = ranking.correlation_table(reward, truth, ranks=True)
-    wanted = [spearmanr(x, y).statistic for x, y in zip(reward, truth)]
-    np.testing.assert_allclose(ranks[:, 0], wanted)
+    np.testing.assert_allclose(ranks[:, 0], [spearmanr(x, y).statistic for x, y in zip(reward, truth)])
+
+
+def test_quotient_of_no_videos_is_nan():
     assert np.isnan(ranking.quotient(np.zeros(3)))
 
 
-def test_shapes_must_agree():
+def test_tables_reject_different_shapes():
     with pytest.raises(ValueError, match="videos, candidates"):
-        ranking.headroom_share(np.ones((2, 3)), np.ones((2, 4)))
+        ranking.headroom_table(np.ones((2, 3)), np.ones((2, 4)))
