@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--variant", help="with --weights: small_16k, small_44k, medium_44k, large_44k or large_44k_v2")
     flags.add_argument("--out", required=True, type=pathlib.Path, help="folder for the results")
     flags.add_argument("--prompt", default="", help="text that describes the sound")
-    flags.add_argument("--negative_prompt", default="", help="text that describes unwanted sound; needs a guidance other than 1")
+    flags.add_argument("--negative_prompt", default="", help="text that describes unwanted sound; needs guidance other than 1")
     flags.add_argument("--seed", type=_whole(0, 2**31 - 1), default=0)
     flags.add_argument("--variants", type=_whole(1), default=1, help="sounds for each video")
     flags.add_argument("--steps", type=_whole(1), help="solver steps (default: as the run was evaluated, or 25)")

@@ -15,12 +15,12 @@ from msg_jax.convert.bundle import VARIANTS
 from msg_jax.evaluation.detector import EventDetector
 from msg_jax.losses.diffusion import Diffusion
 from msg_jax.models import condition_encoder, cross_attention, sf_cavp
-from msg_jax.models.codec import Codec, PcaCodec
+from msg_jax.models.codec import PcaCodec
 from msg_jax.models.mmdit import MMDiT, MMDiTConfig
 from msg_jax.models.neural_codec import NeuralCodec
 from msg_jax.models.sound_events import SoundEvents, SoundEventsConfig
 from msg_jax.preference.reward import Reward
-from msg_jax.types import Array, Params
+from msg_jax.types import Array, Module, Params
 
 SF_CAVP_KINDS = ("sf_cavp", "second_sf_cavp")
 """Values of `encoders.kind` that condition the generator on features of an SF-CAVP."""
@@ -37,24 +37,28 @@ def released(config: Config) -> Mapping[str, Any]:
     return {kind: network.config for kind, network in VARIANTS[config.variant].networks.items()}
 
 
-def codec(config: Config, clip: ClipSpec) -> Codec:
+def codec(config: Config, clip: ClipSpec) -> Module:
+    """A `models.codec.Codec`."""
     if config.codec.kind == "released":
         networks = released(config)
         return NeuralCodec(clip, networks["vae"], networks["bigvgan"])
     return PcaCodec(clip, config.codec.vocoder_iterations)
 
 
-def judge(class_names: Sequence[str]) -> EventDetector:
+def judge(class_names: Sequence[str]) -> Module:
+    """An `evaluation.detector.EventDetector`."""
     return EventDetector(classes=len(class_names))
 
 
-def reward_model(config: Config, clip: ClipSpec) -> sf_cavp.SFCAVP:
+def reward_model(config: Config, clip: ClipSpec) -> Module:
+    """A `models.sf_cavp.SFCAVP`."""
     if config.sf_cavp.preset == "r50":
         return sf_cavp.SFCAVP(sf_cavp.r50(clip, jnp.dtype(compute_dtype()).name))
     return sf_cavp.SFCAVP(sf_cavp.tiny(clip))
 
 
-def sound_events(kinds: int) -> SoundEvents:
+def sound_events(kinds: int) -> Module:
+    """A `models.sound_events.SoundEvents`."""
     return SoundEvents(SoundEventsConfig(kinds=kinds))
 
 
@@ -71,7 +75,8 @@ def reward_weights(config: Config) -> sf_cavp.RewardWeights:
     )
 
 
-def encoder(clip: ClipSpec) -> condition_encoder.ConditionEncoder:
+def encoder(clip: ClipSpec) -> Module:
+    """A `models.condition_encoder.ConditionEncoder`."""
     return condition_encoder.ConditionEncoder(condition_encoder.ConditionEncoderConfig(clip))
 
 
@@ -110,9 +115,12 @@ def text_dim(config: Config) -> int:
 
 
 def generator(
-    config: Config, clip: ClipSpec, feature_dims: dict[str, int], dtype: jnp.dtype
-) -> MMDiT | cross_attention.CrossAttentionTransformer:
-    """The network of the `base` section; `feature_dims` are the widths of the extracted features."""
+    config: Config, clip: ClipSpec, feature_dims: Mapping[str, int], dtype: Any
+) -> Module:
+    """The network of the `base` section, an `MMDiT` or a `CrossAttentionTransformer`.
+
+    `feature_dims` are the widths of the extracted features.
+    """
     section = config.base
     dims = {f"{name}_dim": feature_dims[name] for name in ("clip", "sync", "text")}
     if section.network == "cross_attention":

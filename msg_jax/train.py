@@ -1,6 +1,6 @@
 """The only training loop. It knows no model: a `Task` supplies state, loss and batches."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import itertools
@@ -13,6 +13,7 @@ import grain
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+import numpy as np
 import optax
 
 from msg_jax.config.schema import Optimizer, Training
@@ -23,7 +24,7 @@ from msg_jax.infra.checkpoint import Checkpoints
 from msg_jax.infra.random import key_for
 from msg_jax.types import Array, Params, TrainState
 
-Metrics = Mapping[str, Array]
+Metrics = dict[str, Array]
 
 
 HELD_OUT_BATCHES = 2
@@ -199,7 +200,8 @@ def fit(
         feed = guard.Feed(iterator, observe.limits.data_timeout_sec, task.name)
         held_out = _HeldOut(task, mesh, key_for(seed, f"{task.name}/held_out"))
         all_finite = jax.jit(lambda tree: jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all())
-        step_fn = meter = None
+        step_fn: Any = None
+        meter: Any = None
         held_out_done = start
 
         for step in range(start, steps):
@@ -234,7 +236,7 @@ def fit(
             if logs:
                 # A metric without items in this step is null in the file. Metrics of groups, NAME/GROUP, stay off the terminal.
                 values = {name: float(value) for name, value in metrics.items()}
-                values["learning_rate"] = float(task.learning_rate(step))
+                values["learning_rate"] = float(np.asarray(task.learning_rate(step)))
                 if held_out_every and (done // held_out_every > held_out_done // held_out_every or done == steps):
                     values |= held_out.loss(state, frozen)
                     held_out_done = done

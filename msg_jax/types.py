@@ -24,6 +24,7 @@ Array = jax.Array
 AnyArray = Array | np.ndarray  # inputs that a caller outside `jit` may also give as numpy
 Scalar = Float[Array, ""] | float
 Params = Any  # a nested dict of arrays
+Module = Any  # a flax.linen.Module; Flax types the result of `apply` as a union with tuples, which no caller can use
 
 
 class AVBatch(struct.PyTreeNode):
@@ -45,7 +46,7 @@ class Conditions(struct.PyTreeNode):
     motion: Float[Array, "B sync_tokens 1"] | None = None  # frame-difference energy, for networks that read it
 
     @classmethod
-    def from_batch(cls, batch: Mapping[str, Array]) -> "Conditions":
+    def from_batch(cls, batch: Mapping[str, Any]) -> "Conditions":
         """The condition features among the arrays of a batch."""
         return cls(clip=batch["clip"], sync=batch["sync"], text=batch["text"], motion=batch.get("motion"))
 

@@ -222,10 +222,9 @@ def _cell(name: str, members: list[dict], footnotes: list[str]) -> dict[str, Any
         return {"main": None, "spread": "", "notes": notes}
     if len(present) > 1:
         spread = f"± {statistics.stdev(present):.{digits}f}, n = {len(present)}"
-    elif isinstance(values[numbers.index(present[0])], dict):
-        spread = _spread(values[numbers.index(present[0])], digits)
     else:
-        spread = ""
+        value = values[numbers.index(present[0])]
+        spread = _spread(value, digits) if isinstance(value, dict) else ""
     return {"main": f"{statistics.mean(present):.{digits}f}", "spread": spread, "notes": notes}
 
 

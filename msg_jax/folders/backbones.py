@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from msg_jax.evaluation import detector, events, onsets
 from msg_jax.infra import checkpoint, logging
 from msg_jax.infra.record import RECORD, read_record
 from msg_jax.models import sf_cavp, synchformer
+from msg_jax.types import Module, Params
 
 MOTION_PX = 48
 
@@ -206,7 +208,7 @@ def _synchformer(path: pathlib.Path) -> Backbone:
     offsets = _offsets(model, variables)
 
     @jax.jit
-    def encode_video(variables, frames):
+    def encode_video(variables: Params, frames: jax.Array) -> Any:
         return model.apply(variables, networks.to_unit(frames)[:, None], method="encode_video")[:, 0]
 
     def extract(reader: Reader) -> dict[str, np.ndarray]:
@@ -220,7 +222,7 @@ def _synchformer(path: pathlib.Path) -> Backbone:
     return Backbone("synchformer", "both", digest, extract)
 
 
-def _offsets(model: synchformer.FullSynchformer, variables) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def _offsets(model: Module, variables: Params) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """A function from features of frames (S, 8, D) and of sound (S, steps, D) to offsets (2,) in seconds."""
     logits = jax.jit(functools.partial(model.apply, method="offset_logits"))
 
@@ -249,7 +251,7 @@ def cached_offsets(
 _RELEASED = {"vggish": _vggish, "panns": _panns, "synchformer": _synchformer}
 
 
-def _network(kind: str, path: pathlib.Path):
+def _network(kind: str, path: pathlib.Path) -> tuple[Module, Params, str]:
     """A released network, its variables, and the stamp of its file."""
     logging.info("reading %s", path)
     model, variables = from_torch(kind, weights.read_checkpoint(path), source=str(path))

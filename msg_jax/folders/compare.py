@@ -138,18 +138,18 @@ def difference(ours: Entry, theirs: Entry, *, seed: int, resamples: int) -> dict
     for name in (name for name in tables[0] if name.startswith(_COUNTS) and name in tables[1] and shared):
         paired[name.removeprefix(_COUNTS)] = bootstrap.f1_difference_interval(*(each[name] for each in tables), **options)
     for name in ours.row:
-        values = [_value(entry.row.get(name)) for entry in (ours, theirs)]
         if name.endswith("_reason") or name not in theirs.row:
             continue
-        if None in values:
+        our_value, their_value = (_value(entry.row.get(name)) for entry in (ours, theirs))
+        if our_value is None or their_value is None:
             row |= {name: None, f"{name}_reason": "one of the two was not computed"}
         elif name in paired:
             row[name] = paired[name]
         elif same and name in ours.replicates and name in theirs.replicates:
             gap = ours.replicates[name] - theirs.replicates[name]
-            row[name] = bootstrap.jackknife_interval(values[0] - values[1], gap)
+            row[name] = bootstrap.jackknife_interval(our_value - their_value, gap)
         elif same:
-            row[name] = values[0] - values[1]
+            row[name] = our_value - their_value
         else:
             row |= {name: None, f"{name}_reason": f"{ours.label} and {theirs.label} were measured on different clips"}
     return row

@@ -45,8 +45,9 @@ def run(config: FolderEvaluation, root: pathlib.Path) -> None:
         raise UserError("config.generated is empty: give the folder of generated clips, --config.generated=FOLDER.")
     _refuse_another(root, config)
     subject = Subject(config)
-    made = {"evaluates": {name: getattr(config, name) for name in SUBJECT}, "git_revision": git_revision(), "versions": versions()}
-    logging.write_atomically(root / RECORD, json.dumps(made, indent=1) + "\n")
+    record = {"evaluates": {name: getattr(config, name) for name in SUBJECT}}
+    record |= {"git_revision": git_revision(), "versions": versions()}
+    logging.write_atomically(root / RECORD, json.dumps(record, indent=1) + "\n")
     extraction = Extraction(root / "features", config.threads)
     columns = subject.columns(extraction)
     logging.write_jsonl(root / "skipped.jsonl", extraction.skipped)

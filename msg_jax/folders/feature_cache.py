@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 import os
 import pathlib
+from typing import Any
 import zipfile
 
 import numpy as np
@@ -63,7 +64,8 @@ class Extraction:
             return kept
         features = backbone.extract(reader)
         if not all(np.isfinite(value).all() for value in features.values()):
-            raise UserError(f"{reader.paths[0]}: {backbone.name} gives values that are not finite; replace the file or leave it out")
+            raise UserError(f"{reader.paths[0]}: {backbone.name} gives values that are not finite; replace the file or leave "
+                            "it out")
         write(path, stamp=np.array(stamp), **features)
         return features
 
@@ -76,7 +78,7 @@ def _read(path: pathlib.Path) -> Features | None:
         return None
 
 
-def write(path: pathlib.Path, **arrays: np.ndarray) -> None:
+def write(path: pathlib.Path, **arrays: Any) -> None:
     """Write an .npz file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")

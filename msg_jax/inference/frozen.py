@@ -20,12 +20,12 @@ from msg_jax.infra import logging, memory
 from msg_jax.models.clip_encoder import CLIP
 from msg_jax.models.condition_encoder import embed_text
 from msg_jax.models.synchformer import Synchformer, cut_segments
-from msg_jax.types import Array, Params
+from msg_jax.types import Module, Params
 
 FRAMES_AT_ONCE, SEGMENTS_AT_ONCE = 2, 4  # of CLIP and Synchformer: on a CPU, eight frames took a third longer each
 
 Loaders = dict[str, Callable[[], Params]]
-EncodeFrames = Callable[[Params, Array, Array], tuple[Array, Array]]
+EncodeFrames = Callable[[Params, Any, Any], tuple[Any, Any]]
 """(parameters, uint8 video, uint8 clip_video) -> clip features (B, clip_video_frames, D), sync features (B, sync_tokens, D)."""
 EmbedText = Callable[[str], np.ndarray]
 """Text -> (1, text_tokens, D)."""
@@ -131,7 +131,8 @@ def released_encoders(
     """
     configs = {kind: network.config for kind, network in released.variant.networks.items()}
     dtype = networks.compute_dtype()
-    image_model, sync_model = CLIP(configs["clip"], dtype), Synchformer(configs["synchformer"], dtype)
+    image_model: Module = CLIP(configs["clip"], dtype)
+    sync_model: Module = Synchformer(configs["synchformer"], dtype)
     encode_text = jax.jit(functools.partial(image_model.apply, method="encode_text"))
 
     @jax.jit
@@ -164,7 +165,7 @@ def released_encoders(
     return encode_frames, embed_prompt
 
 
-def _per_item(network: Callable[[Params, Array], Array], variables: Params, items: Any, size: int) -> np.ndarray:
+def _per_item(network: Callable[[Params, Any], Any], variables: Params, items: Any, size: int) -> np.ndarray:
     """Apply a network to each of (B, N, ...) items, `size` at a time."""
     flat = items.reshape(-1, *items.shape[2:])
     outputs = map_batches(functools.partial(network, variables), size, flat)

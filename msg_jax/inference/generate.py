@@ -103,7 +103,7 @@ def sounds_for(system: System, video: Video, settings: Settings) -> Iterator[np.
         ),
     )
     windows = (
-        tuple(media.read_video(video.path, grids, start / clip.latent_hz)) for start in system.window_starts(tokens)
+        media.read_video(video.path, grids, start / clip.latent_hz) for start in system.window_starts(tokens)
     )
     conditions = system.encode(windows, settings.prompt)
     sampled = [

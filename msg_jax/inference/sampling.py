@@ -26,7 +26,7 @@ from msg_jax.types import Array, Conditions, Params
 Denoiser = Callable[[Array, Array], Array]
 """(x (B, T, C), t) -> the predicted data (B, T, C)."""
 
-Step = Callable[[VelocityFn, Array, Array, Array, Any], tuple[Array, Any]]
+Step = Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]]
 """(network_fn, x, start, end, memory) -> x at the time `end`, and the memory of multi-step solvers."""
 
 
@@ -81,7 +81,7 @@ DIFFUSION_SOLVERS = {"ddim": (_ddim, None), "ddpm": (_ddpm, _row_keys), "dpm_sol
 """Name -> (step function, function that makes the first memory from the noise)."""
 
 
-def solver_step(solver: str, noise: Array, diffusion: Diffusion | None) -> tuple[Step, Any]:
+def solver_step(solver: str, noise: Any, diffusion: Diffusion | None) -> tuple[Step, Any]:
     """The step function of a solver, and its first memory: Euler, or one of DIFFUSION_SOLVERS for a `diffusion`."""
     if diffusion is None:
         return _euler, None
@@ -122,9 +122,10 @@ def integrate(
 
     def scanned(carry, span):
         x, memory = carry
-        return step(network_fn, x, *span, memory), None
+        start, end = span
+        return step(network_fn, x, start, end, memory), None
 
-    return jax.lax.scan(scanned, (noise, memory), (times[:-1], times[1:]))[0][0]
+    return jax.lax.scan(scanned, (jnp.asarray(noise), memory), (times[:-1], times[1:]))[0][0]
 
 
 def guided(velocity_fn: Callable, cond, null, guidance_scale: float) -> VelocityFn:

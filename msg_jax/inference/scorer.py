@@ -15,10 +15,9 @@ from msg_jax.config.schema import Judge
 from msg_jax.data import mel
 from msg_jax.evaluation import detector, events
 from msg_jax.inference.batching import map_batches
-from msg_jax.models.codec import Codec
 from msg_jax.models.sf_cavp import TERMS
 from msg_jax.preference import reward
-from msg_jax.types import Params
+from msg_jax.types import Module, Params
 
 VOCODER_BATCH = 8  # waveforms and their spectrograms are the largest arrays here
 
@@ -60,7 +59,7 @@ class CodecAndJudge:
     """
 
     def __init__(
-        self, codec: Codec, codec_variables: Params, judge: detector.EventDetector | None, judge_params: Params,
+        self, codec: Module, codec_variables: Params, judge: Module | None, judge_params: Params,
         section: Judge, clip: ClipSpec, mesh: Mesh, batch_size: int,
     ):
         self._variables, self._section, self._clip, self._mesh, self._batch = codec_variables, section, clip, mesh, batch_size

@@ -3,7 +3,7 @@
 `loading.py` makes one from a run's checkpoint or from released files. `generate` works with either alike.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
@@ -18,9 +18,8 @@ from msg_jax.clip import ClipSpec
 from msg_jax.inference import sampling
 from msg_jax.inference.batching import chunks, map_batches
 from msg_jax.inference.frozen import EmbedText, EncodeFrames, LazyWeights
-from msg_jax.models.codec import Codec
 from msg_jax.models.motion import motion_energy
-from msg_jax.types import Conditions, Params
+from msg_jax.types import Conditions, Module, Params
 
 WINDOWS_AT_ONCE = 2  # ten seconds are two windows of eight: a larger batch would mostly be padding
 
@@ -39,8 +38,8 @@ class System:
     guidance_scale: float  # default guidance
     encode_frames: EncodeFrames
     embed_text: EmbedText
-    generator: Any  # a module with MMDiT's methods
-    codec: Codec
+    generator: Module  # with MMDiT's methods
+    codec: Module  # a models.codec.Codec
     variables: Mapping[str, Params] | LazyWeights  # of "encoders", "generator" and "codec"
     squashes_clip_video: bool = False  # resize whole frames to a square instead of cropping them
     solver: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keyword arguments of `sampling.sample_windows`
@@ -53,7 +52,7 @@ class System:
         """First tokens of the windows of a clip."""
         return sampling.window_starts(tokens, self.clip.latent_tokens, self.clip.latent_tokens // 2)
 
-    def encode(self, windows: Iterable[tuple[np.ndarray, np.ndarray]], prompt: str = "") -> Conditions:
+    def encode(self, windows: Iterable[Sequence[np.ndarray]], prompt: str = "") -> Conditions:
         """Encode the frames of a clip's windows; they are read lazily, so that few are in memory.
 
         A window is a pair of uint8 arrays, `video` and `clip_video` in the sizes of the ClipSpec. Without a prompt the text
@@ -68,9 +67,8 @@ class System:
                 motion.append(np.asarray(motion_energy(frames[0], self.clip.sync_tokens)))
         clip, sync = (np.concatenate(parts)[:rows] for parts in zip(*features))
         text = self.embed_text(prompt) if prompt else self._null_text
-        return Conditions(
-            clip=clip, sync=sync, text=np.repeat(text, rows, axis=0), motion=np.concatenate(motion)[:rows] if motion else None,
-        )
+        found = {"clip": clip, "sync": sync, "text": np.repeat(text, rows, axis=0)}
+        return Conditions.from_batch(found | ({"motion": np.concatenate(motion)[:rows]} if motion else {}))
 
     def noise(self, seed: int, name: str, tokens: int) -> np.ndarray:
         """Noise (1, tokens, C) for a seed and a clip's name. Longer noise begins with the shorter one's values."""

@@ -77,7 +77,8 @@ class CandidatePool:
         scores, rewards = self.reward.score_steps(video, mels)
         errors = np.full(latents.shape[:3], np.nan, np.float32)
         if self.codec_and_judge.can_judge:
-            truth, tolerance = events.true_events(np.stack([r["events"] for r in records])), self.run.config.evaluate.tolerance_sec
+            truth = events.true_events(np.stack([r["events"] for r in records]))
+            tolerance = self.run.config.evaluate.tolerance_sec
             scores["event_f1"] = self.codec_and_judge.f1(truth, mels, tolerance)["event_f1"]
             errors = self.codec_and_judge.step_errors(truth, mels, latents.shape[2], tolerance)
         unknown = np.full(latents.shape[:2], np.nan)

@@ -19,8 +19,8 @@ class Oracle(Ranked):
 
     def tune(self, job):
         if not job.run.source("train").class_names:
-            raise UserError(f"config.arms.{job.name} is an oracle, which needs event truth, and {job.run.config.data.source} has "
-                            "none: remove that arm.")
+            raise UserError(f"config.arms.{job.name} is an oracle, which needs event truth, and {job.run.config.data.source} "
+                            "has none: remove that arm.")
         return super().tune(job)
 
     def rank_steps(self, step_rewards, step_errors):

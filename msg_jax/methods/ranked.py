@@ -107,7 +107,7 @@ class Rounds:
             logging.info("%-13s round %d: reward %.3f on validation clips; real sound through the codec %.3f", job.name,
                          number, metrics["reward"], metrics["reward_reconstructed"])
             if self.section.stop_at_real and metrics["reward"] >= metrics["reward_reconstructed"]:
-                logging.info("%-13s stops: its reward has reached that of real sound, beyond which it would be hacked", job.name)
+                logging.info("%-13s stops early: its reward has reached that of real sound", job.name)
                 break
         return variables
 

@@ -63,7 +63,7 @@ class SyncDpo(Method):
 
 @dataclasses.dataclass
 class SyncDPOTask(PreferenceTask):
-    """Pairs of real clips and their distortions; `state.tally` (R, 3) sums the metrics of each rule since the last logged row."""
+    """Pairs of real clips and their distortions; `state.tally` (R, 3) sums each rule's metrics since the last logged row."""
 
     curriculum: str = "linear"
 

@@ -9,6 +9,7 @@ Clips that cannot be read are left out. Their reasons are in the shard and in th
 
 from collections.abc import Iterator
 import sys
+from typing import Any
 
 from absl import app
 
@@ -61,7 +62,7 @@ def missing_shards(run: Run) -> list[tuple[str, int]]:
     return found
 
 
-def pipeline(root: beam.Pipeline, config: Config, workdir: str) -> beam.PCollection:
+def pipeline(root: beam.Pipeline, config: Config, workdir: str) -> Any:
     """Write all missing shards; yield (split, (clips written, clips left out)) of each split."""
     shards = missing_shards(Run.create(config, workdir))
     return (

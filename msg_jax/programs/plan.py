@@ -24,6 +24,7 @@ def plan(config: Config) -> Plan:
 
     encoder_needs = {"separate": ("codec",), "sf_cavp": ("sf_cavp",)}.get(config.encoders.kind, ("prepare",))
     encoder_sections = ("encoders", "sf_cavp") if config.encoders.kind == "second_sf_cavp" else ("encoders",)
+    encoder_files = files("encoders.kind", "clip", "synchformer")
     filtered = ("alignment",) if config.base.keep_share < 1 and config.base.keep_by == "alignment" else ()
     # The released MM-DiT's file also holds the features of the empty text, and the latents' mean and standard deviation.
     null_text, statistics = files("encoders.kind", "mmdit"), files("codec.kind", "mmdit")
@@ -35,7 +36,7 @@ def plan(config: Config) -> Plan:
         Stage("judge", judge.make, ("prepare",), ("judge",)),
         Stage("sf_cavp", sf_cavp.make, ("prepare",), ("sf_cavp",)),
         Stage("sound_events", sound_events.make, ("sf_cavp",), ("sound_events",)),
-        Stage("encoders", encoders.make, encoder_needs, encoder_sections, weights=files("encoders.kind", "clip", "synchformer")),
+        Stage("encoders", encoders.make, encoder_needs, encoder_sections, weights=encoder_files),
         Stage("extract", extract.make, ("codec", "encoders"), ("extract", "augment"), weights=null_text),
         Stage("alignment", alignment.make, ("sf_cavp", "extract"), ("reward",)),
         Stage("base", base.make, ("extract", *filtered), ("base",), seeded=True, weights=null_text or statistics),

@@ -169,7 +169,8 @@ def format_table(results: dict[str, Any]) -> str:
     ceiling = {key: {"mean": value, "error": None} for key, value in _flat(results["reconstructed"]).items()}
     rows = [row(cell, cell["metrics"], "") for cell in results["cells"]]
     rows.append(["", "real sound through the codec", "", *_values(ceiling, "")])
-    lines = [f"Mean and standard error over {len(results['seeds'])} seeds; FD: smaller is better.", "", *markdown([heading, *rows])]
+    lines = [f"Mean and standard error over {len(results['seeds'])} seeds; FD: smaller is better.", ""]
+    lines += markdown([heading, *rows])
     differences = [row(cell, cell["differences"], "+") for cell in results["cells"] if cell["differences"]]
     if differences:
         lines += ["", "Differences to the baseline, seed by seed:", "", *markdown([heading, *differences])]

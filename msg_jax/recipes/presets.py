@@ -40,7 +40,7 @@ def study_arms(steps: int) -> dict[str, Arm]:
         "sync_dpo_uniform": SyncDpo(
             curriculum="uniform", label="SyncDPO, no curriculum", note="distortions of all levels from the start"
         ),
-        "avp_rpo_sync_dpo": SyncDpo(start="avp_rpo", label="AVP-RPO, then SyncDPO", note="one after the other: twice the steps"),
+        "avp_rpo_sync_dpo": SyncDpo(start="avp_rpo", label="AVP-RPO, then SyncDPO", note="twice the steps"),
         "oracle_midway": Merge(shares={"oracle": 0.5}, label="Oracle, half-way", note="half-way between base and oracle"),
         "avp_rpo_and_sync_dpo": Merge(shares=both, label="Half of AVP-RPO and SyncDPO"),
         "soup": Merge(shares=both | {"continue_cfm": 0.5}, label="Half of AVP-RPO, SyncDPO and continued training"),

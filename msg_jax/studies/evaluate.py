@@ -96,7 +96,9 @@ class Evaluation:
 
     def row(self, system: RowKey) -> dict[str, Any]:
         mels = self.mels(system, samples=self.section.samples)
-        row: dict[str, Any] = {"system": system.name, "guidance": system.guidance, "split": self.section.split, "seed": system.seed}
+        row: dict[str, Any] = {
+            "system": system.name, "guidance": system.guidance, "split": self.section.split, "seed": system.seed,
+        }
         options = dict(seed=self.run.config.seed, resamples=self.section.bootstrap)
         scores = self.reward_scorer.score(self.video, mels)
         row |= {name: bootstrap.mean_interval(value.mean(axis=1), **options) for name, value in scores.items()}
@@ -163,7 +165,8 @@ class Evaluation:
     def examples(self) -> list[dict[str, Any]]:
         """The first clips with real sound and the sound of the base and of the first arm of each method."""
         config = self.run.config
-        tuned = {config.arms[name].kind: name for name in reversed(list(config.arms)) if methods.method(config, name).role == "system"}
+        arms = [name for name in config.arms if methods.method(config, name).role == "system"]
+        tuned = {config.arms[name].kind: name for name in reversed(arms)}
         seed, count = config.seeds[0], min(self.section.examples, len(self.indices))
         if not count:
             return []
@@ -210,8 +213,8 @@ def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
     logging.write_atomically(run.root / "results.json", text + "\n")
     logging.write_atomically(run.root / "table.txt", report.format_table(results, systems) + "\n")
     report.write_report(
-        run.root, results, run.clip, evaluation.source.class_names, systems=systems, curves=curves(run), examples=evaluation.examples(),
-        facts=facts(run),
+        run.root, results, run.clip, evaluation.source.class_names, systems=systems, curves=curves(run),
+        examples=evaluation.examples(), facts=facts(run),
     )
     return text_digest(text)
 

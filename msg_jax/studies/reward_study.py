@@ -177,8 +177,8 @@ class Study:
         """Scores (V, N) of one base model's candidates, by every reward and by the judge."""
         section = self.section
         mels, truth = judged_candidates(
-            self.sampler, self.codec_and_judge, self.run.load("base", seed), self.indices, self.truth, seed=seed, purpose="reward",
-            tolerance_sec=section.tolerance_sec, candidates=section.candidates, guidance_scale=guidance, steps=section.steps,
+            self.sampler, self.codec_and_judge, self.run.load("base", seed), self.indices, self.truth, seed=seed,
+            purpose="reward", tolerance_sec=section.tolerance_sec, candidates=section.candidates, guidance_scale=guidance, steps=section.steps,
             batch_size=self.run.config.evaluate.batch_size,
         )
         return truth | self._scores(mels)
@@ -217,7 +217,7 @@ class Study:
 def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
     study = Study(run)
     section, seeds = run.config.reward_study, run.config.seeds
-    jobs = {f"seed_{seed}-{guidance}": functools.partial(study.candidates, seed, guidance)
+    jobs: dict[str, Callable[[], Scores]] = {f"seed_{seed}-{guidance}": functools.partial(study.candidates, seed, guidance)
             for guidance in section.guidance_scales for seed in seeds}
     no_edits = None if run.config.data.source == "scenes" else f"sound of {run.config.data.source} cannot be edited"
     if not no_edits:

@@ -18,7 +18,7 @@ from msg_jax.losses.diffusion import Diffusion
 from msg_jax.models import lora
 from msg_jax.models.mmdit import draw_drops, drop_conditions, example_inputs
 from msg_jax.run.run import Run
-from msg_jax.types import Array, Conditions, Params, TrainState
+from msg_jax.types import Array, Conditions, Module, Params, TrainState
 
 
 class GeneratorTask(train.Task):
@@ -30,6 +30,7 @@ class GeneratorTask(train.Task):
     run: Run
     section: Base | Preference
     seed: int
+    model: Module
     base: Params  # the network that training starts from; without one, its buffers
     diffusion: Diffusion | None = None  # None: flow matching
 
@@ -142,7 +143,7 @@ def flow_draws(
 
 
 def flow_loss(
-    model: Any, variables: Params, latents: Array, conditions: Conditions, draws: dict[str, Array],
+    model: Module, variables: Params, latents: Array, conditions: Conditions, draws: dict[str, Array],
     diffusion: Diffusion | None = None,
 ) -> Array:
     """Mean flow-matching error () of the codec's latents (B, T, C); with a `diffusion`, the error of its prediction.
