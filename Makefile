@@ -1,33 +1,35 @@
 # make demo: fresh machine -> .venv -> the main job on the embedded scenes -> runs/tiny/report/index.html
-# make test: fresh machine -> .venv -> lint and tests
+# make test: fresh machine -> .venv -> lint, types and tests
 PYTHON ?= python3
 VENV := .venv
-RUN := PYTHONPATH=. $(VENV)/bin/python
 
-.PHONY: demo test slow faults lint clean
+.PHONY: demo test slow faults lint types clean
 
-$(VENV)/ready: requirements.txt requirements-dev.txt
+$(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python -r requirements-dev.txt
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --editable ".[dev]"
 	touch $@
 
 demo: $(VENV)/ready
-	$(RUN) -m msg_jax.main --config=configs/avp_rpo.py
+	$(VENV)/bin/msg-jax train --config=avp_rpo
 
-test: $(VENV)/ready lint
-	$(RUN) -m pytest -m "not slow" --numprocesses=2 --dist=loadfile
+test: $(VENV)/ready lint types
+	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile
 
 # make slow: the tests of a minute and more
 slow: $(VENV)/ready
-	$(RUN) -m pytest -m slow
+	$(VENV)/bin/python -m pytest -m slow
 
-# make faults: some ten minutes of broken disks, killed processes and poisoned losses, and what became of them
+# make faults: about ten minutes of broken disks, killed processes and poisoned losses
 faults: $(VENV)/ready
-	$(RUN) benchmarks/faults.py
+	$(VENV)/bin/python benchmarks/faults.py
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
+
+types: $(VENV)/ready
+	$(VENV)/bin/pyright
 
 clean:
 	rm -rf runs .cache

@@ -110,7 +110,7 @@ def report(folder: pathlib.Path | None) -> Iterable[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    flags = argparse.ArgumentParser(prog="python -m msg_jax.doctor", description=(__doc__ or "").partition("\n\n")[2],
+    flags = argparse.ArgumentParser(prog="msg-jax doctor", description=(__doc__ or "").partition("\n\n")[2],
                                     allow_abbrev=False)
     flags.add_argument("--weights", type=pathlib.Path, metavar="DIR", help="folder of released files")
     print("\n\n".join(report(flags.parse_args(argv).weights)))

@@ -35,7 +35,7 @@ def _whole(least: int, most: float = float("inf")) -> Callable[[str], int]:
 
 def parser() -> argparse.ArgumentParser:
     usage, _, details = (__doc__ or "").partition("\n\n")
-    flags = _Parser(prog="python -m msg_jax.generate", usage=usage, description=details, allow_abbrev=False,
+    flags = _Parser(prog="msg-jax generate", usage=usage, description=details, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("inputs", nargs="+", type=pathlib.Path, metavar="VIDEO_OR_FOLDER")
     source = flags.add_mutually_exclusive_group(required=True)

@@ -133,7 +133,7 @@ class Subject:
             return theirs and Reader(theirs.sound, None, self.duration_sec)
         if pictures is None or (side == "both" and ours is None):
             return None
-        return Reader(ours.sound if side == "both" else None, pictures, self.duration_sec)
+        return Reader(ours.sound if ours and side == "both" else None, pictures, self.duration_sec)
 
     def columns(self, extraction: Extraction) -> dict[str, list]:
         """All features of the clips, one entry per clip and column."""
@@ -171,6 +171,7 @@ class Subject:
 
     def _true(self, name: str) -> np.ndarray:
         """The true events of a clip that begin within it, as an event list of one class."""
+        assert self.events is not None
         return _of_one_class(np.array([each.onset_sec for each in self.events[name] if each.onset_sec < self.duration_sec]))
 
     def why_not(self, column: str) -> str:

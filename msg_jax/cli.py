@@ -1,0 +1,48 @@
+"""The command `msg-jax`.
+
+    msg-jax train     --config=RECIPE[:PRESET] [--workdir=DIR] [--config.FIELD=VALUE ...]
+    msg-jax generate  VIDEO_OR_FOLDER ... --checkpoint=DIR --out=DIR [--FLAG=VALUE ...]
+    msg-jax evaluate  --config.generated=DIR [--config.reference=DIR] [--workdir=DIR]
+    msg-jax doctor    [--weights=DIR]
+
+`msg-jax COMMAND --help` lists the flags of a command.
+"""
+
+from collections.abc import Sequence
+import sys
+
+import msg_jax
+from msg_jax.errors import fail
+
+COMMANDS = ("train", "generate", "evaluate", "doctor")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if name in ("-h", "--help"):
+        print(__doc__)
+    elif name == "--version":
+        print(msg_jax.__version__)
+    elif name == "generate":
+        from msg_jax import generate
+
+        return generate.main(arguments)
+    elif name == "doctor":
+        from msg_jax import doctor
+
+        return doctor.main(arguments)
+    elif name in COMMANDS:
+        from msg_jax import main as program
+
+        if name == "evaluate" and not any(argument.startswith("--config=") for argument in arguments):
+            arguments = ["--config=evaluate", *arguments]
+        sys.argv = [f"msg-jax {name}", *arguments]  # absl reads it
+        program.command()
+    else:
+        fail(f"{name!r} is not a command: use one of {', '.join(COMMANDS)}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
