@@ -1,4 +1,4 @@
-"""`run.json`: what a stage folder says about itself."""
+"""`run.json`: the record of a stage folder."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ RECORD = "run.json"
 
 
 def read_record(folder: pathlib.Path) -> dict | None:
-    """The record of a stage folder; None if it has none. Raises UserError if it cannot be read."""
+    """Reads the record of a stage folder; None if it has none. Raises UserError if it is damaged."""
     path = folder / RECORD
     try:
         return json.loads(path.read_text()) if path.exists() else None
