@@ -1,4 +1,4 @@
-"""Videos made on the fly: pictures carry their own number, and the sound begins at a known time."""
+"""Test videos made on the fly: frames carry their number, and the sound begins at a known time."""
 
 from fractions import Fraction
 
@@ -27,21 +27,21 @@ ENCODER = {
 
 
 def numbered(i, width=WIDTH, height=HEIGHT):
-    """A picture that says `i` (below 256) by the brightness of its left and right halves."""
+    """A picture that encodes `i` (below 256) in the brightness of its left and right halves."""
     picture = np.empty((height, width, 3), np.uint8)
     picture[:, : width // 2], picture[:, width // 2 :] = 8 + i // 16 * 15, 8 + i % 16 * 15
     return picture
 
 
 def numbers(frames):
-    """What `numbered` wrote, read back from (T, px, px, 3)."""
+    """Decodes the numbers of `numbered` pictures (T, px, px, 3)."""
     half = frames.shape[2] // 2
     left, right = frames[:, :, : half - 2].mean((1, 2, 3)), frames[:, :, half + 2 :].mean((1, 2, 3))
     return (np.round((left - 8) / 15) * 16 + np.round((right - 8) / 15)).astype(int).tolist()
 
 
 def beep(hz, onset_sec, duration_sec, channels=1):
-    """(channels, S): silence, from `onset_sec` on a 1 kHz cosine."""
+    """Silence, then from `onset_sec` on a 1 kHz cosine: (channels, S)."""
     time = np.arange(round(duration_sec * hz)) / hz
     tone = 0.5 * np.cos(2 * np.pi * 1000 * (time - onset_sec)) * (time >= onset_sec - 1e-9)
     return np.tile(tone.astype(np.float32), (channels, 1))
@@ -55,7 +55,7 @@ def make_video(
     path, pictures, times_ms, codec="libx264", sound=None, sound_hz=48_000, sound_codec="flac", layout="mono",
     sound_start_ms=0, rotation=None, pixel_aspect=None, pix_fmt="yuv420p",
 ):  # fmt: skip
-    """Writes `pictures` (H, W, 3) shown from `times_ms` on and `sound` (channels, S)."""
+    """Writes a video of `pictures` (H, W, 3), shown from `times_ms` on, with `sound` (channels, S)."""
     with av.open(str(path), "w") as out:
         ticks_hz = 25 if path.suffix == ".avi" else 1000  # AVI counts pictures
         video = out.add_stream(codec, rate=25, options=ENCODER.get(codec, {}))

@@ -1,6 +1,6 @@
-"""Orbax: training checkpoints that restore onto any mesh, and exported networks with a digest.
+"""Training checkpoints that restore onto any mesh, and exported networks with a digest (Orbax).
 
-Beside what Orbax writes lies the SHA-256 of every file: what was changed since, by a disk or by hand, is never computed with.
+Each folder also holds the SHA-256 of every file. Files that changed since they were written are never used.
 """
 
 import errno
@@ -25,11 +25,10 @@ _SUMS = "sha256.json"
 
 
 class Checkpoints:
-    """The training checkpoints of one stage: TrainState and the position of the input, saved together.
+    """The training checkpoints of one stage: TrainState and the position of the input pipeline, saved together.
 
-    The newest two are kept. One that is damaged is moved to `damaged/` beside the folder, and the one before it counts.
-
-    Raises UserError if all are damaged.
+    Keeps the newest `keep`. Opening the folder moves damaged checkpoints to `damaged/` beside it, so that the newest sound
+    one is the latest. Raises UserError if all are damaged.
     """
 
     def __init__(self, folder: str | pathlib.Path, keep: int = 2):
@@ -42,32 +41,37 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
+        """The step of the latest checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, iterator: grain.DatasetIterator) -> None:
-        """Writes step `step`. A kill at any moment leaves the newest complete checkpoint as the latest."""
+        """Saves the checkpoint of `step`, unless it exists. A kill at any moment leaves the newest complete one as the latest.
+
+        Raises UserError if it cannot be written.
+        """
         before = self.latest_step
         if before == step:
             return
-        # The input's state is the same in every process (data/pipeline.py): Grain's own handler would tie it to their number.
+        # The iterator's state is the same in every process (data/pipeline.py). Grain's handler would tie it to their number.
         data = ocp.args.JsonSave(iterator.get_state())
         try:
             self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=data))
             if jax.process_index() == 0:
                 _write_sums(self.folder / str(step))
-        except jax.errors.JaxRuntimeError:  # another process is lost, or a device: no fault of the storage
+        except jax.errors.JaxRuntimeError:  # a process or a device is lost: the storage is not at fault
             raise
         except Exception as error:
-            kept = "there is none from before" if before is None else f"the one of step {before} stands"
+            kept = "there is no earlier one" if before is None else f"the one of step {before} stands"
             raise UserError(
                 f"The checkpoint of step {step} cannot be written to {self.folder} ({_first_line(error)}), and {kept}: make "
-                "room or make the folder writable, then run the same command, which continues."
+                "room or make the folder writable, then run the same command to continue."
             ) from error
 
     def restore(self, state: Any, iterator: grain.DatasetIterator) -> tuple[Any, int]:
-        """The latest checkpoint, laid out like `state`, with `iterator` moved to its place; `(state, 0)` if there is none.
+        """Restores the latest checkpoint, sharded like `state`, and moves `iterator` to its position.
 
-        Raises UserError naming the folder when it cannot be restored.
+        Returns the state and its step; `(state, 0)` if there is no checkpoint. Raises UserError, naming the folder, if it
+        cannot be restored.
         """
         step = self.latest_step
         if step is None:
@@ -89,12 +93,13 @@ class Checkpoints:
         return restored["state"], step
 
     def close(self) -> None:
+        """Closes Orbax's manager."""
         self._manager.close()
 
 
 def export(folder: str | pathlib.Path, tree: Any) -> str:
     """Saves a tree of arrays as the stage's result, replacing a half-written one, and returns its digest."""
-    if jax.process_count() > 1:  # Orbax takes arrays of all processes, or of none
+    if jax.process_count() > 1:  # Orbax takes global arrays or numpy arrays, not arrays of one process
         tree = jax.tree.map(
             lambda x: np.asarray(x) if isinstance(x, jax.Array) and x.is_fully_addressable else x, tree
         )
@@ -107,9 +112,9 @@ def export(folder: str | pathlib.Path, tree: Any) -> str:
 
 
 def load(folder: str | pathlib.Path, like: Any | None = None) -> Any:
-    """An exported tree; onto the shardings of `like` if given, else whole on the first local device.
+    """Loads an exported tree, with the shardings of `like`, or by default on the first local device.
 
-    Every process reads for itself. Raises UserError if there is nothing to load or it cannot be read.
+    Every process reads on its own. Raises UserError if the folder does not exist or cannot be read.
     """
     path = epath.Path(folder).resolve()
     if not path.exists():
@@ -117,11 +122,11 @@ def load(folder: str | pathlib.Path, like: Any | None = None) -> Any:
     try:
         if fault := _fault(pathlib.Path(path)):
             raise ValueError(fault)
-        mine = ocp.options.MultiprocessingOptions()
+        options = ocp.options.MultiprocessingOptions()
         if jax.process_count() > 1:
             me = jax.process_index()
-            mine = ocp.options.MultiprocessingOptions(me, active_processes={me}, barrier_sync_key_prefix=f"load_{me}")
-        with ocp.StandardCheckpointer(multiprocessing_options=mine) as checkpointer:
+            options = ocp.options.MultiprocessingOptions(me, active_processes={me}, barrier_sync_key_prefix=f"load_{me}")
+        with ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer:
             if like is None:
                 here = SingleDeviceSharding(jax.local_devices()[0])
                 like = jax.tree.map(
@@ -149,7 +154,7 @@ def _write_sums(folder: pathlib.Path) -> None:
 
 
 def _fault(folder: pathlib.Path) -> str | None:
-    """The first file that is not as it was written; None for a sound folder, and for one without sums (a kill came first)."""
+    """Describes the first changed file; None for a sound folder, and for one without sums (a kill came before them)."""
     if not (folder / _SUMS).exists():
         return None
     try:
@@ -161,7 +166,7 @@ def _fault(folder: pathlib.Path) -> str | None:
 
 
 def _set_aside_damaged(folder: pathlib.Path) -> None:
-    """Moves damaged checkpoints out of the way, the newest first, until one is sound. Raises UserError if none is."""
+    """Moves damaged checkpoints to `damaged/`, newest first, until one is sound. Raises UserError if none is."""
     steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), reverse=True)
     for i, step in enumerate(steps):
         fault = _fault(folder / str(step))
@@ -173,12 +178,12 @@ def _set_aside_damaged(folder: pathlib.Path) -> None:
         aside = folder.parent / "damaged" / f"{step}-{len(list(folder.parent.glob('damaged/*')))}"
         aside.parent.mkdir(exist_ok=True)
         (folder / str(step)).rename(aside)
-        logging.info("The checkpoint of step %d is damaged (%s): it is now %s, and step %d counts.", step, fault, aside,
+        logging.info("The checkpoint of step %d is damaged (%s): moved it to %s; continuing from step %d.", step, fault, aside,
                      steps[i + 1])
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 over names, shapes, types and bytes of every leaf: equal only for bit-identical trees."""
+    """SHA-256 over the path, shape, dtype and bytes of every leaf: equal only for bit-identical trees."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = mesh_lib.to_host(leaf)
@@ -189,6 +194,6 @@ def digest(tree: Any) -> str:
 
 def _first_line(error: Exception) -> str:
     full = os.strerror(errno.ENOSPC)
-    if full in str(error):  # TensorStore says it at the end of a long line
+    if full in str(error):  # TensorStore puts it at the end of a long line
         return full
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]

@@ -1,4 +1,4 @@
-"""What a compiled step needs of each device, and what the devices say to each other."""
+"""The memory and the collectives of a compiled training step (`--explain_sharding`)."""
 
 from collections.abc import Mapping
 import math
@@ -6,29 +6,30 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from msg_jax.types import TrainState
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BITS = {"pred": 8, "bf16": 16}  # the others have their width in their names: f32, s8, u64
+_BITS = {"pred": 8, "bf16": 16}  # other type names contain their width: f32, s8, u64
 _INSTRUCTION = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
 _SHAPE = re.compile(r"\b(pred|bf16|[fsu]\d+)\[([\d,]*)\]")
 
 
 def device_bytes(tree: Any) -> int:
-    """Bytes that one device holds of a tree of arrays or shapes with shardings."""
+    """Bytes per device of a tree of arrays, or of shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * jax.dtypes.itemsize_bits(leaf.dtype) // 8
-        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else 8
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else 8
         for leaf in jax.tree.leaves(tree)
     )
 
 
 def collectives(hlo: str) -> Mapping[str, tuple[int, int]]:
-    """How often each kind of collective stands in a compiled program, and the bytes of its results on one device.
+    """Counts the collectives in the text of a compiled program: (count, bytes of the results on one device) by kind.
 
-    What stands in a loop counts once.
+    A collective in a loop counts once.
     """
     found = {kind: (0, 0) for kind in COLLECTIVES}
     for shapes, kind in _INSTRUCTION.findall(hlo):
@@ -42,25 +43,29 @@ def collectives(hlo: str) -> Mapping[str, tuple[int, int]]:
 
 
 def figures(compiled: jax.stages.Compiled, state: TrainState) -> dict[str, int]:
-    """Bytes of one device: `parameters`, `optimiser` (with the EMA), `inputs` beside the state, `temporary`."""
+    """Bytes per device: `parameters`, `optimiser` (and EMA), `inputs` (batch, frozen networks), `temporary` (activations)."""
     memory = compiled.memory_analysis()
-    beside = device_bytes(state) - device_bytes(state.params)
-    held = {"parameters": device_bytes(state.params), "optimiser": beside}
-    inputs = max(memory.argument_size_in_bytes - sum(held.values()), 0)
-    return held | {"inputs": inputs, "temporary": memory.temp_size_in_bytes}
+    if memory is None:
+        raise RuntimeError("XLA gives no memory analysis for this program")
+    parameters = device_bytes(state.params)
+    optimiser = device_bytes(state) - parameters
+    inputs = max(memory.argument_size_in_bytes - parameters - optimiser, 0)
+    return {
+        "parameters": parameters, "optimiser": optimiser, "inputs": inputs, "temporary": memory.temp_size_in_bytes,
+    }
 
 
 def describe(name: str, compiled: jax.stages.Compiled, state: TrainState, mesh: Mesh) -> str:
-    """The table that `--explain_sharding` prints."""
+    """The table that `--explain_sharding` prints: memory per device, and the collectives of one step."""
     shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    lines = [f"{name} on {mesh.size} devices ({shape}); bytes of one device:"]
+    lines = [f"{name} on {mesh.size} devices ({shape}); bytes per device:"]
     sizes = figures(compiled, state)
-    words = {"parameters": "parameters", "optimiser": "optimiser and EMA", "inputs": "batch and frozen networks",
-             "temporary": "activations and gradients"}
-    lines += [f"  {words[kind]:<28} {size:>16,}" for kind, size in sizes.items()]
-    lines.append(f"  {'together':<28} {sum(sizes.values()):>16,}")
+    labels = {"parameters": "parameters", "optimiser": "optimiser and EMA", "inputs": "batch and frozen networks",
+              "temporary": "activations and gradients"}
+    lines += [f"  {labels[kind]:<28} {size:>16,}" for kind, size in sizes.items()]
+    lines.append(f"  {'total':<28} {sum(sizes.values()):>16,}")
     lines.append(f"collectives of one step:{'':<6} {'count':>7} {'bytes':>15}")
     found = [
-        f"  {kind:<28} {count:>6} {size:>16,}" for kind, (count, size) in collectives(compiled.as_text()).items() if count
+        f"  {kind:<28} {count:>6} {size:>16,}" for kind, (count, size) in collectives(compiled.as_text() or "").items() if count
     ]
     return "\n".join(lines + (found or ["  none"]))

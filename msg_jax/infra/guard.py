@@ -1,4 +1,4 @@
-"""When a training must stop before it does harm: a loss that is not finite or jumps, a batch that does not come."""
+"""Stop a training before it does harm: on a loss that is not finite or spikes, and on a data loader that hangs."""
 
 import collections
 from collections.abc import Iterable, Iterator
@@ -13,22 +13,23 @@ import jax
 
 from msg_jax.errors import UserError
 
-_FEWEST = 20  # losses before a median means something
+_FEWEST = 20  # losses that a meaningful median needs
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """The config's `guard` section."""
 
-    spike: float = 20.0  # times the median of the last losses; 0: any finite loss will do
-    window: int = 100  # losses in that median
-    data_timeout_sec: float = 600.0  # for one batch
+    spike: float = 20.0  # largest loss, as a multiple of the running median; 0 disables the check
+    window: int = 100  # losses in the running median
+    data_timeout_sec: float = 600.0  # longest wait for one batch
 
 
 class LossWatch:
-    """Looks at the loss of every step, but only when asked, so that the device is never waited for in between.
+    """Checks the loss of every step without blocking the device at every step.
 
-    `add` takes a step's loss as it is on the device; `check` says what is wrong with the first bad one, if any.
+    `add` queues a step's loss while it is still on the device. `check` fetches the queued losses and reports the first bad
+    one. `history` holds earlier losses, for the median of a resumed run.
     """
 
     def __init__(self, limits: Limits, history: Iterable[float] = ()):
@@ -36,10 +37,11 @@ class LossWatch:
         self._history = collections.deque(history, maxlen=limits.window)
 
     def add(self, step: int, loss: jax.Array, ids: list[str] | None) -> None:
+        """Queues the loss of `step`; `ids` names the clips of its batch."""
         self._pending.append((step, loss, ids))
 
     def check(self) -> str | None:
-        """What is wrong, as the beginning of a sentence that names step and clips; None if nothing is."""
+        """Describes the first bad loss since the last check, with its step and clips; None if all are good."""
         pending, self._pending = self._pending, []
         for (step, _, ids), value in zip(pending, jax.device_get([loss for _, loss, _ in pending])):
             value = float(value)
@@ -60,37 +62,38 @@ def _few(ids: list[str], most: int = 8) -> str:
 
 
 class Feed:
-    """The batches of an iterator, each waited for at most `timeout_sec`: a worker that hangs must not hang a pod.
+    """Reads batches from an iterator in a thread, with a timeout, so that a hanging worker does not hang a pod.
 
-    The iterator is advanced only on demand, so that its state is always that of the batches handed out.
+    The iterator advances only on demand, so its state is always that of the batches handed out.
     """
 
     def __init__(self, iterator: Iterator[Any], timeout_sec: float, name: str):
         self._iterator, self._timeout, self._name = iterator, timeout_sec, name
-        self._asked: queue.SimpleQueue = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue = queue.SimpleQueue()
+        self._results: queue.SimpleQueue = queue.SimpleQueue()
         threading.Thread(target=self._work, name=f"batches of {name}", daemon=True).start()
 
     def _work(self) -> None:
-        while self._asked.get():
+        while self._requests.get():
             try:
-                self._answers.put((next(self._iterator), None))
-            except BaseException as error:  # whatever it is, it belongs to the thread that asked
-                self._answers.put((None, error))
+                self._results.put((next(self._iterator), None))
+            except BaseException as error:  # raised again in the thread that requested the batch
+                self._results.put((None, error))
 
     def next(self, step: int) -> Any:
-        """The batch of `step`. Raises what the iterator raises, and UserError when nothing comes in time."""
-        self._asked.put(True)
+        """The batch of `step`. Raises what the iterator raises, and UserError if no batch arrives in time."""
+        self._requests.put(True)
         try:
-            batch, error = self._answers.get(timeout=self._timeout)
+            batch, error = self._results.get(timeout=self._timeout)
         except queue.Empty:
             raise UserError(
-                f"{self._name}: no batch came within config.guard.data_timeout_sec={self._timeout:g} s at step {step}: reading "
-                "hangs; look at the storage that config.data.source names, then run the same command, which continues."
+                f"{self._name}: no batch came within config.guard.data_timeout_sec={self._timeout:g} s at step {step}; check "
+                "the storage of config.data.source, then run the same command to continue."
             ) from None
         if error is not None:
             raise error
         return batch
 
     def close(self) -> None:
-        self._asked.put(False)
+        """Ends the thread."""
+        self._requests.put(False)

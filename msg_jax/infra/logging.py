@@ -1,4 +1,4 @@
-"""Progress lines on the terminal, `metrics.jsonl` on disk and, where asked for, TensorBoard and Weights & Biases."""
+"""Progress lines on the terminal, `metrics.jsonl` on disk and, optionally, TensorBoard and Weights & Biases."""
 
 from collections.abc import Iterable, Iterator, Mapping
 import hashlib
@@ -20,7 +20,7 @@ _LOGGER = logging.getLogger("msg_jax")
 
 
 def plain_terminal() -> None:
-    """Our lines go to stdout without a prefix; libraries are heard from errors on. `--verbosity=-1` silences ours too."""
+    """Prints our own lines to stdout without a prefix, and of libraries only errors. `--verbosity=-1` silences ours too."""
     _LOGGER.handlers = [logging.StreamHandler(sys.stdout)]
     _LOGGER.setLevel(logging.INFO if absl_logging.get_verbosity() >= absl_logging.INFO else logging.WARNING)
     _LOGGER.propagate = False
@@ -28,17 +28,19 @@ def plain_terminal() -> None:
 
 
 def info(message: str, *args: Any) -> None:
+    """Prints a line, %-formatted with `args`."""
     _LOGGER.info(message, *args)
 
 
 class Progress:
-    """Prints `stage  step/steps  rate  ETA  metrics`, at most once per `every_sec`."""
+    """Prints `stage  step/steps  rate  ETA  metrics`, at most once per `every_sec` and at the end."""
 
     def __init__(self, stage: str, total: int, unit: str = "step", every_sec: float = 5.0, start: int = 0):
         self._stage, self._total, self._unit, self._every = stage, total, unit, every_sec
         self._first, self._begun, self._last = start, time.monotonic(), -math.inf
 
     def update(self, done: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Reports that `done` of the total are done."""
         now = time.monotonic()
         if now - self._last < self._every and done < self._total:
             return
@@ -49,7 +51,7 @@ class Progress:
         info("%-13s %s %d/%d  %.3g/s  ETA %s  %s", self._stage, self._unit, done, self._total, rate, eta, shown)
 
     def over(self, items: Iterable[Any]) -> Iterator[Any]:
-        """Yields the items and counts them."""
+        """Yields `items` and reports each as done."""
         for done, item in enumerate(items, self._first + 1):
             yield item
             self.update(done)
@@ -65,7 +67,7 @@ Row = Mapping[str, float | str | None]
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one object per logged step. Rows past the resumed step are dropped, so a rerun leaves no doubles."""
+    """`metrics.jsonl`: one object per logged step. Drops rows after the resumed step, so a rerun writes no duplicates."""
 
     def __init__(self, path: str | pathlib.Path, resumed_step: int = 0):
         self._path = pathlib.Path(path)
@@ -73,6 +75,7 @@ class MetricsFile:
         write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def write(self, step: int, metrics: Row) -> None:
+        """Appends the row of `step`."""
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
@@ -81,13 +84,13 @@ class MetricsFile:
 
 
 class TensorBoard:
-    """The same numbers as TensorBoard event files, by tensorboardX; TensorFlow is not needed. Raises UserError without it."""
+    """TensorBoard event files of the same metrics, by tensorboardX. Raises UserError if the package is missing."""
 
     def __init__(self, folder: str | pathlib.Path):
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
-            raise UserError("config.log.tensorboard=True needs the package tensorboardX: install it, or leave the field "
+            raise UserError("config.log.tensorboard=True needs the package tensorboardX: install it, or set the field to "
                             "False.") from error
         self._writer = SummaryWriter(str(folder), flush_secs=30)
 
@@ -101,14 +104,14 @@ class TensorBoard:
 
 
 class WandB:
-    """The same numbers in a Weights & Biases project; a resumed run goes on with its curve. Raises UserError without it."""
+    """A Weights & Biases run of the same metrics; a resumed run continues it. Raises UserError if the package is missing."""
 
     def __init__(self, project: str, folder: str | pathlib.Path):
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports] optional, in no requirements file
         except ImportError as error:
-            raise UserError(f"config.log.wandb={project!r} needs the package wandb: install it, or leave the field "
-                            "empty.") from error
+            raise UserError(f"config.log.wandb={project!r} needs the package wandb: install it, or set the field to "
+                            "an empty string.") from error
         name = "/".join(pathlib.Path(folder).resolve().parts[-3:])
         self._run = wandb.init(
             project=project, name=name, id=hashlib.sha256(name.encode()).hexdigest()[:16], resume="allow", dir=str(folder),
@@ -122,7 +125,7 @@ class WandB:
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict]:
-    """The rows of a `metrics.jsonl`; a last line cut by a kill is left out; no file gives no rows."""
+    """Reads the rows of a `metrics.jsonl`, none if it does not exist. Ignores a last line that a kill cut off."""
     rows = []
     path = pathlib.Path(path)
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -134,7 +137,7 @@ def read_metrics(path: str | pathlib.Path) -> list[dict]:
 
 
 def write_atomically(path: str | pathlib.Path, text: str) -> None:
-    """Writes beside `path`, then renames: a reader or a kill never meets half a file."""
+    """Writes a file beside `path` and renames it, so that `path` is never half written."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")  # several hosts may share the folder
@@ -147,4 +150,5 @@ def write_atomically(path: str | pathlib.Path, text: str) -> None:
 
 
 def write_jsonl(path: str | pathlib.Path, rows: Iterable[Mapping]) -> None:
+    """Writes one JSON object per line, atomically."""
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))

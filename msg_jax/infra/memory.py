@@ -1,4 +1,4 @@
-"""How much memory the computing device has left."""
+"""Free memory of the device."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ _CONTAINER_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")
 
 
 def available_bytes() -> int:
-    """Free bytes of the first local device; on a CPU what the system, or the container that this is in, can give."""
+    """Free bytes of the first local device; on a CPU those of the system, limited by its container."""
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         statistics = device.memory_stats() or {}

@@ -1,8 +1,8 @@
-"""The device mesh, and where every array lies on it. One device is the mesh (1, 1, 1), not another code path."""
+"""The device mesh and the sharding of arrays on it. A single device is the mesh (1, 1, 1), not another code path."""
 
 from collections.abc import Sequence
 import math
-from typing import Any
+from typing import Any, cast
 
 from flax import linen as nn
 from flax.core import meta
@@ -31,8 +31,11 @@ RULES = {
 }
 
 
-def make_mesh(shape: Sequence[int] = (-1, 1, 1), devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices` (default: all). One entry of `shape` may be -1: whatever is left.
+def make_mesh(
+    shape: Sequence[int] = (-1, 1, 1),
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm] JAX exports it as a variable
+) -> Mesh:
+    """A mesh over `devices` (default: all) with the axes `AXES`. One entry of `shape` may be -1, for the rest.
 
     Raises UserError if the shape does not multiply to the number of devices.
     """
@@ -50,19 +53,19 @@ def make_mesh(shape: Sequence[int] = (-1, 1, 1), devices: Sequence[jax.Device] |
 
 
 def _spec(names: P, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """Mesh axes for one parameter; an axis that does not divide its dimension is left out."""
+    """The mesh axes of one parameter, from its logical axis names. Axes that do not divide their dimension are left out."""
     axes = []
     for name, size in zip(tuple(names) + (None,) * (len(shape) - len(names)), shape):
         axis = RULES[name] if name is not None else None
         axes.append(axis if axis is not None and size % mesh.shape[axis] == 0 else None)
     used = [axis for axis in axes if axis is not None]
-    if len(used) != len(set(used)):  # one mesh axis cannot hold two dimensions: the first keeps it
+    if len(used) != len(set(used)):  # a mesh axis can shard only one dimension: the first
         axes = [axis if axis is None or axes.index(axis) == i else None for i, axis in enumerate(axes)]
     return P(*axes)
 
 
 def shardings(abstract: Any, mesh: Mesh) -> Any:
-    """A NamedSharding for every leaf of a tree of shapes whose parameters may be boxed with logical axis names."""
+    """The NamedSharding of every leaf of a tree of shapes; parameters may be boxed with logical axis names."""
     names = nn.get_partition_spec(abstract)
     return jax.tree.map(
         lambda leaf, spec: NamedSharding(mesh, _spec(spec, leaf.shape, mesh)), meta.unbox(abstract), names,
@@ -70,7 +73,7 @@ def shardings(abstract: Any, mesh: Mesh) -> Any:
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Numpy arrays with the `local_rows` of this process -> global arrays split over the batch axes."""
+    """Makes global arrays, sharded over the batch axes, from numpy arrays with this process's `local_rows`."""
     sharding = NamedSharding(mesh, BATCH)
     here, ways = len(local_rows(mesh, batch_devices(mesh))), batch_devices(mesh)
 
@@ -82,13 +85,14 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
-    """Which rows of a global batch this process's devices hold, ascending; rows may be held by several processes."""
+    """The rows of a global batch on this process's devices, ascending. Several processes may hold the same row."""
     slices = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
-    return sorted({row for (rows,) in slices for row in range(batch_size)[rows]})
+    return sorted({row for index in slices if index is not None for row in range(batch_size)[index[0]]})
 
 
 def spread(tree: Any, mesh: Mesh) -> Any:
-    """Arrays that this process alone works on: rows over the devices of its own `mesh` where they divide, else whole."""
+    """Places arrays for this process alone, on its own `mesh`: rows sharded if they divide, else replicated."""
+
     def put(x):
         spec = BATCH if len(x) % batch_devices(mesh) == 0 else REPLICATED
         return jax.device_put(x, NamedSharding(mesh, spec))
@@ -97,9 +101,9 @@ def spread(tree: Any, mesh: Mesh) -> Any:
 
 
 def micro_batches(tree: Any, count: int) -> Any:
-    """Rows (B, ...) -> (count, B / count, ...). Every device cuts its own rows: nothing moves between devices.
+    """Splits rows (B, ...) into micro-batches (count, B / count, ...). Each device splits its own rows, so no data moves.
 
-    Raises UserError if the rows of a device cannot be cut so.
+    Raises UserError if the rows of a device do not divide.
     """
     mesh = jax.sharding.get_abstract_mesh()
     ways = math.prod(mesh.shape.get(axis, 1) for axis in BATCH[0])
@@ -115,12 +119,13 @@ def micro_batches(tree: Any, count: int) -> Any:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Every leaf whole on every device."""
+    """Copies every leaf to every device."""
     return put(tree, jax.tree.map(lambda _: NamedSharding(mesh, REPLICATED), tree))
 
 
 def put(tree: Any, layout: Any) -> Any:
-    """Host arrays or arrays of this process, the same on every process, laid out as `layout`, a tree of shardings, says."""
+    """Places arrays according to `layout`, a tree of shardings. Every process must pass the same values."""
+
     def put_leaf(x, sharding):
         elsewhere = isinstance(x, jax.Array) and not x.is_fully_addressable
         if sharding.is_fully_addressable or elsewhere:
@@ -132,15 +137,17 @@ def put(tree: Any, layout: Any) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """Numpy arrays of the whole tree on every process, wherever its parts lie."""
+    """Gathers the whole tree as numpy arrays on every process."""
+
     def fetch(x):
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
-            x = jax.jit(lambda x: x, out_shardings=NamedSharding(x.sharding.mesh, REPLICATED))(x)
+            mesh = cast(NamedSharding, x.sharding).mesh
+            x = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, REPLICATED))(x)
         return np.asarray(x)
 
     return jax.tree.map(fetch, tree)
 
 
 def batch_devices(mesh: Mesh) -> int:
-    """How many ways a batch is split; a global batch size must be a multiple of it."""
+    """The number of shards of a batch; a global batch size must be a multiple of it."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -1,13 +1,15 @@
-"""How fast a training goes and what it waits for."""
+"""Throughput of a training: rates, model FLOPs utilisation, data stalls and profiler traces."""
 
 from collections.abc import Iterator
 import contextlib
+import os
 import time
+from typing import Any
 
 import jax
 
-# Dense bfloat16 peak of one device in FLOP/s, from the makers' data sheets, by the beginning of JAX's `device_kind`;
-# the longest match counts. "TPU v5" is how JAX calls a v5p.
+# Dense bfloat16 peak of one device in FLOP/s, from the vendors' data sheets, by prefix of JAX's `device_kind`; the longest
+# match counts. JAX calls a v5p "TPU v5".
 PEAK_FLOPS = {
     "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5": 459e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
@@ -17,31 +19,42 @@ PEAK_FLOPS = {
 FIELDS = ("steps_per_sec", "examples_per_sec", "flops_per_sec", "mfu", "mfu_reason", "data_wait_share")
 
 
-def peak_flops(device: jax.Device) -> float | None:
-    """Dense bfloat16 FLOP/s of one device, None where the table does not know it."""
+def peak_flops(device: jax.Device) -> float | None:  # pyright: ignore[reportInvalidTypeForm] JAX exports it as a variable
+    """Dense bfloat16 FLOP/s of one device; None if the table lacks it."""
     known = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
     return PEAK_FLOPS[max(known, key=len)] if known else None
 
 
 class Meter:
-    """Rates between two rows of `metrics.jsonl`; `flops` are those of one step over all devices, None if unknown."""
+    """Measures rates between two rows of `metrics.jsonl`.
 
-    def __init__(self, flops: float | None, examples: int, devices: list[jax.Device], done: int = 0):
+    `flops` is the work of one step over all devices, None if unknown; `examples` is the global batch size; `done` is the
+    number of steps so far.
+    """
+
+    def __init__(
+        self,
+        flops: float | None,
+        examples: int,
+        devices: list[jax.Device],  # pyright: ignore[reportInvalidTypeForm] JAX exports it as a variable
+        done: int = 0,
+    ):
         self._flops, self._examples, self._devices = flops, examples, devices
         self._peak = peak_flops(devices[0])
         self._done, self._begun, self._waited = done, time.monotonic(), 0.0
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
+        """Counts the time in this context as waiting for data."""
         begun = time.monotonic()
         yield
         self._waited += time.monotonic() - begun
 
     def row(self, done: int) -> dict[str, float | str | None]:
-        """`FIELDS` since the last row; what cannot be said is None, with the reason beside it."""
+        """The values of `FIELDS` since the last row. An unknown `mfu` is None, with its reason in `mfu_reason`."""
         now = time.monotonic()
         seconds, rate = now - self._begun, (done - self._done) / max(now - self._begun, 1e-9)
-        row = {
+        row: dict[str, float | str | None] = {
             "steps_per_sec": rate, "examples_per_sec": rate * self._examples,
             "flops_per_sec": None if self._flops is None else rate * self._flops, "mfu": None,
             "data_wait_share": self._waited / max(seconds, 1e-9),
@@ -57,33 +70,36 @@ class Meter:
 
 
 def step_flops(lowered: jax.stages.Lowered, accumulate: int) -> float | None:
-    """Floating-point operations of one step over all devices, as XLA counts them in the unoptimised program.
+    """Floating-point operations of one step over all devices, by XLA's count for the unoptimised program; None if unknown.
 
-    Optimised programs hide matrix products in library calls that count as nothing. A loop's body counts once, hence
-    times `accumulate`; the optimiser's own operations, a few per parameter, are then counted as often. What
-    rematerialisation computes again is counted again.
+    Optimised programs hide matrix products in library calls, which XLA counts as zero. XLA counts a loop body once, hence
+    the factor `accumulate`; it also multiplies the optimiser's few operations per parameter. Rematerialised operations
+    count twice.
     """
     costs = lowered.cost_analysis() or {}
     return costs["flops"] * accumulate if costs.get("flops", 0) > 0 else None
 
 
 class Profiler:
-    """Writes a trace of the steps a <= step < b to `folder`, for TensorBoard's or Perfetto's profile view."""
+    """Writes a trace of the steps a <= step < b to `folder`, for TensorBoard or Perfetto; None disables it."""
 
-    def __init__(self, steps: tuple[int, int] | None, folder):
+    def __init__(self, steps: tuple[int, int] | None, folder: str | os.PathLike):
         self._steps, self._folder, self._on = steps, folder, False
 
     def before(self, step: int) -> None:
+        """Call it before each step."""
         if self._steps and self._steps[0] <= step < self._steps[1] and not self._on:
             jax.profiler.start_trace(str(self._folder))
             self._on = True
 
-    def after(self, done: int, result) -> None:
-        if self._on and done >= self._steps[1]:
+    def after(self, done: int, result: Any) -> None:
+        """Call it after each step, with the number of steps done; waits for `result` before it ends the trace."""
+        if self._steps and self._on and done >= self._steps[1]:
             jax.block_until_ready(result)
             self.close()
 
     def close(self) -> None:
+        """Ends a trace that is still running."""
         if self._on:
             jax.profiler.stop_trace()
             self._on = False

@@ -1,4 +1,4 @@
-"""SIGTERM: finish the step or shard at hand, save, exit with code 0."""
+"""Preemption by SIGTERM: finish the current step or shard, save, exit with code 0."""
 
 import collections
 import functools
@@ -12,28 +12,29 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 _requested = False
-_LAG = 4  # steps from one process's SIGTERM to the step after which all processes stop
+_LAG = 4  # steps between a process's SIGTERM and the step after which all processes stop
 
 
 def install() -> None:
-    """From now on SIGTERM is noted instead of ending the process at once."""
+    """Installs a SIGTERM handler that records the request instead of ending the process."""
 
-    def note(signum, frame):
+    def record(signum, frame):
         global _requested
         _requested = True
 
-    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGTERM, record)
 
 
 def requested() -> bool:
+    """Whether this process got a SIGTERM."""
     return _requested
 
 
 class Agreement:
-    """All processes of a mesh stop after the same step, whichever of them got the SIGTERM.
+    """Makes all processes of a mesh stop after the same step, whichever of them got the SIGTERM.
 
-    Every step the processes share a flag on the devices, and read the one of a few steps before, which has long been
-    there: nothing waits. One process alone needs no agreement.
+    At each step the processes reduce a flag on the devices and read the flag of a few steps before. That one has long been
+    computed, so nothing blocks. A single process reads its own flag.
     """
 
     def __init__(self, mesh: Mesh):
@@ -45,7 +46,7 @@ class Agreement:
         return jax.jit(jnp.max, out_shardings=NamedSharding(self._mesh, P()))
 
     def requested(self) -> bool:
-        """Called once a step."""
+        """Whether to stop after this step, the same answer in all processes. Call it once per step."""
         if jax.process_count() == 1:
             return requested()
         mine = np.full(len(self._mesh.local_devices), requested(), np.int32)
@@ -55,12 +56,12 @@ class Agreement:
 
 
 def stop(what: str) -> None:
-    """Ends the process, where everything so far is on disk; `what` tells the user where the work stands."""
-    print(f"Stopped by SIGTERM at {what}; the same command continues from here.", file=sys.stderr)
+    """Ends the process with code 0 once everything is saved; `what` tells the user where the work stands."""
+    print(f"Stopped by SIGTERM at {what}; run the same command to continue from here.", file=sys.stderr)
     sys.exit(0)
 
 
 def exit_if_requested(what: str) -> None:
-    """`stop` if SIGTERM came."""
+    """Calls `stop` if this process got a SIGTERM."""
     if _requested:
         stop(what)

@@ -87,7 +87,7 @@ class Cosines:
             members = []
             for folder in folders:
                 terms = self._terms(folder, frames, log_mels)
-                scores = sum((weight * terms[term] for term, weight in weights.items()), np.zeros(()))
+                scores = np.sum([weight * terms[term] for term, weight in weights.items()], axis=0)
                 members.append((scores - scores.mean()) / (scores.std(axis=1).mean() or 1.0))
             return np.mean(members, axis=0)
 

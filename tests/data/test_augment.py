@@ -1,4 +1,4 @@
-"""Augmented records: cuts, lengths and events, sample by sample."""
+"""Augmented records: cuts, lengths and events."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from msg_jax.errors import UserError
 
 
 def record(value, events, clip=TINY, px=2):
-    """Every frame k holds value + k, every sample value + n / 1000."""
+    """Frame k holds value + k % 100, sample n holds value + n / 1e6."""
     rows = np.full((MAX_EVENTS, 3), -1.0, np.float32)
     rows[: len(events)] = np.reshape(events, (-1, 3))
 
@@ -43,7 +43,7 @@ def test_events_follow_the_cut():
     events = augment.splice(FIRST, SECOND, 1.6, 1.6, TINY)["events"]
     np.testing.assert_allclose(events[:4], [(1, 0.5, 0.7), (2, 1.55, 1.6), (4, 1.6, 1.8), (3, 3.0, 3.1)], rtol=1e-6)
     assert events.shape == (MAX_EVENTS, 3) and (events[4:] == -1).all()
-    later = augment.splice(FIRST, SECOND, 1.6, 0.0, TINY)["events"]  # from its beginning on
+    later = augment.splice(FIRST, SECOND, 1.6, 0.0, TINY)["events"]  # second from its own beginning
     np.testing.assert_allclose(later[2:4], [(3, 1.8, 2.0), (-1, -1, -1)], atol=1e-6)  # at 3.2 the clip ends
 
 
@@ -59,7 +59,7 @@ def test_speed_moves_pictures_events_and_pitch_together():
     tone = np.sin(2 * np.pi * 500 * np.arange(TINY.audio_samples) / TINY.audio_hz).astype(np.float32)
     fast = augment.change_speed(FIRST | {"waveform": tone}, SECOND | {"waveform": 0 * tone}, 1.25, TINY)
     spectrum = np.abs(np.fft.rfft(fast["waveform"][:32_000]))
-    assert spectrum.argmax() / 2 == pytest.approx(625)  # half a hertz a bin
+    assert spectrum.argmax() / 2 == pytest.approx(625)  # half a hertz per bin
     np.testing.assert_allclose(fast["events"][:4, 1], [0.4, 1.24, 2.0, 2.56 + 0.16], rtol=1e-5)
     assert fast["video"][10, 0, 0, 0] == 12 and fast["video"][63, 0, 0, 0] == 79 and fast["video"][64, 0, 0, 0] == 100
     slow = augment.change_speed(FIRST, SECOND, 0.8, TINY)
@@ -67,7 +67,7 @@ def test_speed_moves_pictures_events_and_pitch_together():
     assert slow["video"][10, 0, 0, 0] == 8 and slow["caption"] == "sound 0"
 
 
-def test_an_augmented_source_is_deterministic_and_keeps_what_there_was():
+def test_an_augmented_source_is_deterministic_and_keeps_the_original_records():
     scenes = ScenesSource(TINY, "train", 4)
     one, other = (Augmented(scenes, concat=0.5, speed=0.25, speeds=(0.8, 1.25), seed=seed) for seed in (0, 1))
     assert len(one) == 4 + 2 + 1

@@ -1,4 +1,4 @@
-"""Controlled mistakes in scenes: what they change, and that nothing else tells them from the untouched sound."""
+"""Edits of scenes change the intended event and nothing else."""
 
 import dataclasses
 
@@ -19,8 +19,8 @@ def recordings():
     return [record_sound(0, "train", index, TINY) for index in range(24)]
 
 
-def _made(recordings, kind):
-    """(recording, untouched sound, edited sound, event rows before, event rows after) of every scene that can be edited so."""
+def _edited(recordings, kind):
+    """Yields (recording, untouched sound, edited sound, events before, events after) for every scene with this edit."""
     for index, recording in enumerate(recordings):
         made = edits.edit(recording, kind, np.random.default_rng(index))
         if made is not None:
@@ -47,7 +47,7 @@ def test_an_edit_is_a_function_of_its_arguments(recordings, kind):
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
     assert first[0].shape == (TINY.audio_samples,) and first[0].dtype == np.float32
-    assert np.array_equal(first[0], other[0]) == (kind == "reversed")  # which has nothing to draw
+    assert np.array_equal(first[0], other[0]) == (kind == "reversed")  # which draws nothing
     np.testing.assert_array_equal(recording.waveform(recording.takes), untouched)
 
 
@@ -56,7 +56,7 @@ def test_an_edit_is_a_function_of_its_arguments(recordings, kind):
 ])
 def test_exactly_one_event_differs(recordings, kind, fewer, more):
     count = 0
-    for _, _, _, before, after in _made(recordings, kind):
+    for _, _, _, before, after in _edited(recordings, kind):
         gone, new = before - after, after - before
         assert (len(gone), len(new)) == (fewer, more)
         count += 1
@@ -69,8 +69,8 @@ def test_exactly_one_event_differs(recordings, kind, fewer, more):
 
 
 @pytest.mark.parametrize("kind", ["swap", "drop", "add", *SHIFTS])
-def test_sound_differs_around_that_event_alone(recordings, kind):
-    for recording, untouched, edited, before, after in _made(recordings, kind):
+def test_only_the_sound_of_that_event_differs(recordings, kind):
+    for recording, untouched, edited, before, after in _edited(recordings, kind):
         onsets = [row[1] for row in before ^ after]
         first, last = round(min(onsets) * HZ), round(max(onsets) * HZ)
         differs = np.flatnonzero(untouched != edited)
@@ -82,15 +82,15 @@ def test_sound_differs_around_that_event_alone(recordings, kind):
 
 
 @pytest.mark.parametrize("kind", SHIFTS)
-def test_a_moved_event_is_the_same_sound(recordings, kind):
+def test_a_moved_event_keeps_its_sound(recordings, kind):
     compared = 0
-    for recording, untouched, edited, before, after in _made(recordings, kind):
+    for recording, untouched, edited, before, after in _edited(recordings, kind):
         (old,), (new,) = before - after, after - before
         rest = recording.waveform([take for take in recording.takes if (take.kind, np.float32(take.onset)) != old[:2]])
         starts = [round(float(row[1]) * HZ) for row in (old, new)]
         size = TINY.audio_samples - max(starts)
         was, now = ((sound - rest)[start : start + size] for sound, start in zip((untouched, edited), starts))
-        # The recording's own times are float64, an event list's are not: a sample to either side
+        # the recording's times are float64, those of an event list float32: allow one sample to either side
         fits = [np.dot(was, np.roll(now, by)) / np.sqrt(np.dot(was, was) * np.dot(now, now)) for by in (-1, 0, 1)]
         assert max(fits) > 0.999
         compared += 1
@@ -98,12 +98,12 @@ def test_a_moved_event_is_the_same_sound(recordings, kind):
 
 
 @pytest.mark.parametrize("kind", ["swap", "add", *SHIFTS])
-def test_a_new_event_could_have_been_in_a_scene(recordings, kind):
-    for recording, _, edited, before, after in _made(recordings, kind):
+def test_a_new_event_obeys_the_rules_of_scenes(recordings, kind):
+    for recording, _, edited, before, after in _edited(recordings, kind):
         ((label, onset, offset),) = after - before
         assert np.float32(0.1) <= onset <= np.float32(TINY.duration_sec - 0.1)
         if kind in ("swap", "add"):
-            assert offset < TINY.duration_sec  # heard out
+            assert offset < TINY.duration_sec  # it ends before the clip does
         alike = [row for row in after if row[0] == label and row[1] != onset]
         assert all(abs(row[1] - onset) > 0.16 for row in alike)
         if label in SUSTAINED:
@@ -112,15 +112,15 @@ def test_a_new_event_could_have_been_in_a_scene(recordings, kind):
         assert np.abs(edited).max() <= max(loudest, 0.95 + np.abs(recording.noise).max())
 
 
-def test_what_is_added_ends_in_silence(recordings):
-    """No click where it stops: 34 dB below its peak; 25 dB if that is where the clip ends, which cuts 30 dB below at most."""
-    for _, untouched, edited, _, _ in _made(recordings, "add"):
+def test_an_added_event_ends_without_a_click(recordings):
+    """It ends 34 dB below its peak, or 25 dB if the clip truncates it: events decay by 30 dB before the clip ends."""
+    for _, untouched, edited, _, _ in _edited(recordings, "add"):
         new = np.abs(edited - untouched)
         last = np.flatnonzero(new > 1e-7)[-1]
         assert new[last] < (0.02 if last < new.size - 1 else 0.056) * new.max()
 
 
-def test_every_class_is_swapped_in_and_added(recordings):
+def test_swaps_and_additions_use_every_class(recordings):
     for kind in ("swap", "add"):
         new = {row[0] for seed in range(2) for recording in recordings
                for made in [edits.edit(recording, kind, np.random.default_rng((seed, round(1000 / recording.level))))]
@@ -130,17 +130,17 @@ def test_every_class_is_swapped_in_and_added(recordings):
 
 def test_reversed_events_are_mirrored(recordings):
     count = 0
-    for _, _, _, before, after in _made(recordings, "reversed"):
+    for _, _, _, before, after in _edited(recordings, "reversed"):
         count += 1
         assert sorted(row[0] for row in before) == sorted(row[0] for row in after)
         for label, onset, offset in before:
-            # A blow at the mirrored moment; a run that stops there begins when it began, or with the first sound of any scene.
+            # a struck event starts at its mirrored onset, a sustained one at its mirrored offset, but not before 0.1 s
             wanted = TINY.duration_sec - onset if label not in SUSTAINED else max(TINY.duration_sec - offset, 0.1)
             assert min(abs(other[1] - wanted) for other in after if other[0] == label) < 1e-5
     assert count >= 20
 
 
-def test_what_is_impossible_is_none(recordings):
+def test_an_impossible_edit_is_none_and_an_unknown_one_raises(recordings):
     alone = dataclasses.replace(recordings[0], takes=recordings[0].takes[:1])
     assert edits.edit(alone, "drop", np.random.default_rng(0)) is None
     assert edits.edit(alone, "shift_3000ms", np.random.default_rng(0)) is None

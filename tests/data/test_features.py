@@ -9,7 +9,7 @@ def _item(i):
     return {"latents": np.full((3, 2), i, np.float32), "flags": np.array([i, -i], np.int16)}
 
 
-def test_a_killed_writer_goes_on_and_the_reader_sees_every_item(tmp_path):
+def test_a_killed_writer_resumes_and_the_reader_sees_every_item(tmp_path):
     writer = FeatureWriter(tmp_path, 7, shard_items=3)
     assert [(shard, list(rows)) for shard, rows in writer.missing] == [(0, [0, 1, 2]), (1, [3, 4, 5]), (2, [6])]
     writer.write(0, ["a", "b", "c"], [_item(i) for i in range(3)])
@@ -35,8 +35,8 @@ def test_a_killed_writer_goes_on_and_the_reader_sees_every_item(tmp_path):
     np.testing.assert_array_equal(source.stack([5, 1], ("flags",))["flags"], [[5, -5], [1, -1]])
 
 
-def test_items_that_could_not_be_had_are_known_and_the_rest_keeps_its_place(tmp_path):
-    """Seven clips of which 1, 3, 4 and 5 cannot be read: a whole shard among them."""
+def test_skipped_items_are_listed_and_the_others_keep_their_index(tmp_path):
+    """Seven clips of which 1, 3, 4 and 5 are unreadable, among them a whole shard."""
     bad = {1, 3, 4, 5}
     writer = FeatureWriter(tmp_path, 7, shard_items=3)
     for shard, rows in writer.missing:

@@ -18,7 +18,7 @@ def tone(hz, seconds):
 
 
 def write(path, seconds, pitch_hz=500):
-    """A video that brightens by 5 levels a picture at 25 Hz, with a tone."""
+    """Writes a video that brightens by 5 levels per frame at 25 Hz, with a tone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     levels = np.arange(round(25 * seconds), dtype=np.uint8) * 5
     frames = np.broadcast_to(levels[:, None, None, None], (len(levels), 16, 16, 3))
@@ -27,7 +27,7 @@ def write(path, seconds, pitch_hz=500):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Five usable videos of 0.8, 1.2, 1.6, 1.8 and 0.76 s, and five that are not."""
+    """Five usable videos of 0.8, 1.2, 1.6, 1.8 and 0.76 s, and five unusable files."""
     root = tmp_path_factory.mktemp("videos")
     for name, seconds in {"b.mp4": 0.8, "a.mp4": 1.2, "sub/c.MP4": 1.6, "sub/deep/d.m4v": 1.8, "e.mov": 0.76}.items():
         write(root / name, seconds)
@@ -72,7 +72,7 @@ def test_windows_at_a_stride(root):
     assert found == [f"{name}@{start:.3f}" for name, starts in WINDOWS.items() for start in starts]
     capped = all_ids(root, stride_sec=0.4, windows_per_video=2)
     assert capped == [f"{name}@{start:.3f}" for name, starts in WINDOWS.items() for start in starts[:2]]
-    whole = sum(len(source) for source in sources(root).values())  # side by side: only the two longest hold two
+    whole = sum(len(source) for source in sources(root).values())  # without overlap only the two longest hold two
     assert whole == 1 + 1 + 1 + 2 + 2
 
 
@@ -84,7 +84,7 @@ def test_skipped_files_are_listed_with_reasons(root):
     assert all(text in reason for text, reason in zip(expected, reasons.values()))
 
 
-def test_splits_are_by_file_whole_and_disjoint(root, tmp_path):
+def test_every_file_is_in_exactly_one_split(root, tmp_path):
     def files(seed):
         found = sources(root, seed=seed, stride_sec=0.4, index_path=tmp_path / "index.json")
         return {split: {name.split("@")[0] for name in ids(source)} for split, source in found.items()}
@@ -152,7 +152,7 @@ def test_too_few_videos_and_bad_arguments(tmp_path):
         folder.FolderSource(tmp_path, CLIP, "valid")
 
 
-def test_index_spares_probing_until_a_file_changes(tmp_path, monkeypatch):
+def test_the_index_saves_probing_until_a_file_changes(tmp_path, monkeypatch):
     index, probed = tmp_path / "cache" / "index.json", []
     for name in ("a.mp4", "b.mp4", "c.mp4"):
         write(tmp_path / name, 1.0)
@@ -176,7 +176,7 @@ def test_index_spares_probing_until_a_file_changes(tmp_path, monkeypatch):
             folder.FolderSource(tmp_path, CLIP, "train", index_path=index)
 
 
-def test_a_file_that_breaks_later_is_named(tmp_path):
+def test_a_file_that_breaks_after_probing_is_named(tmp_path):
     for name in ("a.mp4", "b.mp4", "c.mp4"):
         write(tmp_path / name, 1.0)
     source = folder.FolderSource(tmp_path, CLIP, "train")

@@ -1,6 +1,6 @@
-"""Against spectrograms of the publishers' own code (torchlibrosa, torchvggish, torchaudio), stored in tests/golden.
+"""Spectrograms against those of the publishers' code (torchlibrosa, torchvggish, torchaudio), stored in tests/golden.
 
-The stored ones are thinned: every 4th frame of PANNs', every 8th of VGGish's, every 6th of Synchformer's.
+Only some frames are stored: every 4th of PANNs, every 8th of VGGish, every 6th of Synchformer.
 """
 
 from golden_files import load
@@ -15,7 +15,7 @@ from msg_jax.models.panns import PRESETS
 def test_panns(name):
     arrays, _ = load("panns")
     found = frontends.panns_log_mel(arrays["in/waveform"].astype(np.float32), PRESETS[name].mel)
-    # In dB. The publisher's transform is a float32 convolution, which is worth a thousandth of one in quiet bands.
+    # in dB; the publisher's transform is a float32 convolution, which differs by a thousandth in quiet bands
     np.testing.assert_allclose(found[::4], arrays[f"out/log_mel_{name}"], atol=2e-3)
 
 
@@ -33,5 +33,5 @@ def test_synchformer():
     np.testing.assert_allclose(found[:, ::6], load("synchformer_audio")[0]["out/spectrograms"], atol=2e-4)
 
 
-def test_segments_are_those_of_the_video():
+def test_there_are_as_many_segments_as_of_the_video():
     assert frontends.synchformer_spectrograms(np.zeros(8 * 16_000, np.float32)).shape == (24, 66, 128)

@@ -1,4 +1,4 @@
-"""Reading videos whose pictures carry their own number and whose sound begins at a known time."""
+"""Reading videos whose frames carry their number and whose sound begins at a known time."""
 
 from fractions import Fraction
 
@@ -53,7 +53,7 @@ def test_uneven_times_and_late_start(tmp_path, suffix, shift_ms):
     path = plain_video(tmp_path / f"uneven{suffix}", [ms + shift_ms for ms in UNEVEN_MS])
     info = media.probe(path)
     assert info.start_sec == pytest.approx(shift_ms / 1000, abs=1e-3)
-    # How long the last picture stays is lost in MP4 with B-frames: then it is taken to be the mean of all.
+    # MP4 with B-frames loses the duration of the last picture, so the mean of all is used
     last_ms = UNEVEN_MS[-1] / (len(UNEVEN_MS) - 1) if suffix == ".mp4" else LAST_MS
     assert info.duration_sec == pytest.approx((UNEVEN_MS[-1] + last_ms) / 1000, abs=2e-3)
     for start_ms in (0, 777, 2205):
@@ -201,7 +201,7 @@ def bad_files(tmp_path, videos):
     ("cut.mp4", "cut short"), ("text.mp4", "not a video"), ("empty.mp4", r"empty \(0 bytes\)"),
     ("sound.mp4", "no video stream"), ("missing.mp4", "does not exist"), ("folder.mp4", "folder, not a video"),
 ])  # fmt: skip
-def test_bad_files_get_one_sentence(bad_files, name, fault):
+def test_a_bad_file_raises_one_sentence(bad_files, name, fault):
     calls = [
         lambda path: media.probe(path),
         lambda path: media.read_video(path, [media.FrameGrid(25.0, 16, 2)]),
@@ -217,7 +217,7 @@ def test_bad_files_get_one_sentence(bad_files, name, fault):
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
 def test_a_file_that_breaks_is_used_as_far_as_it_goes(tmp_path, videos, name):
-    """The index stands in front, so that a cut file opens; half its bytes hold about half its pictures."""
+    """The index comes first, so that a cut file opens; half its bytes hold about half its pictures."""
     path = tmp_path / name
     noise = np.random.default_rng(0).integers(0, 255, (75, HEIGHT, WIDTH, 3), np.uint8)
     frames = [np.where(noise_ % 4 == 0, noise_, numbered(i)).astype(np.uint8) for i, noise_ in enumerate(noise)]

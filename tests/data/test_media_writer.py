@@ -14,7 +14,7 @@ from msg_jax.errors import UserError
 
 
 def packets(path):
-    """[(bytes, seconds since the first picture), ...] of the video stream."""
+    """(bytes, seconds since the first picture) of each packet of the video stream."""
     with av.open(str(path)) as container:
         found = [(bytes(p), float(p.pts * p.time_base)) for p in container.demux(video=0) if p.size]
     start = min(time for _, time in found)
@@ -46,7 +46,7 @@ CODEC_FRAME_SEC = 1024 / 16_000
 
 
 def check_mux(source, out, waveform_onset_sec, hz=16_000, **codec):
-    """Replaces the sound by a beep; holds the packets, the sound's place and its length against the truth."""
+    """Replaces the sound by a beep, and checks the packets and the sound's time and length; returns metadata and codec."""
     duration_sec = media.probe(source).duration_sec
     media_writer.mux(source, beep(hz, waveform_onset_sec, duration_sec + 1)[0], hz, out, **codec)
     for (ours, our_sec), (theirs, their_sec) in zip(packets(out), packets(source), strict=True):
@@ -92,7 +92,7 @@ def test_lossless_mux_is_exact(tmp_path, videos):
     np.testing.assert_array_equal(media.read_audio(tmp_path / "out.mp4", 0.0, 48_000, 16_000), waveform)
 
 
-def test_mux_never_overwrites_and_leaves_nothing_half_made(tmp_path, videos, monkeypatch):
+def test_mux_does_not_overwrite_and_leaves_no_partial_file(tmp_path, videos, monkeypatch):
     out = tmp_path / "out.mp4"
     out.write_text("mine")
     with pytest.raises(UserError, match=r"out.mp4 exists already; pass --overwrite"):

@@ -38,7 +38,7 @@ def test_a_tone_lands_in_its_band_and_silence_on_the_floor():
     np.testing.assert_allclose(np.exp(silence[0]), np.maximum(1e-9**0.5 * mel_basis(spec).sum(1), 1e-5), rtol=1e-4)
 
 
-def test_clamps_and_keeps_leading_axes():
+def test_clamps_and_keeps_the_leading_axes():
     noise = np.random.default_rng(0).uniform(-3, 3, (2, 3, 3200))
     mel = log_mel(noise, TINY.mel)
     assert mel.shape == (2, 3, 10, 40)

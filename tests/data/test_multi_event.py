@@ -47,13 +47,13 @@ def test_any_and_all_of_the_kinds(times):
     assert multi_event.select(clips, Rule(("overlap", "transition"), match="all")) == []
 
 
-def test_separated_events_are_the_most_there_are():
+def test_separated_counts_the_most_events_that_are_apart():
     onsets = [Event("a", second, second + 0.1) for second in (0.0, 0.3, 0.5, 0.9, 1.1)]
     assert multi_event.separated(onsets, 0.5) == 3  # 0.0, 0.5, 1.1
     assert multi_event.separated(onsets, 0.0) == 5
 
 
-def test_the_list_says_how_it_was_made(times, tmp_path, capsys):
+def test_the_list_records_its_rule_and_digest(times, tmp_path, capsys):
     out = tmp_path / "ids.txt"
     assert multi_event.main([str(times), f"--out={out}", "--kinds=events,overlap", "--min_gap_sec=0.6"]) == 0
     text = out.read_text()
@@ -108,7 +108,7 @@ def test_a_mistake_is_one_sentence(tmp_path, capsys, text, arguments, words):
     assert not (tmp_path / "ids.txt").exists()
 
 
-def test_a_list_is_not_overwritten(times, tmp_path):
+def test_a_list_is_overwritten_only_on_request(times, tmp_path):
     out = tmp_path / "ids.txt"
     out.write_text("mine")
     with pytest.raises(SystemExit):

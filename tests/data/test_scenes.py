@@ -44,12 +44,12 @@ def test_shapes_and_ranges_follow_the_clip(clip):
         assert record["events"].shape == (MAX_EVENTS, 3)
 
 
-def test_the_slow_stream_shows_the_same_moments(records):
-    # 25 fps / 6.25 fps: every fourth frame is the same instant
+def test_both_video_streams_show_the_same_moments(records):
+    # 25 Hz / 6.25 Hz: every fourth frame is at the same time
     np.testing.assert_array_equal(records[0]["clip_video"], records[0]["video"][::4])
 
 
-def test_events_are_ordered_inside_the_clip_and_never_ambiguous(records):
+def test_events_are_ordered_inside_the_clip_and_apart(records):
     for record in records:
         events = _events(record)
         assert len(events) >= 1 and np.all(np.diff(events[:, 1]) >= 0)
@@ -58,7 +58,7 @@ def test_events_are_ordered_inside_the_clip_and_never_ambiguous(records):
             assert np.all(np.diff(events[events[:, 0] == kind, 1]) > 0.16)
 
 
-def test_the_caption_names_exactly_what_sounds(records):
+def test_the_caption_names_exactly_the_classes_of_the_events(records):
     for record in records:
         named = re.split(r", then |, | and ", record["caption"])
         assert set(named) == {CLASS_NAMES[int(kind)] for kind in _events(record)[:, 0]}
@@ -70,12 +70,12 @@ def test_the_caption_names_exactly_what_sounds(records):
 def test_statistics(records):
     events = np.concatenate([_events(record) for record in records])
     counts = np.bincount(events[:, 0].astype(int), minlength=len(CLASS_NAMES))
-    assert counts.max() < 2.5 * counts.min()  # 2 in the long run
+    assert counts.max() < 2.5 * counts.min()  # 2 on average
     assert 6.0 < len(events) / len(records) < 9.0
     assert 0.27 < np.mean([", then " in record["caption"] for record in records]) < 0.47
 
 
-def test_silence_ends_at_the_first_onset(records):
+def test_it_is_silent_until_the_first_onset(records):
     hz = TINY.audio_hz
     for record in records:
         onset = round(float(_events(record)[0, 1]) * hz)
@@ -85,7 +85,7 @@ def test_silence_ends_at_the_first_onset(records):
 
 
 @pytest.mark.parametrize("material", [Wood, Metal, Glass, Thud])
-def test_balls_obey_ballistics_and_sound_when_they_touch_the_floor(material):
+def test_balls_fall_ballistically_and_sound_when_they_hit_the_floor(material):
     for seed in range(10):
         ball = material(np.random.default_rng(seed), Slot(0.5, 0.0, 8.0))
         onsets = np.array([onset for onset, _ in ball.events])
@@ -93,14 +93,14 @@ def test_balls_obey_ballistics_and_sound_when_they_touch_the_floor(material):
         grid = np.arange(0.0, 8.0, 0.001)
         height = ball.height(grid)
         assert height.min() > -1e-9
-        touching = grid[1:][(height[1:] < 1e-3) & (height[:-1] >= 1e-3)]  # comes down to the floor
+        touching = grid[1:][(height[1:] < 1e-3) & (height[:-1] >= 1e-3)]  # reaches the floor
         assert all(np.abs(onsets - time).min() < 0.002 for time in touching if time < ball.last_onset)
         falling = ball.height(onsets[0] - np.array([0.2, 0.1, 0.0]))
         np.testing.assert_allclose(np.diff(falling, 2) / 0.1**2, -6.25, rtol=1e-6)
         assert np.all(np.array(ball.speeds) <= np.sqrt(2 * 6.25 * 0.65) + 1e-9)
 
 
-def test_the_motor_hums_at_the_pitch_of_its_speed():
+def test_the_motor_hums_at_a_pitch_set_by_its_speed():
     motor = Motor(np.random.default_rng(1), Slot(0.5, 0.0, 8.0))
     hz = 16_000
     for event, ((onset, offset), turns) in enumerate(zip(motor.events, motor.turns)):

@@ -1,4 +1,4 @@
-"""The VGGSound builder on a handful of files as the internet leaves them."""
+"""The VGGSound builder on a handful of files, most of them unusable as in the real data set."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ CLIP = clip_module.ClipSpec(duration_sec=0.8, video_px=16, clip_video_px=8)
 
 
 def write(path, seconds, step=5, sound=True):
-    """A video whose pictures brighten by `step` levels at 25 Hz, with a tone or silence."""
+    """Writes a video that brightens by `step` levels per frame at 25 Hz, with a tone or silence."""
     levels = 10 + np.arange(round(25 * seconds), dtype=np.uint8) * step
     frames = np.broadcast_to(levels[:, None, None, None], (len(levels), 16, 16, 3))
     tone = 0.5 * np.sin(2 * np.pi * 500 * np.arange(round(16_000 * seconds)) / 16_000)
@@ -31,7 +31,7 @@ def built(tmp_path_factory):
     videos.mkdir()
     write(videos / "aaaaaaaaaaa_000030.mp4", 1.0)
     write(videos / "-bbbbbbbbbb_000000.mp4", 1.0)
-    write(videos / "whole_video.mp4", 2.0, step=2)  # not cut: the clip begins at second 1
+    write(videos / "whole_video.mp4", 2.0, step=2)  # a whole video: the clip begins at second 1
     write(videos / "still_video_000005.mp4", 1.0, step=0)
     write(videos / "silentvideo_000005.mp4", 1.0, sound=False)
     write(videos / "short_video_000001.mp4", 0.5)
@@ -54,18 +54,18 @@ def built(tmp_path_factory):
     return root, vggsound.prepare_vggsound(root / "data", videos, table, CLIP)
 
 
-def test_usable_clips_are_records_and_the_official_test_split_stays(built):
+def test_usable_clips_become_records_of_the_official_splits(built):
     _, folder = built
     train, test = TfdsSource(folder, CLIP, "train"), TfdsSource(folder, CLIP, "test")
     found = {train[i]["id"]: train[i] for i in range(len(train))}
     assert set(found) == {"aaaaaaaaaaa_000030", "whole_video_000001"}
     assert found["aaaaaaaaaaa_000030"]["caption"] == "playing, drums" and not found["aaaaaaaaaaa_000030"]["has_events"]
     assert [test[i]["id"] for i in range(len(test))] == ["-bbbbbbbbbb_000000"]
-    # one second into a video that brightens by 2 levels a picture from 10 on: 25 pictures later, 60
+    # one second into a video that brightens by 2 levels per frame from 10: 25 frames later, 60
     assert abs(float(found["whole_video_000001"]["video"][0].mean()) - 60) < 3
 
 
-def test_every_clip_that_is_left_out_has_its_reason(built):
+def test_every_skipped_clip_has_its_reason(built):
     _, folder = built
     rows = [json.loads(line) for line in pathlib.Path(folder, "skipped.jsonl").read_text().splitlines()]
     reasons = {row["id"].split("_0000")[0]: row["reason"] for row in rows}
@@ -78,13 +78,13 @@ def test_every_clip_that_is_left_out_has_its_reason(built):
         assert word in reasons[name], reasons[name]
 
 
-def test_a_second_build_finds_the_first(built, monkeypatch):
+def test_a_second_build_reuses_the_first(built, monkeypatch):
     root, folder = built
     monkeypatch.setattr(vggsound.media, "read_video", lambda *_: pytest.fail("read again"))
     assert vggsound.prepare_vggsound(root / "data", root / "videos", root / "vggsound.csv", CLIP) == folder
 
 
-def test_clips_of_one_video_are_in_one_split_and_a_fiftieth_validates(tmp_path):
+def test_clips_of_one_video_share_a_split_and_two_percent_validate(tmp_path):
     table = tmp_path / "vggsound.csv"
     table.write_text("".join(f"video{i:06d},{start},wind,train\n" for i in range(2000) for start in (0, 50)))
     rows = vggsound.read_rows(table)
@@ -95,7 +95,7 @@ def test_clips_of_one_video_are_in_one_split_and_a_fiftieth_validates(tmp_path):
     assert 0.01 < sum(row.split == "validation" for row in rows) / len(rows) < 0.03
 
 
-def test_mistakes(tmp_path):
+def test_refuses_bad_input(tmp_path):
     table = tmp_path / "v.csv"
     table.write_text("id,30,wind,train\nid,x,wind,train\n")
     with pytest.raises(UserError, match=r"v.csv line 2 is not id,start seconds,label"):

@@ -1,4 +1,4 @@
-"""What --explain_sharding says, against arithmetic."""
+"""The output of --explain_sharding against arithmetic."""
 
 from flax.core import meta
 import jax
@@ -28,8 +28,8 @@ def test_collectives_are_counted_with_their_bytes():
     assert found["all-to-all"] == (0, 0)
 
 
-def test_bytes_of_a_device_are_those_of_its_share():
-    """A (64, 32) kernel over fsdp 2 x tensor 2 is a quarter on each device, its bias half; Adam holds both twice more."""
+def test_bytes_per_device_follow_the_sharding():
+    """A (64, 32) kernel over fsdp 2 x tensor 2 is a quarter on each device, its bias a half; Adam holds both twice more."""
     mesh = mesh_lib.make_mesh((2, 2, 2))
     optimizer = optax.adamw(1e-3)
     model = Dense(32, axes=("embed", "mlp"))
@@ -53,10 +53,10 @@ def test_bytes_of_a_device_are_those_of_its_share():
 
         batch = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=NamedSharding(mesh, P(("fsdp", "data"))))
         compiled = jax.jit(step, out_shardings=layout, donate_argnums=0).lower(state, batch).compile()
-    figures = explain.figures(compiled, state)
-    assert figures["parameters"] == one and figures["optimiser"] == 2 * one + 8  # and two counters
-    assert figures["inputs"] == 16 * 64 * 4 // 4
+    sizes = explain.figures(compiled, state)
+    assert sizes["parameters"] == one and sizes["optimiser"] == 2 * one + 8  # and two counters
+    assert sizes["inputs"] == 16 * 64 * 4 // 4
     text = explain.describe("dense", compiled, state, mesh)
     assert "data 2, fsdp 2, tensor 2" in text and "all-reduce" in text and f"{one:,}" in text
-    assert np.isfinite(figures["temporary"])
+    assert np.isfinite(sizes["temporary"])
 

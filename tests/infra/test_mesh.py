@@ -14,13 +14,13 @@ from msg_jax.models.layers import Conv, Dense
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (2, 4, 1), (1, 2, 4)]
 
 
-def test_shape_errors_name_the_remedy():
+def test_a_shape_that_does_not_fit_is_refused():
     assert dict(mesh_lib.make_mesh((-1, 2, 2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
     with pytest.raises(UserError, match=r"config.mesh=\(3, 1, 1\) does not fit 8 devices"):
         mesh_lib.make_mesh((3, 1, 1))
 
 
-def test_parameters_lie_where_their_logical_axes_say():
+def test_logical_axes_shard_the_parameters():
     mesh = mesh_lib.make_mesh((2, 2, 2))
     abstract = jax.eval_shape(Dense(16, axes=("embed", "mlp")).init, jax.random.key(0), jnp.zeros((1, 8)))
     layout = mesh_lib.shardings(abstract, mesh)["params"]["dense"]
@@ -35,7 +35,7 @@ def test_an_axis_that_does_not_divide_is_left_out():
 
 @pytest.mark.parametrize("shape", MESHES)
 def test_batch_order_keeps_rows_of_a_tensor_sharded_matmul(shape):
-    """The partitioner bug: with the batch as ("data", "fsdp") the rows of this product come out permuted on (2, 2, 2)."""
+    """With the batch as ("data", "fsdp"), a partitioner bug permutes the rows of this product on (2, 2, 2)."""
     mesh = mesh_lib.make_mesh(shape)
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(16, 32)).astype(np.float32), rng.normal(size=(32, 24)).astype(np.float32)
