@@ -1,3 +1,3 @@
 """msg_jax: video-to-audio generation in multi-event scenes, in JAX and Flax."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

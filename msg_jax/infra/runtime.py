@@ -109,7 +109,7 @@ def barrier(name: str) -> None:
         get_barrier_sync_fn()(key=f"{next(_barriers)} {name}", timeout_ms=1000 * _BARRIER_SEC)
 
 
-def first_process_alone(function: Callable[[], None], name: str) -> None:
+def first_process_alone(function: Callable[[], object], name: str) -> None:
     """Runs `function` in process 0 while the others wait. A UserError there raises UserError in all processes."""
     failure = None
     if jax.process_index() == 0:

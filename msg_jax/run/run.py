@@ -88,7 +88,7 @@ class Run:
         if not folder:
             raise UserError(f"config.variant={variant} needs released files: name their folder with --config.weights=FOLDER "
                             f"({DOCUMENT} lists the files and where they are published).")
-        runtime.first_process_alone(lambda: frozen.open_weights(folder, variant) and None, folder)  # converts the files
+        runtime.first_process_alone(lambda: frozen.open_weights(folder, variant), folder)  # converts the files
         return frozen.open_weights(folder, variant)
 
     def load_released(self, kind: str, *prefixes: str) -> Params:
