@@ -1,5 +1,6 @@
-"""Charts of a report: inline SVG that takes the page's text colour and font."""
+"""Charts of a report: inline SVG that takes the page's text colour and font, and one example as a PNG."""
 
+from collections.abc import Sequence
 import colorsys
 import io
 import math
@@ -7,10 +8,12 @@ import re
 from typing import Any
 
 import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 import numpy as np
 
+from msg_jax.clip import ClipSpec
 from msg_jax.evaluation.labels import Systems, number, system_label
 
 _INK = "#010203"  # a placeholder for the page's text colour, which follows the reader's light or dark theme
@@ -80,6 +83,34 @@ def gain_chart(rows: list[dict], systems: Systems) -> str | None:
     axes.grid(axis="y", color=_INK, alpha=0.12)
     figure.legend(frameon=False, labelcolor=_INK, loc="outside right upper", fontsize=9)
     return _svg(figure, salt="gain chart")
+
+
+def example(example: dict[str, Any], spec: ClipSpec, class_names: Sequence[str], systems: Systems, frames: int = 12) -> bytes:
+    """A PNG of one of `report.write_report`'s examples: frames over time, then each system's log-mel with its events.
+
+    Circles are true events, triangles detected ones, coloured by class.
+    """
+    tracks, colours = example["tracks"], class_colours(len(class_names))
+    figure = Figure(figsize=(10, 1.1 + 1.15 * len(tracks)), layout="constrained")
+    axes = figure.subplots(1 + len(tracks), 1, sharex=True)
+    shown = example["frames"][np.linspace(0, len(example["frames"]) - 1, frames).round().astype(int)]
+    axes[0].imshow(np.concatenate(list(shown), axis=1), extent=(0, spec.duration_sec, 0, 1), aspect="auto")
+    axes[0].set_title(example["caption"], fontsize=9)
+    levels = np.concatenate([np.ravel(track["mel"]) for track in tracks])
+    low, high = np.quantile(levels, [0.02, 0.998])
+    for row, track in zip(axes[1:], tracks):
+        row.imshow(track["mel"].T, origin="lower", extent=(0, spec.duration_sec, 0, 1), aspect="auto", cmap="bone",
+                   vmin=low, vmax=high)
+        for events, height, marker in ((example["events"], 0.92, "o"), (track["detected"], 0.08, "^")):
+            row.scatter(events[:, 1], np.full(len(events), height), marker=marker, s=22, edgecolors="white", linewidths=0.4,
+                        color=[colours[int(label)] for label in events[:, 0]])
+        row.set_ylabel(system_label(track["name"], systems), rotation=0, ha="right", va="center", fontsize=9)
+    for row in axes:
+        row.set_yticks([])
+    axes[-1].set_xlabel("seconds", fontsize=9)
+    image = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(image)
+    return image.getvalue()
 
 
 def curves(stage: str, log: list[dict[str, float]]) -> list[tuple[str, str]]:

@@ -45,7 +45,7 @@ def write_report(
     facts: dict[str, Any],
     title: str = "Video to audio in multi-event scenes",
 ) -> epath.Path:
-    """Write `workdir`/report/index.html and return its path. The page is self-contained.
+    """Write `workdir`/report/index.html and return its path. The page is self-contained; `example.png` lies beside it.
 
     `systems` are the tuned systems among the rows. `curves` maps a stage to its log, rows of {"step": n, metric: number, ...}.
     An example is {"id", "caption", "events" (n, 2) true events, "frames" uint8 (T, H, W, 3), "tracks": [{"name", "waveform"
@@ -72,7 +72,10 @@ def write_report(
         tolerance_ms=round(1000 * events.TOLERANCE_SEC),
         **_fact_lists(facts),
     )
-    return _write_page(workdir, page)
+    path = _write_page(workdir, page)
+    if examples and class_names:
+        (path.parent / "example.png").write_bytes(charts.example(examples[0], spec, class_names, systems))
+    return path
 
 
 def _fact_lists(facts: dict[str, Any]) -> dict[str, Any]:

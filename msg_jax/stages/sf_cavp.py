@@ -35,8 +35,8 @@ class SFCAVPTask(train.Task):
         crop_sec = section.crop_share * self.run.clip.duration_sec
         needed_sec = self.model.config.shortest_sec(section.lags)
         if crop_sec < needed_sec:
-            raise UserError(f"config.sf_cavp.crop_share={section.crop_share} gives crops of {crop_sec:g} s, and the windows and "
-                            f"lags of SF-CAVP need {needed_sec:g} s: crop less, or leave out long lags.")
+            raise UserError(f"config.sf_cavp.crop_share={section.crop_share} gives crops of {crop_sec:g} s, but the windows "
+                            f"and lags of SF-CAVP need {needed_sec:g} s: crop less, or leave out long lags.")
 
     def init(self, rng):
         clip = self.run.clip

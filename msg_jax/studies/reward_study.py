@@ -178,8 +178,8 @@ class Study:
         section = self.section
         mels, truth = judged_candidates(
             self.sampler, self.codec_and_judge, self.run.load("base", seed), self.indices, self.truth, seed=seed,
-            purpose="reward", tolerance_sec=section.tolerance_sec, candidates=section.candidates, guidance_scale=guidance, steps=section.steps,
-            batch_size=self.run.config.evaluate.batch_size,
+            purpose="reward", tolerance_sec=section.tolerance_sec, candidates=section.candidates, guidance_scale=guidance,
+            steps=section.steps, batch_size=self.run.config.evaluate.batch_size,
         )
         return truth | self._scores(mels)
 
