@@ -49,9 +49,9 @@ class FeatureWriter:
         """Writes one shard. `skipped` has a row {"index", "path", "reason"} for each item that is not among `items`."""
         schema = {name: [list(value.shape), str(value.dtype)] for name, value in items[0].items()} if items else {}
         if items:
-            beside = self._folder / f"schema.json.{shard}"
-            beside.write_text(json.dumps(schema))
-            beside.replace(self._folder / "schema.json")
+            temporary = self._folder / f"schema.json.{shard}"
+            temporary.write_text(json.dumps(schema))
+            temporary.replace(self._folder / "schema.json")
         contents = {"ids": list(ids), "skipped": list(skipped)}
         self._path(shard).with_suffix(".ids.json").write_text(json.dumps(contents))
         partial = self._path(shard).with_suffix(".partial")

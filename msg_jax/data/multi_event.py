@@ -255,9 +255,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         rule = dataclasses.replace(Rule(kinds, args.match), **{name: getattr(args, name) for name in _NUMBERS})
         text = show(clips, rule, args.annotation, args.split)
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        beside = args.out.with_name(f".{args.out.name}.{os.getpid()}")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(args.out)
+        temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(args.out)
     except UserError as error:
         fail(str(error))
     print("".join(f"{line[2:]}\n" for line in text.splitlines() if line.startswith("# ")), end="", file=sys.stderr)

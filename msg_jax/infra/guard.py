@@ -10,8 +10,10 @@ import threading
 from typing import Any
 
 import jax
+from jaxtyping import Float
 
 from msg_jax.errors import UserError
+from msg_jax.types import Array
 
 _FEWEST = 20  # losses that a meaningful median needs
 
@@ -36,7 +38,7 @@ class LossWatch:
         self._limits, self._pending = limits, []
         self._history = collections.deque(history, maxlen=limits.window)
 
-    def add(self, step: int, loss: jax.Array, ids: list[str] | None) -> None:
+    def add(self, step: int, loss: Float[Array, ""], ids: list[str] | None) -> None:
         """Queues the loss of `step`; `ids` names the clips of its batch."""
         self._pending.append((step, loss, ids))
 

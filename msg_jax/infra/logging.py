@@ -140,12 +140,12 @@ def write_atomically(path: str | pathlib.Path, text: str) -> None:
     """Writes a file beside `path` and renames it, so that `path` is never half written."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")  # several hosts may share the folder
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")  # several hosts may share the folder
     try:
-        beside.write_text(text)
-        beside.replace(path)
+        temporary.write_text(text)
+        temporary.replace(path)
     except OSError:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
