@@ -28,6 +28,7 @@ Metrics = dict[str, Array]
 
 
 HELD_OUT_BATCHES = 2
+_QUIET = ("learning_rate",)  # in metrics.jsonl, not on the terminal
 
 
 class Task:
@@ -243,7 +244,7 @@ def fit(
                 row = {name: value if math.isfinite(value) else None for name, value in values.items()} | meter.row(done)
                 for writer in writers:
                     writer.write(done, row)
-                progress.update(done, {name: value for name, value in values.items() if "/" not in name})
+                progress.update(done, {name: value for name, value in values.items() if "/" not in name and name not in _QUIET})
             if saves:
                 checkpoints.save(done, state, iterator)
                 if stops:
