@@ -203,7 +203,6 @@ def fit(
         all_finite = jax.jit(lambda tree: jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all())
         step_fn: Any = None
         meter: Any = None
-        held_out_done = start
 
         for step in range(start, steps):
             with meter.waiting_for_data() if meter else contextlib.nullcontext():
@@ -238,10 +237,12 @@ def fit(
                 # A metric without items in this step is null in the file. Metrics of groups, NAME/GROUP, stay off the terminal.
                 values = {name: float(value) for name, value in metrics.items()}
                 values["learning_rate"] = float(np.asarray(task.learning_rate(step)))
-                if held_out_every and (done // held_out_every > held_out_done // held_out_every or done == steps):
+                rates = meter.row(done)
+                logged_before = (done - 1) // log_every * log_every
+                if held_out_every and (done // held_out_every > logged_before // held_out_every or done == steps):
                     values |= held_out.loss(state, frozen)
-                    held_out_done = done
-                row = {name: value if math.isfinite(value) else None for name, value in values.items()} | meter.row(done)
+                    meter.row(done)  # the next rates begin after the evaluation
+                row = {name: value if math.isfinite(value) else None for name, value in values.items()} | rates
                 for writer in writers:
                     writer.write(done, row)
                 progress.update(done, {name: value for name, value in values.items() if "/" not in name and name not in _QUIET})

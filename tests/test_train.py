@@ -1,11 +1,13 @@
 """The loop on a task whose answer is known: resumed, killed, sharded and poisoned."""
 
 import dataclasses
+import itertools
 import math
 import os
 import signal
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +15,17 @@ import numpy as np
 import pytest
 
 from msg_jax import train
+from msg_jax.config.schema import Optimizer, Training
 from msg_jax.data import pipeline
 from msg_jax.errors import UserError
 from msg_jax.infra import checkpoint, guard, logging, metering, preemption
 from msg_jax.infra import mesh as mesh_lib
+from msg_jax.infra.random import key_for
 from msg_jax.models.layers import Dense
 
-OPTIMIZER = dict(learning_rate=0.3, warmup_steps=3, final_scale=0.1, b1=0.9, b2=0.98, weight_decay=0.0, clip_norm=10.0)
+OPTIMIZER = Optimizer(
+    learning_rate=0.3, warmup_steps=3, final_scale=0.1, b1=0.9, b2=0.98, weight_decay=0.0, clip_norm=10.0
+)
 WEIGHTS = np.arange(8.0, dtype=np.float32).reshape(4, 2) - 3
 
 
@@ -41,14 +47,14 @@ class Regression(train.Task):
     steps: int = 60
     name: str = "regression"
     poison_at: int | None = None
-    poison: float = float("nan")  # that the loss is multiplied by
+    poison: float = float("nan")  # the loss is multiplied by it
     accumulate: int = 1
     ema_decay: float = 0.9
     hang_at: int | None = None
 
     def __post_init__(self):
         self.model = Dense(2, axes=("embed", "mlp"))
-        self.optimizer = train.make_optimizer(OPTIMIZER, self.steps)
+        self.use(Training(steps=self.steps, batch_size=16, optimizer=OPTIMIZER, accumulate=self.accumulate))
 
     def init(self, rng):
         return train.create_state(self.model.init(rng, jnp.zeros((1, 4)))["params"], self.optimizer, ema=True)
@@ -109,6 +115,81 @@ def test_a_resumed_run_ends_with_the_same_bits(undisturbed, tmp_path):
     assert [_without_rates(row) for row in resumed_rows] == [_without_rates(row) for row in rows]
 
 
+class HeldOut(Regression):
+    """The same training, with held-out batches."""
+
+    def held_out(self):
+        return pipeline.batches(Points(), batch_size=16, seed=2)
+
+
+def _error(params, batch, key):
+    """Residuals (B, 2) by numpy."""
+    noise = 1e-3 * np.asarray(jax.random.normal(key, batch["y"].shape))
+    return batch["x"] @ np.asarray(params["dense"]["kernel"]) + np.asarray(params["dense"]["bias"]) - batch["y"] + noise
+
+
+def _held_out_loss(state):
+    batches = iter(HeldOut().held_out())
+    key = key_for(0, "regression/held_out")
+    losses = [(_error(state.ema_params, next(batches), jax.random.fold_in(key, i)) ** 2).mean() for i in range(2)]
+    return np.mean(losses)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_first_rows_have_the_norm_of_the_gradient_and_the_learning_rate(tmp_path, accumulate):
+    task = Regression(accumulate=accumulate)
+    _fit(task, tmp_path, 10, log_every=1)
+    rows = logging.read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 11)) and all(np.isfinite(row["grad_norm"]) for row in rows)
+    params = train.meta.unbox(task.init(key_for(0, "regression/init"))).params
+    batch = next(iter(task.batches()))
+    error = _error(params, batch, key_for(0, "regression", 0))
+    gradients = batch["x"].T @ error / 16, error.sum(axis=0) / 16  # of the mean over 16 x 2 squares
+    assert rows[0]["grad_norm"] == pytest.approx(math.sqrt(sum((part**2).sum() for part in gradients)), rel=1e-5)
+
+    def rate(step):  # linear from 0 to 0.3 in 3 of 60 steps, then a cosine to 0.03
+        return 0.1 * step if step < 3 else 0.03 + 0.27 * (1 + math.cos(math.pi * (step - 3) / 57)) / 2
+
+    assert [row["learning_rate"] for row in rows] == pytest.approx([rate(row["step"] - 1) for row in rows], abs=1e-6)
+
+
+def test_the_held_out_loss_is_logged_at_its_interval_and_at_the_end(undisturbed, tmp_path):
+    every = dict(log_every=2, held_out_every=7)
+    early = _fit(HeldOut(), tmp_path / "early", 8, **every)
+    state = _fit(HeldOut(), tmp_path / "whole", 60, **every)
+    losses = {row["step"]: row.get("held_out_loss") for row in logging.read_metrics(tmp_path / "whole" / "metrics.jsonl")}
+    # The first logged step at or after each multiple of 7, and the last step.
+    assert [step for step, loss in losses.items() if loss is not None] == [8, 14, 22, 28, 36, 42, 50, 56, 60]
+    for at in (early, state):
+        assert losses[int(at.step)] == pytest.approx(_held_out_loss(at), rel=1e-4)
+    assert checkpoint.digest(state) == checkpoint.digest(undisturbed[0])
+    assert not any("held_out_loss" in row for row in logging.read_metrics(undisturbed[1] / "metrics.jsonl"))
+
+
+def test_a_resumed_run_logs_the_same_held_out_losses(tmp_path):
+    every = dict(log_every=10, held_out_every=7)
+    _fit(HeldOut(), tmp_path / "whole", 60, **every)
+    _fit(HeldOut(), tmp_path / "cut", 28, **every)
+    _fit(HeldOut(), tmp_path / "cut", 60, **every)
+    whole, cut = (logging.read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut"))
+    assert [_without_rates(row) for row in cut if row["step"] != 28] == [_without_rates(row) for row in whole]
+    assert all("held_out_loss" in row for row in whole)
+
+
+def test_rates_leave_the_held_out_evaluation_out(tmp_path, monkeypatch):
+    """The clock ticks a second whenever it is read, and jumps by a day in the held-out loss."""
+    clock = itertools.count()
+    monkeypatch.setattr(metering, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+
+    class Slow(HeldOut):
+        def held_out_loss(self, *args):
+            next(itertools.islice(clock, 86_400, None))
+            return super().held_out_loss(*args)
+
+    _fit(Slow(), tmp_path, 20, held_out_every=5)
+    assert all(row["steps_per_sec"] > 0.1 for row in logging.read_metrics(tmp_path / "metrics.jsonl"))
+
+
 def test_another_seed_is_another_run(undisturbed, tmp_path):
     assert checkpoint.digest(_fit(Regression(), tmp_path, 60, seed=1)) != checkpoint.digest(undisturbed[0])
 
@@ -145,8 +226,8 @@ def test_a_loss_that_jumps_stops_the_run_and_a_changed_limit_continues_it(undist
     words = r"at step 38 .* more than config.guard.spike=20 times the running median .*checkpoints/35"
     with pytest.raises(UserError, match=words):
         _fit(Regression(poison_at=37, poison=1e4), tmp_path, 60)
-    lenient = train.Watch(guard.Limits(spike=0))
-    state = _fit(Regression(poison_at=37, poison=1e4), tmp_path, 60, watch=lenient)
+    lenient = train.Observe(guard.Limits(spike=0))
+    state = _fit(Regression(poison_at=37, poison=1e4), tmp_path, 60, observe=lenient)
     assert checkpoint.digest(state) == checkpoint.digest(undisturbed[0])
 
 
@@ -164,7 +245,7 @@ def test_a_loss_of_many_times_the_median_is_a_jump_only_after_some_losses():
 def test_a_reader_that_hangs_ends_in_a_sentence(tmp_path):
     begun = time.monotonic()
     with pytest.raises(UserError, match=r"no batch came within config.guard.data_timeout_sec=0.5 s at step 0"):
-        _fit(Regression(hang_at=0), tmp_path, 5, watch=train.Watch(guard.Limits(data_timeout_sec=0.5)))
+        _fit(Regression(hang_at=0), tmp_path, 5, observe=train.Observe(guard.Limits(data_timeout_sec=0.5)))
     assert time.monotonic() - begun < 4
 
 
@@ -204,7 +285,7 @@ def test_peaks_are_of_the_longest_name():
 
 def test_a_trace_of_some_steps_and_tensorboard_files(undisturbed, tmp_path):
     pytest.importorskip("tensorboardX")
-    state = _fit(Regression(), tmp_path, 60, watch=train.Watch(profile=(3, 5), tensorboard=True))
+    state = _fit(Regression(), tmp_path, 60, observe=train.Observe(profile=(3, 5), tensorboard=True))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     (events,) = (tmp_path / "tensorboard").glob("events.*")
     assert b"loss" in events.read_bytes()
@@ -215,7 +296,7 @@ def test_a_trace_of_some_steps_and_tensorboard_files(undisturbed, tmp_path):
 def test_a_missing_writer_is_a_sentence(tmp_path, monkeypatch, field):
     monkeypatch.setitem(sys.modules, {"tensorboard": "tensorboardX"}.get(field, field), None)
     with pytest.raises(UserError, match=f"config.log.{field}=.* needs the package"):
-        _fit(Regression(), tmp_path, 5, watch=train.Watch(**{field: "yes"}))
+        _fit(Regression(), tmp_path, 5, observe=train.Observe(**{field: "yes"}))
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_counts(undisturbed, tmp_path):
@@ -299,15 +380,15 @@ def test_pretrained_parameters_are_where_training_starts_and_lie_on_the_mesh_as_
 
 
 def test_keys_differ_by_seed_purpose_and_step():
-    keys = [train.key_for(*parts) for parts in ((0, "a", 0), (0, "a", 1), (0, "b", 0), (1, "a", 0))]
+    keys = [key_for(*parts) for parts in ((0, "a", 0), (0, "a", 1), (0, "b", 0), (1, "a", 0))]
     assert len({tuple(np.asarray(jax.random.key_data(key))) for key in keys}) == 4
 
 
 def test_a_step_is_explained_and_the_run_ends(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(train.logging, "info", lambda message, *args: said.append(message % args))
+    logged = []
+    monkeypatch.setattr(train.logging, "info", lambda message, *args: logged.append(message % args))
     with pytest.raises(SystemExit) as stop:
-        _fit(Regression(), tmp_path, 5, (2, 2, 2), watch=train.Watch(explain=True))
+        _fit(Regression(), tmp_path, 5, (2, 2, 2), observe=train.Observe(explain=True))
     assert stop.value.code == 0
-    assert "regression on 8 devices (data 2, fsdp 2, tensor 2)" in said[-1] and "all-reduce" in said[-1]
+    assert "regression on 8 devices (data 2, fsdp 2, tensor 2)" in logged[-1] and "all-reduce" in logged[-1]
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))

@@ -7,7 +7,7 @@ blocks are modulated per token by frame-aligned sync features, which is where th
 from collections.abc import Callable
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 from flax import struct
@@ -44,6 +44,7 @@ class MMDiTConfig:
     joint_depth: int = 4
     fused_depth: int = 8
     v2: bool = False
+    features: ClassVar = ("clip", "sync", "text")  # the conditions that it sees
 
     @classmethod
     def for_clip(cls, clip: ClipSpec, **fields) -> "MMDiTConfig":
@@ -78,7 +79,7 @@ def example_inputs(config: Any, batch: int = 1) -> tuple[Array, Array, Condition
         clip=jnp.zeros((batch, config.clip_tokens, config.clip_dim)),
         sync=jnp.zeros((batch, config.sync_tokens, config.sync_dim)),
         text=jnp.zeros((batch, config.text_tokens, config.text_dim)),
-        motion=jnp.zeros((batch, config.sync_tokens, 1)) if "motion" in getattr(config, "features", ()) else None,
+        motion=jnp.zeros((batch, config.sync_tokens, 1)) if "motion" in config.features else None,
     )
     return jnp.zeros((batch, config.latent_tokens, config.latent_channels)), jnp.zeros(batch), conditions
 

@@ -8,7 +8,7 @@
               (docs/WEIGHTS.md) and your own videos, `--config.data.source=folder:PATH`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import functools
 
 from msg_jax.config.schema import Arm, Config
@@ -132,7 +132,7 @@ PRESETS: dict[str, Callable[[Config], Config]] = {"tiny": tiny, "tiny_study": ti
 }
 
 
-def get(preset: str, choices: tuple[str, ...] = tuple(PRESETS)) -> Config:
+def get(preset: str, choices: Collection[str] = PRESETS) -> Config:
     """The configuration of a preset, with the arms of AVP-RPO. Raises UserError, naming `choices`, if it is none of them."""
     preset = preset or "tiny"
     if preset not in choices:

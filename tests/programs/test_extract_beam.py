@@ -18,7 +18,7 @@ def test_beam_fills_the_shards_that_the_stage_would(smoke_run, scenes_cache, tmp
     (ours / "train").mkdir(parents=True)
     for suffix in ("array_record", "ids.json"):  # one shard stands already
         shutil.copy(theirs / f"train/shard-00001.{suffix}", ours / "train")
-    command = [sys.executable, "-m", "msg_jax.stages.extract_beam", "--config=configs/avp_rpo.py:smoke",
+    command = [sys.executable, "-m", "msg_jax.programs.extract_beam", "--config=configs/avp_rpo.py:smoke",
                f"--workdir={tmp_path}", f"--config.data.cache={scenes_cache}"]
     done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=True)
     assert "train: 64 clips written, 0 left out" in done.stderr

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_sampling import MODEL, WINDOW, normal, random_conditions
 
-from msg_jax import sampling
+from msg_jax.inference import sampling
 from msg_jax.losses.diffusion import PREDICTIONS, SCHEDULES, Diffusion
+from tests.inference.test_sampling import MODEL, WINDOW, normal, random_conditions
 
 MEAN, DEVIATION = 1.5, 0.4
 

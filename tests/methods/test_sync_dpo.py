@@ -1,4 +1,4 @@
-"""SyncDPO on the finished stages of the smoke run: what it leaves, that it resumes exactly, and which arms cannot be."""
+"""SyncDPO on the finished stages of the smoke run: its files, its metrics, and an exact resume."""
 
 import collections
 import json
@@ -6,22 +6,18 @@ import subprocess
 import sys
 
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from configs import common
-from configs import sync_dpo as sync_dpo_config
-from msg_jax import stages, system, train
-from msg_jax.clip import ClipSpec
+from msg_jax.config.tree import preference_of, replace
 from msg_jax.data.features import FeatureSource
-from msg_jax.errors import UserError
+from msg_jax.inference import loading
 from msg_jax.infra import checkpoint, logging
 from msg_jax.infra import mesh as mesh_lib
+from msg_jax.methods import sync_dpo
 from msg_jax.preference import distortions
-from msg_jax.stages import avp_rpo, sync_dpo
-from msg_jax.stages.candidates import section_of
-from msg_jax.stages.common import Run
+from msg_jax.recipes import runs
+from msg_jax.run.run import Run
 from tests.conftest import ROOT, environment
 
 RULES = distortions.make_rules(3.2)
@@ -77,27 +73,27 @@ def test_metrics_count_the_pairs_of_each_rule(arms):
                 assert row[f"accuracy/{rule}"] is None and row[f"margin/{rule}"] is None
 
 
-def test_what_was_learnt_is_told_of_every_rule_and_level(arms):
-    told = json.loads((arms / "sync_dpo" / "rules.json").read_text())
-    assert list(told["rules"]) == list(RULES) and list(told["levels"]) == list(distortions.LEVELS)
-    assert sum(rule["pairs"] for rule in told["rules"].values()) == STEPS * BATCH
-    assert sum(level["pairs"] for level in told["levels"].values()) == STEPS * BATCH
-    for name, rule in told["rules"].items():
+def test_rules_json_sums_up_every_rule_and_level(arms):
+    summed = json.loads((arms / "sync_dpo" / "rules.json").read_text())
+    assert list(summed["rules"]) == list(RULES) and list(summed["levels"]) == list(distortions.LEVELS)
+    assert sum(rule["pairs"] for rule in summed["rules"].values()) == STEPS * BATCH
+    assert sum(level["pairs"] for level in summed["levels"].values()) == STEPS * BATCH
+    for name, rule in summed["rules"].items():
         assert rule["level"] == RULES[name].level
         assert rule["validation"]["pairs"] == 16 and 0 <= rule["validation"]["accuracy"] <= 1
         assert (rule["training"]["accuracy"] is None) == (rule["training"]["pairs"] == 0)
-    assert told["levels"]["coarse"]["training"] == {"pairs": 0, "accuracy": None, "margin": None}
-    assert told["levels"]["fine"]["validation"]["pairs"] == 48
+    assert summed["levels"]["coarse"]["training"] == {"pairs": 0, "accuracy": None, "margin": None}
+    assert summed["levels"]["fine"]["validation"]["pairs"] == 48
 
 
-def test_the_last_third_is_weighed_by_pairs():
+def test_the_summary_weighs_the_last_third_by_pairs():
     rules = {name: RULES[name] for name in ("reversal", "shuffle", "fine_shift", "time_warp")}
 
     def row(step, **of):
-        values = {f"{figure}/{rule}": None for figure in sync_dpo.FIGURES for rule in rules}
+        values = {f"{metric}/{rule}": None for metric in sync_dpo.RULE_METRICS for rule in rules}
         for rule in rules:
-            for figure, value in zip(sync_dpo.FIGURES, of.get(rule, (0, None, None))):
-                values[f"{figure}/{rule}"] = value
+            for metric, value in zip(sync_dpo.RULE_METRICS, of.get(rule, (0, None, None))):
+                values[f"{metric}/{rule}"] = value
         return {"step": step} | values
 
     rows = [
@@ -105,11 +101,11 @@ def test_the_last_third_is_weighed_by_pairs():
         row(30, fine_shift=(12, 1.0, 6.0), time_warp=(4, 0.0, -4.0)),
     ]
     unseen = {name: np.array([1.0, -1.0]) for name in rules} | {"fine_shift": np.array([2.0, 4.0])}
-    told = sync_dpo.summary(rules, rows, unseen | {"time_warp": np.array([-3.0, 5.0])})
-    assert told["rules"]["reversal"]["pairs"] == 5 and told["rules"]["reversal"]["training"]["pairs"] == 0
-    assert told["rules"]["fine_shift"]["training"] == {"pairs": 16, "accuracy": 0.875, "margin": 5.0}
-    assert told["levels"]["fine"]["training"] == {"pairs": 20, "accuracy": 0.7, "margin": 3.2}
-    assert told["levels"]["fine"]["validation"] == {"pairs": 4, "accuracy": 0.75, "margin": 2.0}
+    summed = sync_dpo.summary(rules, rows, unseen | {"time_warp": np.array([-3.0, 5.0])})
+    assert summed["rules"]["reversal"]["pairs"] == 5 and summed["rules"]["reversal"]["training"]["pairs"] == 0
+    assert summed["rules"]["fine_shift"]["training"] == {"pairs": 16, "accuracy": 0.875, "margin": 5.0}
+    assert summed["levels"]["fine"]["training"] == {"pairs": 20, "accuracy": 0.7, "margin": 3.2}
+    assert summed["levels"]["fine"]["validation"] == {"pairs": 4, "accuracy": 0.75, "margin": 2.0}
 
 
 def test_an_arm_made_from_others_can_be_generated_from(arms):
@@ -119,10 +115,10 @@ def test_an_arm_made_from_others_can_be_generated_from(arms):
     merged = json.loads((arms / "avp_rpo_and_sync_dpo" / "run.json").read_text())
     assert set(merged["upstream"]) == {"base", "avp_rpo", "sync_dpo"}
     for name, digest in (("avp_rpo_sync_dpo", record["digest"]), ("avp_rpo_and_sync_dpo", merged["digest"])):
-        assert system.load_checkpoint(arms / name).digest == digest
+        assert loading.load_checkpoint(arms / name).digest == digest
 
 
-def test_a_merged_arm_goes_its_share_of_the_way_to_each(arms):
+def test_a_merged_arm_adds_its_share_of_each_change(arms):
     base, avp, sync, merged = (
         jax.tree.leaves(checkpoint.load(arms / name / "params"))
         for name in ("base", "avp_rpo", "sync_dpo", "avp_rpo_and_sync_dpo")
@@ -135,20 +131,18 @@ def test_a_merged_arm_goes_its_share_of_the_way_to_each(arms):
 # The task itself
 
 
-def _task(workdir, name="sync_dpo", **changes):
-    config = sync_dpo_config.get_config("smoke")
-    config.arms[name].update(changes)
-    run = Run(workdir, config, ClipSpec.from_dict(config.clip.to_dict()), mesh_lib.make_mesh((1, 1, 1), jax.devices()[:1]))
-    section = ConfigDict(section_of(config, name).to_dict() | {"steps": STEPS})
+def _task(workdir, name="sync_dpo"):
+    config = runs.sync_dpo("smoke")
+    run = Run(workdir, config, mesh_lib.make_mesh((1, 1, 1), jax.devices()[:1]))
+    section = replace(preference_of(config, name), steps=STEPS)
     features = FeatureSource(workdir / "extract" / "train")
-    return sync_dpo.SyncDPOTask(run, features, section, 0, run.load("base", 0), features.dims, name=name)
+    return sync_dpo.SyncDPOTask(
+        run, features, section, 0, run.load("base", 0), features.dims, name, config.arms[name].curriculum
+    )
 
 
 def _fit(task, folder, steps):
-    every = task.run.config.every
-    return train.fit(
-        task, steps=steps, workdir=folder, mesh=task.run.mesh, seed=0, log_every=every.log, checkpoint_every=every.checkpoint
-    )
+    return task.run.fit(task, replace(task.section, steps=steps), folder, seed=0)
 
 
 def test_a_resumed_run_goes_on_exactly(workdir, tmp_path):
@@ -172,32 +166,3 @@ def test_rules_and_strengths_depend_on_seed_arm_and_step_alone(workdir):
         np.testing.assert_allclose(drawn(step)[1], strength, rtol=1e-6)
     levels = {RULES[row["rule"]].level for row in uniform.pairs() if row["step"] <= 2}
     assert levels == set(distortions.LEVELS)
-
-
-# Arms that cannot be
-
-
-@pytest.mark.parametrize(("arms", "sentence"), [
-    ({"a": common.sync_dpo(start="b")}, "arms.a.start='b' is no system"),
-    ({"a": common.sync_dpo(start="b"), "b": common.arm("reward", start="a")}, "makes a circle"),
-    ({"a": common.sync_dpo(start="a")}, "makes a circle"),
-    ({"a": common.sync_dpo("steep")}, "curriculum='steep'.*linear, uniform"),
-    ({"a": common.arm("rules")}, "curriculum=None, winner='stitched'"),
-    ({"a": common.arm("rewards")}, "ranking='rewards'.*reward, random, oracle, rules, none, merged"),
-    ({"a": common.merged(b=0.5)}, "arms.a.shares.b is no system"),
-    ({"a": common.merged(b=0.5), "b": common.sync_dpo(start="a")}, "makes a circle"),
-    ({"a": common.merged()}, "needs shares"),
-    ({"a": common.arm("reward", shares=ConfigDict(dict(b=0.5))), "b": common.sync_dpo()}, "needs shares"),
-])
-def test_an_arm_that_cannot_be_is_one_sentence(arms, sentence):
-    config = common.get_config(("evaluate",), "smoke")
-    config.arms = ConfigDict(arms)
-    with pytest.raises(UserError, match=sentence):
-        stages.plan(config)
-
-
-def test_an_arm_needs_what_it_starts_from_and_no_judge():
-    plan = stages.plan(sync_dpo_config.get_config("smoke"))
-    assert set(plan["sync_dpo"].needs) == {"base"}
-    assert set(plan["avp_rpo_sync_dpo"].needs) == {"base", "avp_rpo"}
-    assert avp_rpo.RANKINGS == ("reward", "random", "oracle", "rules", "none", "merged")

@@ -2,30 +2,30 @@
 
 import numpy as np
 
-from configs import common
+from msg_jax.config.tree import replace
 from msg_jax.evaluation import distribution, events
-from msg_jax.stages.common import Run
-from msg_jax.stages.evaluate import Evaluation, System
+from msg_jax.recipes import presets
+from msg_jax.run.run import Run
+from msg_jax.studies.evaluate import Evaluation, RowKey
 
 
 def test_a_row_pools_the_samples_of_a_clip(smoke_run):
-    config = common.get_config(("evaluate",), "smoke")
-    config.data.cache = str(smoke_run.parent / "scenes")
-    config.evaluate.samples = 2
+    cache = str(smoke_run.parent / "scenes")
+    config = replace(presets.get("smoke"), stages=("evaluate",), data=dict(cache=cache), evaluate=dict(samples=2))
     evaluation = Evaluation(Run.create(config, smoke_run))
-    system = System("base", 2.0, 0)
+    system = RowKey("base", 2.0, 0)
     mels = evaluation.mels(system, samples=2)
     assert mels.shape[:2] == (16, 2) and np.abs(mels[:, 0] - mels[:, 1]).mean() > 0.01
     # XLA may round a program of another batch differently; the noise of the first sample is that of a single one.
     np.testing.assert_allclose(evaluation.mels(system)[:, 0], mels[:, 0], atol=1e-3)
 
     row = evaluation.row(system)
-    heard = [evaluation.listener.detect(mels[:, i]) for i in range(2)]
-    each = [events.clip_counts(evaluation.truth, found, 0.08)["event_f1"] for found, _ in heard]
+    detected = [evaluation.codec_and_judge.detect(mels[:, i]) for i in range(2)]
+    each = [events.clip_counts(evaluation.truth, found, 0.08)["event_f1"] for found, _ in detected]
     np.testing.assert_array_equal(row["counts"]["event_f1"], each[0] + each[1])
     assert row["event_f1"]["value"] == events.micro_f1((each[0] + each[1]).sum(axis=0))
-    scores = evaluation.listener.score(evaluation.video, mels)["reward"]
+    scores = evaluation.reward_scorer.score(evaluation.video, mels)["reward"]
     np.testing.assert_allclose(row["reward"]["value"], scores.mean(), rtol=1e-6)
-    distances = [distribution.frechet_distance(embeddings, evaluation.real_embeddings) for _, embeddings in heard]
+    distances = [distribution.frechet_distance(embeddings, evaluation.real_embeddings) for _, embeddings in detected]
     assert distances[0] != distances[1] and row["fd_judge"] == np.mean(distances)
-    assert evaluation.row(System("real"))["fd_judge"] < 1e-3
+    assert evaluation.row(RowKey("real"))["fd_judge"] < 1e-3

@@ -1,4 +1,4 @@
-"""Folders of clips in, figures out: pairing, skipping, resuming, comparing."""
+"""Metrics of folders of clips: pairing, skipping, resuming, comparing."""
 
 import csv
 import dataclasses
@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from torch_files import write_state
 
-from configs import evaluate
-from msg_jax import stages
+from msg_jax import programs
 from msg_jax.clip import TINY
+from msg_jax.config.tree import replace
 from msg_jax.convert import av_benchmark, panns, synchformer_full, vggish
 from msg_jax.data import media_writer, scenes
 from msg_jax.errors import UserError
 from msg_jax.evaluation import distribution
+from msg_jax.folders import backbones
 from msg_jax.models import synchformer
-from msg_jax.stages import backbones
+from msg_jax.recipes import runs as recipes
 
 CLIPS = 6
 HZ = TINY.audio_hz
@@ -25,7 +26,7 @@ HZ = TINY.audio_hz
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """`real` videos; `copy` and `late` (by 0.2 s) sounds of the same stems, one more sound without a partner in `late`."""
+    """`real` videos; `copy` and `late` (by 0.2 s) sounds of the same stems, and one sound without a partner in `late`."""
     root = tmp_path_factory.mktemp("folders")
     (root / "real").mkdir()
     with (root / "events.csv").open("w", newline="") as file:
@@ -44,10 +45,9 @@ def folders(tmp_path_factory):
 
 
 def _evaluate(workdir, **settings):
-    config = evaluate.get_config()
-    config.update({name: str(value) if hasattr(value, "parts") else value for name, value in settings.items()})
-    config.update(examples=1, bootstrap=100)
-    stages.run(config, workdir)
+    texts = {name: str(value) if hasattr(value, "parts") else value for name, value in settings.items()}
+    config = replace(recipes.evaluate("compare" if "runs" in texts else ""), **texts, examples=1, bootstrap=100)
+    programs.run(config, workdir)
     return json.loads((workdir / "results.json").read_text())
 
 
@@ -63,7 +63,7 @@ def _row(workdir, system="generated", events=None):
     return next(row for row in rows if row["system"] == system and row["event_count"] == events)
 
 
-def test_a_late_copy_is_measured_as_late(late):
+def test_a_late_copy_has_its_delay(late):
     row = _row(late)
     assert row["desync_spectral_flux"]["value"] == pytest.approx(0.2, abs=0.011)
     assert row["onset_f1_100ms_spectral_flux"]["value"] < 0.6 < row["onset_f1_spectral_flux"]["value"] < 0.9
@@ -71,7 +71,7 @@ def test_a_late_copy_is_measured_as_late(late):
     assert _row(late, "real")["onset_f1_annotated_spectral_flux"]["value"] > row["onset_f1_annotated_spectral_flux"]["value"]
 
 
-def test_every_missing_figure_says_why(late):
+def test_every_missing_metric_has_its_reason(late):
     row = _row(late)
     assert row["fd_vggish"] is None and "vggish-10086976.pth" in row["fd_vggish_reason"]
     assert row["desync_synchformer"] is None and "config.weights" in row["desync_synchformer_reason"]
@@ -85,7 +85,7 @@ def test_rows_by_the_number_of_events(late):
     assert _row(late, events="1")["desync_spectral_flux"]["value"] == pytest.approx(0.2, abs=0.011)
 
 
-def test_what_has_no_partner_is_listed(late):
+def test_clips_without_a_partner_are_listed(late):
     facts = json.loads((late / "results.json").read_text())["facts"]
     assert facts["clips"] == CLIPS and facts["only_in_generated"] == 1
     assert facts["without_a_partner"] == {"generated": "alone"}
@@ -110,7 +110,7 @@ def test_a_second_call_reads_no_clip_again(late, folders, monkeypatch):
     assert _evaluate(late, **settings) == before
 
 
-def test_a_folder_is_about_one_thing(late, folders, smoke_run):
+def test_a_workdir_holds_one_evaluation(late, folders, smoke_run):
     with pytest.raises(UserError, match=r"config\.generated=.*late, this evaluation has config\.generated=.*copy"):
         _evaluate(late, generated=folders / "copy", reference=folders / "real")
     with pytest.raises(UserError, match="folder of a run"):
@@ -134,7 +134,7 @@ def test_broken_files_are_skipped_and_named(folders, tmp_path):
     assert again["facts"]["skipped"] == 0 and again["rows"][0]["onset_f1_spectral_flux"]["value"] < 0.99
 
 
-def test_without_reference_only_what_needs_none(folders, tmp_path):
+def test_without_reference_only_metrics_that_need_none(folders, tmp_path):
     results = _evaluate(tmp_path, generated=folders / "real")
     assert [row["system"] for row in results["rows"]] == ["generated"]
     row = results["rows"][0]
@@ -169,7 +169,7 @@ def toy_weights(tmp_path, monkeypatch):
         (panns, "Cnn14_16k_mAP=0.438.pth", golden_files.panns()), (vggish, "vggish-10086976.pth", golden_files.vggish()),
         (synchformer_full, "synchformer_state_dict.pth", golden_files.full_synchformer()),
     ):
-        if module is panns:  # by its front end it is known which of the two it is
+        if module is panns:  # its front end tells the two released networks apart
             tensors = {f"model.{name}": value for name, value in tensors.items()}
             tensors["model.logmel_extractor.melW"] = np.zeros((257, 64))
         write_state(folder / file, tensors)
@@ -177,7 +177,7 @@ def toy_weights(tmp_path, monkeypatch):
     return folder
 
 
-def test_released_networks_listen_and_watch(toy_weights, tmp_path):
+def test_metrics_of_released_networks(toy_weights, tmp_path):
     for index in range(3):
         scene = scenes.make_scene(2, "test", index, dataclasses.replace(TINY, duration_sec=4.8))
         for side, waveform in (("real", scene["waveform"]), ("generated", np.roll(scene["waveform"], HZ))):
@@ -218,7 +218,7 @@ def test_cached_features_are_used_as_they_are(tmp_path):
     expected = distribution.kl_softmax(arrays["pred"][1], arrays["gt"][1]).mean()
     assert row["kl_softmax_panns"]["value"] == pytest.approx(expected, rel=1e-6)
     assert row["is_panns"]["value"] > 1 and row["fd_vggish"]["value"] > 0
-    assert row["onset_f1_spectral_flux_reason"] == "of the generated clips there are cached features alone"
+    assert row["onset_f1_spectral_flux_reason"] == "the generated clips have cached features only"
 
 
 def test_desync_and_clap_of_cached_features(toy_weights, tmp_path, monkeypatch):
@@ -259,9 +259,9 @@ def test_a_comparison_overwrites_nothing(late, tmp_path):
     both = f"{late},{late}"
     first = _evaluate(tmp_path, runs=both, names="a,b")
     assert _evaluate(tmp_path, runs=both, names="a,b") == first
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="does not hold this comparison"):
         _evaluate(tmp_path, runs=f"{both},{late}")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="does not hold this comparison"):
         _evaluate(late, runs=both)
 
 
@@ -278,11 +278,11 @@ def test_runs_are_compared_too(smoke_run, tmp_path):
     (dict(generated="nowhere"), ["nowhere is not a folder"]),
     (dict(generated="{folders}/copy", reference="{folders}/copy", events="{folders}/copy/clip 1.wav"), ["clip 1.wav"]),
     (dict(generated="{folders}/copy", reference="{out}"), ["holds no clip", ".wav"]),
-    (dict(generated="{folders}/copy", sf_cavp="{folders}"), ["config.sf_cavp", "no folder of a finished sf_cavp stage"]),
+    (dict(generated="{folders}/copy", sf_cavp="{folders}"), ["config.sf_cavp", "not the folder of a finished sf_cavp stage"]),
     (dict(generated="{folders}/copy", weights="nowhere"), ["config.weights=nowhere"]),
     (dict(runs="(a,)"), ["config.runs", "two"]),
     (dict(runs="a,b"), ["a", "no results.json"]),
-    (dict(generated_cache="{out}"), ["no features (.pth)"]),
+    (dict(generated_cache="{out}"), ["holds no features (.pth)"]),
 ])
 def test_a_mistake_is_one_sentence(folders, tmp_path, settings, words):
     (tmp_path / "empty").mkdir()
@@ -291,3 +291,10 @@ def test_a_mistake_is_one_sentence(folders, tmp_path, settings, words):
     with pytest.raises(UserError) as error:
         _evaluate(tmp_path / "out", **filled)
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_a_comparison_needs_its_own_preset(tmp_path):
+    with pytest.raises(UserError, match=r"config\.runs is for comparisons: use --config=configs/evaluate\.py:compare"):
+        programs.run(replace(recipes.evaluate(), runs="a,b"), tmp_path)
+    with pytest.raises(UserError, match="There is no preset 'tiny' of an evaluation"):
+        recipes.evaluate("tiny")

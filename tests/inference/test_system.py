@@ -9,17 +9,18 @@ import pytest
 from released_files import CLIP, VOCABULARY, write_released
 import soundfile
 
-from msg_jax import generate as generate_lib
-from msg_jax import system as system_lib
+from msg_jax import generate as command_line
 from msg_jax.convert.bundle import VARIANTS, Bundle
 from msg_jax.convert.tokenizer import Tokenizer
 from msg_jax.data import media_writer
 from msg_jax.errors import UserError
-from msg_jax.generate import Settings, Video, generate, sounds_for
-from msg_jax.infra import runtime
+from msg_jax.inference.frozen import LazyWeights
+from msg_jax.inference.generate import Settings, Video, generate, sounds_for
+from msg_jax.inference.loading import load_weights
+from msg_jax.inference.system import System
+from msg_jax.infra import logging, memory, runtime
 from msg_jax.models.clip_encoder import CLIP as CLIPModel
 from msg_jax.models.synchformer import Synchformer
-from msg_jax.system import InTurn, load_weights
 
 SETTINGS = Settings(steps=2, guidance_scale=4.5)
 
@@ -56,7 +57,7 @@ def loads(monkeypatch):
         return load(self, kind, *prefixes)
 
     monkeypatch.setattr(Bundle, "load", spy)
-    monkeypatch.setattr(system_lib.memory, "available_bytes", lambda: 0)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 0)
     return seen
 
 
@@ -88,14 +89,14 @@ def test_the_last_one_is_freed_before_the_next_is_loaded():
 
     for stay, expected in ((False, [1, 1, 1, 1]), (True, [1, 2, 3])):
         alive.clear(), watched.clear()
-        trees = InTurn(dict.fromkeys("abc", load), stay)
+        trees = LazyWeights(dict.fromkeys("abc", load), stay)
         for name in "aabbca":
             trees[name]
         assert alive == expected
 
 
 def test_weights_that_fit_stay(folder, loads, video, monkeypatch):
-    monkeypatch.setattr(system_lib.memory, "available_bytes", lambda: 10**12)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 10**12)
     system = load_weights(folder)
     for _ in range(2):
         next(sounds_for(system, Video(video, "noise.mp4"), SETTINGS))
@@ -144,13 +145,13 @@ def test_clip_pictures_are_whole_and_sync_pictures_are_cropped(released, tmp_pat
     pictures[:, :, :32] = 255
     path = tmp_path / "wide.mp4"
     path.write_bytes(media_writer.encode_video(pictures, 25.0, np.zeros(16_000), 16_000))
-    seen, encode = [], system_lib.System.encode
+    seen, encode = [], System.encode
 
     def spy(self, windows, prompt):
         seen.extend(windows)
         return encode(self, seen, prompt)
 
-    monkeypatch.setattr(system_lib.System, "encode", spy)
+    monkeypatch.setattr(System, "encode", spy)
     next(sounds_for(released, Video(path, "wide.mp4"), SETTINGS))
     video, clip_video = seen[0]
     assert video.shape == (24, 32, 32, 3) and clip_video.shape == (8, 28, 28, 3)
@@ -161,8 +162,8 @@ def test_clip_pictures_are_whole_and_sync_pictures_are_cropped(released, tmp_pat
 @pytest.fixture
 def command(monkeypatch):
     monkeypatch.setattr(runtime, "use_compile_cache", lambda: None)
-    monkeypatch.setattr(generate_lib.logging, "plain_terminal", lambda: None)
-    return generate_lib.main
+    monkeypatch.setattr(logging, "plain_terminal", lambda: None)
+    return command_line.main
 
 
 def test_the_command_makes_a_sound(command, folder, video, tmp_path):

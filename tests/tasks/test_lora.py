@@ -1,4 +1,4 @@
-"""Training adapters instead of the network: gradients by the chain rule, what stays untouched, and a whole arm."""
+"""Training adapters instead of the network: gradients by the chain rule, frozen weights, and a whole arm."""
 
 import dataclasses
 import re
@@ -7,21 +7,23 @@ from flax import linen as nn
 from flax import traverse_util
 from golden_files import relative_error
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from configs import common
-from msg_jax import networks, system
+from msg_jax import networks
+from msg_jax.config.tree import replace
 from msg_jax.errors import UserError
+from msg_jax.inference import loading
 from msg_jax.infra import checkpoint, logging, mesh, preemption
 from msg_jax.infra.record import read_record
 from msg_jax.models import lora
 from msg_jax.models.mmdit import example_inputs
-from msg_jax.stages import plan
-from msg_jax.stages.base import FlowTask
-from msg_jax.stages.common import Run, ensure
-from msg_jax.stages.preference import PreferenceTask
+from msg_jax.programs.plan import plan
+from msg_jax.recipes import presets
+from msg_jax.run.run import Run
+from msg_jax.run.stage import ensure
+from msg_jax.tasks.flow import FlowTask
+from msg_jax.tasks.preference import PreferenceTask
 
 SCALE = 0.5
 
@@ -44,7 +46,7 @@ def only_targets_differ(before, after):
 
 
 class Pairs:
-    """Sixteen random pairs; also what a FeatureSource is to a FlowTask."""
+    """Sixteen random pairs; serves a FlowTask as its FeatureSource too."""
 
     split, dims = "train", {"clip": 12, "sync": 10, "text": 6}
 
@@ -69,7 +71,7 @@ class Toy:
     pairs: Pairs
 
     def section(self, **changes):
-        return ConfigDict(self.run.config.preference.to_dict() | changes)
+        return replace(self.run.config.preference, **changes)
 
     def task(self, rank):
         return PreferenceTask(
@@ -79,13 +81,12 @@ class Toy:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    config = common.get_config((), "smoke")
-    config.mesh = (2, 2, 2)
-    config.base.update(hidden=16, fused_depth=0)
-    config.preference.update(lora_scale=SCALE, steps=3)
-    config.preference.optimizer.update(warmup_steps=0, learning_rate=1e-3)
+    config = replace(
+        presets.get("smoke"), mesh=(2, 2, 2), base=dict(hidden=16, fused_depth=0),
+        preference=dict(lora_scale=SCALE, steps=3, optimizer=dict(warmup_steps=0, learning_rate=1e-3)),
+    )
     run = Run.create(config, tmp_path_factory.mktemp("toy"))
-    model = networks.generator(config, run.clip, Pairs.dims, run.dtype)
+    model = networks.generator(config, run.clip, Pairs.dims, networks.compute_dtype())
     shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model.config))
     return Toy(run, random_like(shapes), Pairs(model))
 
@@ -116,7 +117,7 @@ def test_gradients_are_those_of_the_merged_weights_by_the_chain_rule(toy):
         assert relative_error(ours[f"{layer}/b"], of_b) < 1e-3, layer
 
 
-def test_the_optimiser_knows_adapters_alone(toy):
+def test_the_optimizer_holds_adapters_only(toy):
     task = toy.task(2)
     state = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
     count = networks.count(state.params)
@@ -126,16 +127,17 @@ def test_the_optimiser_knows_adapters_alone(toy):
 
 
 def test_flow_matching_trains_adapters_too(toy):
-    task = FlowTask(toy.run, toy.pairs, toy.section(lora_rank=2, ema_decay=0.5, accumulate=2), 0, initial=toy.variables)
+    section = toy.section(lora_rank=2, accumulate=2)
+    task = FlowTask(toy.run, toy.pairs, section, 0, initial=toy.variables, ema_decay=0.5)
     state = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
     after, metrics = jax.eval_shape(task.step, state, toy.pairs.arrays, jax.random.key(0), task.frozen)
     assert jax.tree.structure(after) == jax.tree.structure(state) and metrics["loss"].shape == ()
     assert networks.count(state.params) == networks.count(state.ema_params) < 0.3 * networks.count(toy.variables)
 
 
-def test_the_average_of_adapters_is_merged_where_one_is_kept(toy):
-    section = toy.section(lora_rank=2, ema_decay=0.9)
-    task = FlowTask(toy.run, toy.pairs, section, 0, initial=toy.variables)
+def test_the_ema_of_the_adapters_is_merged(toy):
+    section = toy.section(lora_rank=2)
+    task = FlowTask(toy.run, toy.pairs, section, 0, initial=toy.variables, ema_decay=0.9)
     state = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
     assert jax.tree.map(lambda leaf: leaf.shape, state.ema_params) == jax.tree.map(lambda leaf: leaf.shape, state.params)
     average = random_like(state.params)
@@ -143,7 +145,7 @@ def test_the_average_of_adapters_is_merged_where_one_is_kept(toy):
     a, b = (average["joint_0"]["latent"]["qkv"][name] for name in "ab")
     kernels = [tree["params"]["joint_0"]["latent"]["qkv"]["dense"]["kernel"] for tree in (merged, toy.variables)]
     np.testing.assert_allclose(kernels[0], kernels[1] + SCALE * a @ b, rtol=1e-5)
-    with pytest.raises(UserError, match=r"lora_rank=2 adapts a network, and config\.base\.initial names none"):
+    with pytest.raises(UserError, match=r"lora_rank=2 adapts a network, but config\.base\.initial names none"):
         FlowTask(toy.run, toy.pairs, section, 0)
 
 
@@ -151,9 +153,10 @@ def test_an_arm_with_adapters_is_cut_short_resumes_and_leaves_a_plain_network(sm
     for made in smoke_run.iterdir():
         if made.name != "avp_rpo":
             (tmp_path / made.name).symlink_to(made)
-    config = common.get_config(("avp_rpo",), "smoke")
-    config.data.cache = read_record(smoke_run / "base")["config"]["data"]["cache"]
-    config.preference.update(lora_rank=2, rounds=1)
+    cache = read_record(smoke_run / "base")["config"]["data"]["cache"]
+    config = replace(
+        presets.get("smoke"), stages=("avp_rpo",), data=dict(cache=cache), preference=dict(lora_rank=2, rounds=1)
+    )
     run = dataclasses.replace(Run.create(config, tmp_path), mesh=mesh.make_mesh((1, 1, 1), jax.devices()[:1]))
     stage = plan(config)["avp_rpo"]
     upstream = {name: read_record(run.folder(name))["digest"] for name in stage.needs}
@@ -167,5 +170,5 @@ def test_an_arm_with_adapters_is_cut_short_resumes_and_leaves_a_plain_network(sm
     assert [row["step"] for row in logging.read_metrics(training / "metrics.jsonl")] == [2, 4]
     base, tuned = (checkpoint.load(tmp_path / stage / "params") for stage in ("base", "avp_rpo"))
     assert jax.tree.structure(base) == jax.tree.structure(tuned) and only_targets_differ(base, tuned)
-    loaded = system.load_checkpoint(tmp_path / "avp_rpo")
+    loaded = loading.load_checkpoint(tmp_path / "avp_rpo")
     assert loaded.digest == digest == checkpoint.digest(loaded.variables["generator"]) == checkpoint.digest(tuned)

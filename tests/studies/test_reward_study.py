@@ -1,34 +1,32 @@
-"""The reward study: figures of scores whose answer is known, and the whole stage on the finished stages of the smoke run."""
+"""The reward study: metrics of scores whose answer is known, and the whole stage on the finished stages of the smoke run."""
 
 import json
 import math
 import re
 
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from configs import avp_rpo
-from configs import reward_study as study_config
-from msg_jax import stages
-from msg_jax.clip import ClipSpec
+from msg_jax.config.schema import StudiedReward
+from msg_jax.config.tree import replace
 from msg_jax.data import edits
 from msg_jax.errors import UserError
 from msg_jax.infra import mesh as mesh_lib
-from msg_jax.stages import reward_study
-from msg_jax.stages.common import Run, ensure
+from msg_jax.programs.plan import needed, plan
+from msg_jax.recipes import presets, runs
+from msg_jax.run.run import Run
+from msg_jax.run.stage import ensure
+from msg_jax.studies import reward_study
 
 VIDEOS, CANDIDATES = 40, 5
 
 
 def _section(**changes):
-    section = study_config.get_config("smoke").reward_study
-    section.update(bootstrap=200, **changes)
-    return section
+    return replace(runs.reward_study("smoke").reward_study, bootstrap=200, **changes)
 
 
-# Figures of scores
+# Metrics of scores
 
 
 def _scores(seed, **rewards):
@@ -59,19 +57,19 @@ def test_a_perfect_and_a_perverse_reward():
     assert (gap["value"], gap["low"], gap["high"]) == pytest.approx((-2.0, -2.0, -2.0))
 
 
-def test_seeds_are_told_apart_and_together():
+def test_values_of_each_seed_and_of_all_seeds_pooled():
     def half(truth):  # right in the first half of the videos
         return np.where(np.arange(VIDEOS)[:, None] < VIDEOS // 2, truth, -truth)
 
     by_seed = {0: _scores(0, right=lambda truth: truth), 1: _scores(1, right=half), 4: _scores(2, right=lambda truth: -truth)}
-    figure = _ranking(by_seed)["rewards"]["right"]["within_video_correlation"]
-    assert figure["seeds"] == pytest.approx({"0": 1.0, "1": 0.0, "4": -1.0})
-    assert (figure["value"], figure["mean"], figure["spread"]) == pytest.approx((0.0, 0.0, 1.0), abs=1e-9)
+    metric = _ranking(by_seed)["rewards"]["right"]["within_video_correlation"]
+    assert metric["seeds"] == pytest.approx({"0": 1.0, "1": 0.0, "4": -1.0})
+    assert (metric["value"], metric["mean"], metric["spread"]) == pytest.approx((0.0, 0.0, 1.0), abs=1e-9)
     # The mean over seeds is 1/3 in the first half of the videos and -1/3 in the second: deviation 1/3 / sqrt(40) of the mean.
-    assert (figure["high"] - figure["low"]) / 2 == pytest.approx(1.96 / 3 / math.sqrt(VIDEOS), rel=0.3)
+    assert (metric["high"] - metric["low"]) / 2 == pytest.approx(1.96 / 3 / math.sqrt(VIDEOS), rel=0.3)
 
 
-def test_what_cannot_be_told_says_why():
+def test_a_metric_that_cannot_be_computed_has_its_reason():
     row = _ranking({0: _scores(0, right=np.zeros_like)})["rewards"]["right"]
     for name in ("within_video_correlation", "correlation_class_f1", "best_beats_worst"):
         assert row[name] is None and "differ" in row[f"{name}_reason"]
@@ -79,8 +77,8 @@ def test_what_cannot_be_told_says_why():
 
 
 def test_how_often_an_edit_is_preferred():
-    said = np.array([[1.0, 0.0, 1.0], [1.0, 2.0, 1.0], [1.0, 0.0, np.nan], [1.0, 0.0, 1.0]])
-    found = reward_study.false_orders({"a": said}, _section(edits=("drop", "add")), seed=0)
+    scores = np.array([[1.0, 0.0, 1.0], [1.0, 2.0, 1.0], [1.0, 0.0, np.nan], [1.0, 0.0, 1.0]])
+    found = reward_study.false_orders({"a": scores}, _section(edits=("drop", "add")), seed=0)
     assert found["a"]["drop"]["value"] == 0.25 and found["a"]["drop"]["videos"] == 4
     assert found["a"]["add"]["value"] == 0.5 and found["a"]["add"]["videos"] == 3
 
@@ -100,10 +98,8 @@ def workdir(smoke_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(scenes_cache):
-    config = study_config.get_config("smoke")
-    config.data.cache = str(scenes_cache)
-    config.reward_study.update(clips=6, candidates=2, edits=("swap", "shift_320ms"))
-    return config
+    study = dict(clips=6, candidates=2, edits=("swap", "shift_320ms"))
+    return replace(runs.reward_study("smoke"), data=dict(cache=str(scenes_cache)), reward_study=study)
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +109,14 @@ def results(workdir, config):
 
 
 def _run(workdir, config):
-    return Run(workdir, config, ClipSpec.from_dict(config.clip.to_dict()), mesh_lib.make_mesh((1, 1, 1), jax.devices()[:1]))
+    return Run(workdir, config, mesh_lib.make_mesh((1, 1, 1), jax.devices()[:1]))
 
 
 def _study(workdir, config):
-    return ensure(_run(workdir, config), stages.plan(config)["reward_study"], None, {})
+    return ensure(_run(workdir, config), plan(config)["reward_study"], None, {})
 
 
-def test_the_stage_tells_of_every_reward(results, workdir, config):
+def test_the_stage_measures_every_reward(results, workdir, config):
     names = set(config.reward_study.rewards)
     assert {"semantic", "dynamic", "window", "reward"} <= names
     assert [part["guidance"] for part in results["ranking"]] == list(config.reward_study.guidance_scales)
@@ -128,17 +124,17 @@ def test_the_stage_tells_of_every_reward(results, workdir, config):
     assert set(results["edits"]) == names | {"judge"} and results["edits_through_codec"]
     for row in results["edits"].values():
         assert set(row) == {"swap", "shift_320ms"}
-        assert all(0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1 for figure in row.values())
+        assert all(0 <= metric["low"] <= metric["value"] <= metric["high"] <= 1 for metric in row.values())
     record = json.loads((workdir / "sf_cavp" / "run.json").read_text())
     assert results["networks"] == {"": record["digest"]}
     scores = json.loads((workdir / "reward_study" / "scores" / "seed_0-2.0.json").read_text())
     assert set(scores) == names | {"event_f1", "onset_f1", "class_f1"}
-    assert all(np.shape(said) == (6, 2) for said in scores.values())
+    assert all(np.shape(each) == (6, 2) for each in scores.values())
 
 
-def test_the_table_names_rewards_edits_and_what_they_were_heard_through(results, workdir):
+def test_the_table_names_rewards_edits_and_the_codec(results, workdir):
     table = (workdir / "reward_study" / "table.txt").read_text()
-    for text in ("Guidance 2, seeds 0 together", "6 validation clips, 2 candidates", "all heard through the codec",
+    for text in ("Guidance 2, seeds 0 pooled", "6 validation clips, 2 candidates", "all after the codec",
                  "Headroom share", "minus reward", "shift 320ms", "dynamic", "judge"):
         assert text in table
 
@@ -153,7 +149,7 @@ def test_a_study_that_was_killed_ends_the_same(results, workdir, config):
 
 
 class _Nearness:
-    """A reward of another kind, which knows the untouched sound: the first candidate."""
+    """Rewards that know the untouched sound, the first candidate; the weight `sign` is 1 or -1."""
 
     def __init__(self, run):
         self.seen = []
@@ -161,25 +157,27 @@ class _Nearness:
     def __call__(self, name, entry):
         def measure(frames, log_mels):
             self.seen.append((frames.shape, frames.dtype, log_mels.shape))
-            return entry.sign * -np.square(log_mels - log_mels[:, :1]).mean(axis=(2, 3))
+            return entry.weights["sign"] * -np.square(log_mels - log_mels[:, :1]).mean(axis=(2, 3))
 
         return measure
 
 
-def test_another_kind_of_reward_is_one_line(workdir, config, monkeypatch):
-    monkeypatch.setitem(reward_study.KINDS, "nearness", _Nearness)
-    changed = ConfigDict(config.to_dict())
-    changed.reward_study.update(edits=edits.KINDS, through_codec=False, baseline="near")
-    changed.reward_study.rewards = ConfigDict(dict(near=dict(nearness="", sign=1.0), far=dict(nearness="", sign=-1.0)))
+def test_every_edit_lowers_the_score_of_a_reward_that_knows_the_truth(workdir, config, monkeypatch):
+    """A reward is any function of frames and log-mels."""
+    monkeypatch.setattr(reward_study, "Cosines", _Nearness)
+    rewards = {name: StudiedReward(weights={"sign": sign}) for name, sign in (("near", 1.0), ("far", -1.0))}
+    changed = replace(
+        config, reward_study=dict(edits=edits.KINDS, through_codec=False, baseline="near", rewards=rewards)
+    )
     study = reward_study.Study(_run(workdir, changed))
-    said = study.edits()
+    scores = study.edits()
     clip = study.run.clip
     shape = (6, clip.video_frames, clip.video_px, clip.video_px, 3)
-    assert study.makers["nearness"].seen[0] == (shape, np.uint8, (6, 9, clip.mel_frames, clip.mel.bands))
-    found = reward_study.false_orders(said, changed.reward_study, seed=0)
-    for kind in edits.KINDS:  # every edit is heard
+    assert study.cosines.seen[0] == (shape, np.uint8, (6, 9, clip.mel_frames, clip.mel.bands))
+    found = reward_study.false_orders(scores, changed.reward_study, seed=0)
+    for kind in edits.KINDS:
         assert (found["near"][kind]["value"], found["far"][kind]["value"]) == (0.0, 1.0)
-    shifts = [-said["near"][:, 1 + edits.KINDS.index(f"shift_{ms}ms")].mean() for ms in (40, 320)]
+    shifts = [-scores["near"][:, 1 + edits.KINDS.index(f"shift_{ms}ms")].mean() for ms in (40, 320)]
     assert shifts[0] < shifts[1]
 
 
@@ -191,7 +189,7 @@ def test_an_ensemble_is_the_mean_of_its_members(workdir, config):
     mels = draw.normal(-6, 2, (4, 3, clip.mel_frames, clip.mel.bands)).astype(np.float32)
     folder = str(workdir / "sf_cavp")
     alone, twice, weighted, other = (
-        make(str(i), study_config.reward(where, **weights))(frames, mels) for i, (where, weights) in enumerate((
+        make(str(i), StudiedReward(sf_cavp=where, weights=weights))(frames, mels) for i, (where, weights) in enumerate((
             ("", dict(window=1.0)), (f"{folder}, {folder}", dict(window=2.0)), ("", dict(window=1.0, dynamic=3.0)),
             (folder, dict(dynamic=1.0)),
         ))
@@ -201,30 +199,36 @@ def test_an_ensemble_is_the_mean_of_its_members(workdir, config):
     plane = np.linalg.lstsq(np.stack([alone.ravel(), other.ravel()], 1), weighted.ravel())[0]
     np.testing.assert_allclose(plane[0] * alone + plane[1] * other, weighted, atol=1e-4)
     terms = make._terms("", frames, mels)
-    assert make._terms("", frames, mels) is terms  # heard once for all weights
+    assert make._terms("", frames, mels) is terms  # computed once for all weights
 
 
 @pytest.mark.parametrize(("changes", "sentence"), [
-    (dict(rewards=dict(a=dict(sf_cavp="/nowhere", weights={}))), "a.sf_cavp=/nowhere is no folder of a finished sf_cavp"),
-    (dict(rewards=dict(a=dict(sf_cavp="", weights=dict(rhythm=2.0)))), "a.weights.rhythm=2, and this run has only semantic"),
-    (dict(rewards=dict(a=dict(weights={}))), "rewards.a is no reward: it needs one of the fields sf_cavp"),
-    (dict(rewards=dict(judge=dict(sf_cavp="", weights={}))), "another name than judge"),
-    (dict(baseline="best"), "baseline=best is none of the rewards: choose from dynamic"),
+    (dict(rewards=dict(a=dict(sf_cavp="/nowhere"))), "a.sf_cavp=/nowhere is not the folder of a finished sf_cavp"),
+    (dict(rewards=dict(a=dict(weights=dict(rhythm=2.0)))), "a.weights.rhythm=2, but this run has only semantic"),
+    (dict(rewards=dict(a=dict(weight={}))), "rewards.a has no field weight: did you mean weights?"),
+    (dict(rewards=dict(judge={})), "rewards.judge has the name of the judge's column"),
+    (dict(baseline="best"), "baseline=best is not one of the rewards: choose from semantic"),
     (dict(edits=("swap", "louder")), "edits has 'louder': choose from swap, drop"),
 ])
 def test_a_mistake_is_one_sentence(workdir, config, changes, sentence):
-    changed = config.to_dict()
-    changed["reward_study"] |= changes
-    with pytest.raises(UserError, match=re.escape(sentence)):
-        reward_study.Study(_run(workdir, ConfigDict(changed)))
+    with pytest.raises(UserError, match=re.escape(sentence)) as caught:
+        reward_study.Study(_run(workdir, replace(config, reward_study=changes)))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_reward_with_weights_of_zero_is_left_out(workdir, config):
-    changed = ConfigDict(config.to_dict())
-    changed.reward_study.rewards.window.weights.window = 0.0
-    assert "window" not in reward_study.Study(_run(workdir, changed)).rewards
+    rewards = config.reward_study.rewards | {"window": StudiedReward(weights={"window": 0.0})}
+    changed = replace(config, reward_study=dict(rewards=rewards))
+    left_out = set(rewards) - set(reward_study.Study(_run(workdir, changed)).rewards)
+    assert left_out == {"window"}
 
 
-def test_other_configs_have_no_such_stage():
-    assert "reward_study" in stages.plan(study_config.get_config("smoke"))
-    assert "reward_study" not in stages.plan(avp_rpo.get_config("smoke"))
+def test_only_its_own_recipe_makes_the_study():
+    study, main_job = runs.reward_study("smoke"), runs.avp_rpo("smoke")
+    assert "reward_study" in needed(plan(study), study.stages)
+    assert "reward_study" not in needed(plan(main_job), main_job.stages)
+
+
+def test_without_sound_events_no_reward_of_them_is_studied(monkeypatch):
+    monkeypatch.setitem(presets.PRESETS, "smoke", lambda config: replace(config, sound_events=dict(kinds=0)))
+    assert set(runs.reward_study("smoke").reward_study.rewards) == {"semantic", "dynamic", "window", "reward"}

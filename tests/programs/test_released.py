@@ -13,19 +13,19 @@ import pytest
 from released_files import write_released
 import released_run
 
-from configs import avp_rpo as avp_rpo_config
-from configs import common
-from configs import sf_cavp as sf_cavp_config
-from msg_jax import networks, stages, system
-from msg_jax.clip import ClipSpec
+from msg_jax import networks, programs
+from msg_jax.config.tree import replace
 from msg_jax.convert.bundle import DOCUMENT, VARIANTS, Bundle
 from msg_jax.data import media
 from msg_jax.data.features import FeatureSource
 from msg_jax.errors import UserError
-from msg_jax.generate import Settings, generate
+from msg_jax.inference import frozen, loading
+from msg_jax.inference.generate import Settings, generate
 from msg_jax.infra import checkpoint
 from msg_jax.models.mmdit import example_inputs
-from msg_jax.stages.common import Run
+from msg_jax.programs import checks
+from msg_jax.recipes import presets, runs
+from msg_jax.run.run import Run
 from msg_jax.stages.extract import Extractor
 from msg_jax.stages.sf_cavp import SFCAVPTask
 from tests.conftest import ROOT, environment
@@ -41,7 +41,7 @@ def inputs(tmp_path_factory):
     weights, videos = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("videos")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(VARIANTS, released_run.NAME, write_released(weights))
-        patch.setitem(common.PRESETS, released_run.NAME, released_run.preset)
+        patch.setitem(presets.PRESETS, released_run.NAME, released_run.preset)
         released_run.write_videos(videos)
         released_run.damage(videos / "d.mp4")
         released_run.silence(videos / "e.mp4")
@@ -51,7 +51,7 @@ def inputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_folder(inputs, tmp_path_factory):
-    """The main job from the command line, in a process of its own; `base` is fine-tuned for two steps."""
+    """The main job from the command line, in its own process; `base` is fine-tuned for two steps."""
     weights, videos = inputs
     workdir = tmp_path_factory.mktemp("released_run") / "run"
     subprocess.run([
@@ -63,10 +63,8 @@ def run_folder(inputs, tmp_path_factory):
 
 def _config(inputs, targets=("avp_rpo",), **changes):
     weights, videos = inputs
-    config = common.get_config(targets, released_run.NAME)
-    config.weights, config.data.source = str(weights), f"folder:{videos}"
-    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
-    return config
+    config = replace(presets.get(released_run.NAME), stages=targets, weights=str(weights), data=dict(source=f"folder:{videos}"))
+    return replace(config, **changes)
 
 
 def _rows(path):
@@ -102,8 +100,8 @@ def test_clips_that_cannot_be_decoded_are_listed_and_the_others_used(run_folder,
 
 
 def test_features_are_those_that_generate_computes(run_folder, inputs):
-    """CLIP of whole pictures, Synchformer of cropped ones, the text of a caption or the released empty text; VAE means."""
-    made = system.load_checkpoint(run_folder / "base")
+    """CLIP of whole frames, Synchformer of cropped ones, the text of a caption or the released empty text; VAE means."""
+    made = loading.load_checkpoint(run_folder / "base")
     clip = made.clip
     features = FeatureSource(run_folder / "extract" / "train")
     grids = [
@@ -120,7 +118,7 @@ def test_features_are_those_that_generate_computes(run_folder, inputs):
 
 def test_networks_are_loaded_in_turn_and_only_the_sides_that_are_needed(run_folder, inputs, monkeypatch):
     loads, load = [], Bundle.load
-    monkeypatch.setattr(system.memory, "available_bytes", lambda: 0)
+    monkeypatch.setattr(frozen.memory, "available_bytes", lambda: 0)
     monkeypatch.setattr(Bundle, "load", lambda self, kind, *parts: loads.append((kind, *parts)) or load(self, kind, *parts))
     run = Run.create(_config(inputs), run_folder)
     extract = Extractor(run)
@@ -134,7 +132,7 @@ def test_networks_are_loaded_in_turn_and_only_the_sides_that_are_needed(run_fold
 
 
 def test_a_sound_is_generated_from_the_tuned_network(run_folder, inputs, tmp_path):
-    made = system.load_checkpoint(run_folder / "avp_rpo")
+    made = loading.load_checkpoint(run_folder / "avp_rpo")
     assert made.squashes_clip_video and made.guidance_scale == 4.5
     rows, skipped = generate(made, [inputs[1] / "a.mp4"], tmp_path, Settings(steps=1, guidance_scale=2.0, prompt="cat"))
     assert len(rows) == 1 and skipped == [] and (tmp_path / "a.wav").exists()
@@ -154,7 +152,7 @@ def _copy_up_to_extract(run_folder, tmp_path):
 
 def test_without_steps_the_released_network_is_the_base(run_folder, inputs, tmp_path):
     _copy_up_to_extract(run_folder, tmp_path)
-    stages.run(_config(inputs, ("base",), base__steps=0), tmp_path)
+    programs.run(_config(inputs, ("base",), base=dict(steps=0)), tmp_path)
     released = Bundle(inputs[0], VARIANTS[released_run.NAME]).load("mmdit")
     jax.tree.map(np.testing.assert_array_equal, checkpoint.load(tmp_path / "base" / "params"), released)
     assert not (tmp_path / "base" / "metrics.jsonl").exists()
@@ -163,39 +161,42 @@ def test_without_steps_the_released_network_is_the_base(run_folder, inputs, tmp_
 def test_other_files_are_refused_by_name(run_folder, inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(Bundle, "checksums", lambda self, *kinds: {self.paths[kind].name: "other" for kind in kinds})
     with pytest.raises(UserError, match=r"codec was made with config\.weights\.best_netG\.pt=\w+, this run has .*=other"):
-        stages.run(_config(inputs), run_folder)
+        programs.run(_config(inputs), run_folder)
     with pytest.raises(UserError, match=r"was made with another v1-16\.pth than the one in"):
-        system.load_checkpoint(run_folder / "avp_rpo")
+        loading.load_checkpoint(run_folder / "avp_rpo")
 
 
 def test_a_run_whose_released_files_are_gone_says_so(run_folder, inputs, monkeypatch):
-    monkeypatch.setattr(system, "open_weights", lambda path, variant: Bundle(run_folder, VARIANTS[variant]))
+    monkeypatch.setattr(frozen, "open_weights", lambda path, variant: Bundle(run_folder, VARIANTS[variant]))
     with pytest.raises(UserError, match=r"was made with released files: .* lacks 5 of the files"):
-        system.load_checkpoint(run_folder / "base")
+        loading.load_checkpoint(run_folder / "base")
 
 
 @pytest.mark.parametrize(("changes", "sentence"), [
-    ({"weights": ""}, r"--config\.weights=FOLDER \(docs/WEIGHTS\.md"),
-    ({"weights": "/nowhere"}, r"/nowhere does not exist"),
-    ({"data__source": ""}, r"config\.data\.source is not given: --config\.data\.source=folder:PATH"),
-    ({"variant": "huge"}, r"config\.variant='huge' is no released network: choose one of small_16k"),
-    ({"codec__kind": "mp3"}, r"config\.codec\.kind='mp3' is not known: choose one of 'pca', 'released'"),
-    ({"codec__kind": "pca"}, r"config\.base\.initial=released needs config\.codec\.kind=released"),
-    ({"base__hidden": 64}, r"config\.base\.hidden=64 is not that of the released toy_16k"),
-    ({"base__initial": "", "base__steps": 0}, r"config\.base\.steps=0 takes the network of config\.base\.initial"),
-    ({"clip__mel__bands": 64}, r"config\.clip does not fit the released toy_16k.*mel\.bands is 64 here, 80 there"),
-    ({"base__initial": "", "encoders__kind": "separate"}, r"config\.encoders\.kind=separate does not fit config\.clip"),
-    ({"base__initial": "", "encoders__kind": "sf_cavp"}, r"12 slow and 48 fast steps, and the clip 15 clip frames and 40 sync"),
+    (dict(weights=""), r"--config\.weights=FOLDER \(docs/WEIGHTS\.md"),
+    (dict(weights="/nowhere"), r"/nowhere does not exist"),
+    (dict(data=dict(source="")), r"config\.data\.source is not given: --config\.data\.source=folder:PATH"),
+    (dict(variant="huge"), r"config\.variant='huge' is not a released network: choose one of small_16k"),
+    (dict(codec=dict(kind="mp3")), r"config\.codec\.kind='mp3' is not a choice: use one of 'pca', 'released'"),
+    (dict(codec=dict(kind="pca")), r"config\.base\.initial=released needs config\.codec\.kind=released"),
+    (dict(base=dict(hidden=64)), r"config\.base\.hidden=64 differs from the released toy_16k.*: set it to \d+"),
+    (dict(base=dict(initial="", steps=0)), r"config\.base\.steps=0 uses the network of config\.base\.initial"),
+    (dict(clip=dict(mel=dict(bands=64))), r"config\.clip does not fit the released toy_16k.*mel\.bands is 64 here, 80 there"),
+    (dict(base=dict(initial=""), encoders=dict(kind="separate")), r"config\.encoders\.kind=separate does not fit config\.clip"),
+    (dict(base=dict(initial=""), encoders=dict(kind="sf_cavp")),
+     r"12 slow and 48 fast steps, and the clip 15 clip frames and 40 sync"),
 ])
 def test_what_does_not_fit_is_one_sentence_before_any_work(inputs, tmp_path, changes, sentence):
     with pytest.raises(UserError, match=sentence) as error:
-        stages.run(_config(inputs, **changes), tmp_path)
+        programs.run(_config(inputs, **changes), tmp_path)
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
 
 
 def test_the_reward_model_alone_needs_no_released_files(tmp_path):
-    with pytest.raises(UserError, match=r"config\.data\.source is not given"):
-        stages.run(sf_cavp_config.get_config("small_16k"), tmp_path)
+    """The missing folder of videos is the first complaint; the run names no folder of weights."""
+    config = replace(runs.sf_cavp("small_16k"), data=dict(source=f"folder:{tmp_path}/nowhere"))
+    with pytest.raises(UserError, match=r"nowhere"):
+        programs.run(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize("preset", ["small_16k", "small_44k", "medium_44k", "large_44k_v2"])
@@ -203,18 +204,16 @@ def test_presets_are_the_published_size(preset):
     """The published counts include the buffers."""
     document = (ROOT / DOCUMENT).read_text()
     published = re.search(rf"^\| `mmaudio_{preset}\.pth` .* \| ([\d,]+) \|", document, re.MULTILINE)[1]
-    config = avp_rpo_config.get_config(preset)
-    clip = ClipSpec.from_dict(config.clip.to_dict())
-    networks.check(config, clip)
-    model = networks.generator(config, clip, networks.feature_dims(config, clip), jnp.float32)
+    config = runs.avp_rpo(preset)
+    checks.check(replace(config, data=dict(source="folder:videos")))
+    model = networks.generator(config, config.clip, networks.feature_dims(config, config.clip), jnp.float32)
     count = networks.count(jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model.config)))
     assert f"{count:,}" == published
 
 
 def test_a_step_of_the_full_size_reward_model_has_shapes_that_fit(tmp_path):
     """8 s at 25 fps, at toy pictures; nothing is computed."""
-    config = sf_cavp_config.get_config("small_44k")
-    config.clip.video_px, config.sf_cavp.batch_size = 32, 8
+    config = replace(runs.sf_cavp("small_44k"), clip=dict(video_px=32), sf_cavp=dict(batch_size=8))
     run = Run.create(config, tmp_path)
     task = SFCAVPTask(run)
     with jax.set_mesh(run.mesh):

@@ -13,15 +13,21 @@ import numpy as np
 import pytest
 import soundfile
 
-from configs import base as base_config
-from msg_jax import generate as generate_lib
-from msg_jax import networks, sampling, stages, system
+from msg_jax import generate as command_line
+from msg_jax import networks
+from msg_jax.clip import TINY
+from msg_jax.config.tree import replace
 from msg_jax.data import media, media_writer, mel
 from msg_jax.errors import UserError
-from msg_jax.generate import Settings, Video, find_videos, generate, sounds_for
-from msg_jax.infra import checkpoint, runtime
+from msg_jax.inference import loading, sampling
+from msg_jax.inference.generate import Settings, Video, find_videos, generate, sounds_for
+from msg_jax.inference.system import System
+from msg_jax.infra import checkpoint, logging, runtime
 from msg_jax.models.codec import fit_pca
 from msg_jax.models.mmdit import example_inputs
+from msg_jax.programs import stages
+from msg_jax.programs.plan import plan
+from msg_jax.recipes import runs
 from msg_jax.types import AVBatch
 
 SETTINGS = Settings(steps=2, guidance_scale=1.5)
@@ -63,16 +69,16 @@ CHEAP = {"codec": make_codec, "encoders": make_encoders, "base": make_base}
 
 
 def make_run(workdir: pathlib.Path, seeds: tuple[int, ...], encoders: str = "separate") -> pathlib.Path:
-    """A run up to `base` as `stages.run` leaves it, its networks untrained."""
-    config = base_config.get_config("smoke")
-    config.stages, config.seeds, config.encoders.kind = ("base",), seeds, encoders
-    config.codec.vocoder_iterations = 4
-    plan = {
+    """A run up to `base` as the program `stages` leaves it, its networks untrained."""
+    config = replace(
+        runs.base("smoke"), stages=("base",), seeds=seeds, encoders=dict(kind=encoders), codec=dict(vocoder_iterations=4)
+    )
+    cheap = {
         name: dataclasses.replace(stage, make=CHEAP.get(name, lambda run, folder, seed: "nothing"))
-        for name, stage in stages.plan(config).items()
+        for name, stage in plan(config).items()
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "plan", lambda config: plan)
+        patch.setattr(stages, "plan", lambda config: cheap)
         stages.run(config, workdir)
     return workdir
 
@@ -83,8 +89,8 @@ def run_folder(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def untrained(run_folder) -> system.System:
-    return system.load_checkpoint(run_folder / "base")
+def untrained(run_folder) -> System:
+    return loading.load_checkpoint(run_folder / "base")
 
 
 @pytest.fixture(scope="session")
@@ -150,7 +156,7 @@ def test_a_video_gets_the_same_sound_alone_and_a_variant_is_its_seed(untrained, 
 
 
 def test_a_generator_may_look_through_an_sf_cavp_of_its_own(videos, tmp_path):
-    seeing = system.load_checkpoint(make_run(tmp_path / "run", (0,), encoders="second_sf_cavp") / "base")
+    seeing = loading.load_checkpoint(make_run(tmp_path / "run", (0,), encoders="second_sf_cavp") / "base")
     generate(seeing, [videos / "short.mp4"], tmp_path / "out", SETTINGS)
     waveform = read(tmp_path / "out" / "short.wav")
     assert len(waveform) == 16_640 and np.abs(waveform).max() > 1e-3
@@ -186,13 +192,13 @@ def test_files_of_one_name_in_two_folders_get_different_noise(untrained):
 
 def test_windows_see_the_frames_of_their_own_time(untrained, videos, monkeypatch):
     """long.mp4 is 92 tokens of 0.08 s: windows start at tokens 0, 20, 40, 52, that is at frames 0, 40, 80 and 104."""
-    seen, encode = [], system.System.encode
+    seen, encode = [], System.encode
 
     def spy(self, windows, prompt):
         seen.extend(windows)
         return encode(self, seen, prompt)
 
-    monkeypatch.setattr(system.System, "encode", spy)
+    monkeypatch.setattr(System, "encode", spy)
     next(sounds_for(untrained, Video(videos / "long.mp4", "long.mp4"), SETTINGS))
     brightness = np.array([[video[i].mean() for i in (0, -1)] for video, _ in seen])
     first = np.array([0, 40, 80, 104])
@@ -227,7 +233,7 @@ def wandering_mel(frames: int) -> np.ndarray:
 
 def tone_mel(frames: int) -> np.ndarray:
     time = np.arange(frames * 320) / 16_000
-    return mel.log_mel(np.float32(0.3 * np.sin(2 * np.pi * 440 * time)), system.ClipSpec().mel)
+    return mel.log_mel(np.float32(0.3 * np.sin(2 * np.pi * 440 * time)), TINY.mel)
 
 
 @pytest.mark.parametrize("sound", [wandering_mel, tone_mel])
@@ -325,8 +331,8 @@ def test_results_inside_the_given_folder_are_no_inputs(videos, tmp_path):
 def command(monkeypatch):
     """`main` without its hold on the process: the session keeps its own compile cache and terminal."""
     monkeypatch.setattr(runtime, "use_compile_cache", lambda: None)
-    monkeypatch.setattr(generate_lib.logging, "plain_terminal", lambda: None)
-    return generate_lib.main
+    monkeypatch.setattr(logging, "plain_terminal", lambda: None)
+    return command_line.main
 
 
 def test_broken_files_are_skipped_with_a_sentence_each(command, run_folder, videos, tmp_path, capfd):
@@ -350,8 +356,8 @@ def test_broken_files_are_skipped_with_a_sentence_each(command, run_folder, vide
     skipped = {pathlib.Path(row["path"]).name: row["reason"] for row in rows(out / "skipped.jsonl")}
     assert sorted(skipped) == ["cut.mp4", "deaf.mp4", "empty.mp4", "missing.mp4", "notes.txt", "text.mp4"]
     assert all(name in reason and "\n" not in reason for name, reason in skipped.items())
-    told = capfd.readouterr().err.splitlines()
-    assert sorted(told) == sorted(f"skipped: {reason}" for reason in skipped.values())
+    reported = capfd.readouterr().err.splitlines()
+    assert sorted(reported) == sorted(f"skipped: {reason}" for reason in skipped.values())
     assert sorted(path.name for path in out.iterdir()) == ["generated.jsonl", "good.mp4", "good.wav", "skipped.jsonl"]
 
 
@@ -367,8 +373,9 @@ def test_broken_files_are_skipped_with_a_sentence_each(command, run_folder, vide
 def test_a_mistake_is_told_in_one_sentence(command, videos, tmp_path, capfd, flags, sentence):
     with pytest.raises(SystemExit) as stopped:
         command([str(videos), f"--checkpoint={tmp_path}", f"--out={tmp_path / 'out'}", *flags])
-    told = capfd.readouterr().err
-    assert stopped.value.code == 2 and told.startswith("error: ") and sentence in told and len(told.splitlines()) == 1
+    reported = capfd.readouterr().err
+    assert stopped.value.code == 2 and reported.startswith("error: ") and sentence in reported
+    assert len(reported.splitlines()) == 1
 
 
 def test_required_flags_are_named(command, capfd):
@@ -395,7 +402,7 @@ def test_the_command_takes_its_defaults_from_the_run(command, run_folder, videos
 
 def test_a_seed_of_several_finds_its_run(tmp_path):
     run = make_run(tmp_path / "run", seeds=(0, 1))
-    systems = [system.load_checkpoint(run / f"seed_{seed}" / "base") for seed in (0, 1)]
+    systems = [loading.load_checkpoint(run / f"seed_{seed}" / "base") for seed in (0, 1)]
     assert len({each.digest for each in systems}) == 2
     np.testing.assert_array_equal(*(each.variables["codec"]["params"]["mean"] for each in systems))
 
@@ -411,7 +418,7 @@ def records(run_folder, tmp_path) -> pathlib.Path:
 
 @pytest.mark.parametrize("stage, changes, sentence", [
     ("base", {"finished": False}, "base is not finished"),
-    ("base", {"stage": "judge"}, "holds the stage judge, which makes no sound"),
+    ("base", {"stage": "judge"}, "holds the stage judge, which is not a generator"),
     ("codec", {"digest": "0"}, "made from another codec than the one in"),
     ("encoders", {"finished": False}, "encoders is not finished"),
 ])
@@ -419,7 +426,7 @@ def test_a_checkpoint_that_cannot_be_used_says_why(records, stage, changes, sent
     path = records / stage / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(UserError, match=sentence):
-        system.load_checkpoint(records / "base")
+        loading.load_checkpoint(records / "base")
 
 
 def test_networks_of_another_version_are_refused(run_folder, records):
@@ -429,5 +436,5 @@ def test_networks_of_another_version_are_refused(run_folder, records):
     record = json.loads(path.read_text())
     record["config"]["base"]["hidden"] *= 2
     path.write_text(json.dumps(record))
-    with pytest.raises(UserError, match="whose networks are not those of this one"):
-        system.load_checkpoint(records / "base")
+    with pytest.raises(UserError, match="whose networks differ from this one's"):
+        loading.load_checkpoint(records / "base")

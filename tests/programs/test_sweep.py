@@ -1,25 +1,27 @@
-"""A study of several trainings: what is changed, what is shared, what is told; and a whole one at the smoke preset."""
+"""A sweep of several trainings: its changes, its shared stages, its table; and a whole one at the smoke preset."""
 
 import dataclasses
 import doctest
 import json
 
-from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from configs import vta_ldm, vta_ldm_study
-from msg_jax import networks, stages, system
+from msg_jax import programs
 from msg_jax.clip import TINY
+from msg_jax.config.schema import Sweep
+from msg_jax.config.tree import replace
 from msg_jax.errors import UserError
-from msg_jax.stages import figures, plan, sweep
-from msg_jax.stages.common import Run
+from msg_jax.inference import loading
+from msg_jax.programs import checks, sweep
+from msg_jax.programs.plan import plan
+from msg_jax.recipes import runs
+from msg_jax.run.run import Run
+from msg_jax.studies import event_metrics
 
 
 def study(**cells):
-    config = vta_ldm_study.get_config("smoke")
-    config.sweep.cells = ConfigDict(dict(axis=cells))
-    return config
+    return replace(runs.vta_ldm_study("smoke"), sweep=dict(cells=dict(axis=cells)))
 
 
 def test_a_cell_changes_its_fields_and_no_other():
@@ -27,9 +29,9 @@ def test_a_cell_changes_its_fields_and_no_other():
     cell = sweep.cells_of(config)[1]
     changed = cell.config(config)
     assert (cell.axis, cell.name) == ("axis", "one") and changed.base.features == ("clip",)
-    assert "sweep" not in changed and "sweep" in config and config.base.features == ("clip", "sync")
-    changed.base.features = config.base.features
-    assert changed == sweep.cells_of(config)[0].config(config)
+    assert (changed.program, changed.sweep) == ("stages", Sweep()) and config.program == "sweep"
+    plain = sweep.cells_of(config)[0].config(config)
+    assert changed != plain == replace(changed, base=dict(features=config.base.features))
 
 
 @pytest.mark.parametrize("changes", [dict(base=dict(feature=("clip",))), dict(base=dict(positions="no"))])
@@ -40,14 +42,16 @@ def test_a_change_that_does_not_fit_is_one_sentence(changes):
 
 
 def test_every_cell_of_the_study_fits_its_networks():
-    config = vta_ldm_study.get_config("tiny")
-    for cell in sweep.cells_of(config):
+    config = runs.vta_ldm_study("tiny")
+    cells = sweep.cells_of(config)
+    assert len(cells) == 17
+    for cell in cells:
         changed = cell.config(config)
-        networks.check(changed, TINY)
-        assert "figures" in plan(changed)
+        checks.check(changed)
+        assert "event_metrics" in plan(changed)
 
 
-def test_stages_are_shared_by_those_who_agree_on_them(tmp_path):
+def test_cells_share_the_stages_on_whose_settings_they_agree(tmp_path):
     config = study(
         slow=dict(encoders=dict(kind="sf_cavp"), base=dict(features=("clip",))),
         fast=dict(encoders=dict(kind="sf_cavp"), base=dict(features=("sync",))),
@@ -56,9 +60,9 @@ def test_stages_are_shared_by_those_who_agree_on_them(tmp_path):
         second_shorter=dict(encoders=dict(kind="second_sf_cavp"), sf_cavp=dict(steps=1)),
     )
     cells = {cell.name: cell.config(config) for cell in sweep.cells_of(config)}
-    runs = {name: Run.create(changed, tmp_path / "cells" / name) for name, changed in cells.items()}
+    made = {name: Run.create(changed, tmp_path / "cells" / name) for name, changed in cells.items()}
     shared = Run.create(cells["baseline"], tmp_path)
-    places = {name: sweep.place(runs[name], plan(cells[name]), shared, plan(shared.config)).places for name in cells}
+    places = {name: sweep.place(made[name], plan(cells[name]), shared, plan(shared.config)).places for name in cells}
     assert places["deeper"] == places["baseline"] and places["baseline"]["extract"] == tmp_path / "extract"
     assert places["slow"]["extract"] == places["fast"]["extract"] != places["joined"]["extract"] != tmp_path / "extract"
     for name in ("prepare", "codec", "judge"):
@@ -69,76 +73,31 @@ def test_stages_are_shared_by_those_who_agree_on_them(tmp_path):
     assert "base" not in places["slow"]  # a cell's own
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    (dict(objective="score"), ["config.base.objective", "'diffusion'"]),
-    (dict(network="unet"), ["config.base.network", "'cross_attention'"]),
-    (dict(network="mmdit"), ["config.base.features", "'text'"]),
-    (dict(features=("clip", "smell")), ["config.base.features", "'motion'"]),
-    (dict(features=()), ["config.base.features", "empty"]),
-    (dict(diffusion=dict(solver="euler")), ["config.base.diffusion.solver", "'ddim'"]),
-    (dict(diffusion=dict(prediction="velocity")), ["config.base.diffusion.prediction", "'v'"]),
-    (dict(lora_rank=4), ["config.base.lora_rank=4"]),
-])
-def test_what_does_not_go_together_is_refused(changes, words):
-    config = vta_ldm.get_config("smoke")
-    config.base.update(changes)
-    with pytest.raises(UserError) as caught:
-        networks.check(config, TINY)
-    for word in words:
-        assert word in str(caught.value)
-
-
-@pytest.mark.parametrize("field", ["objective", "augment", "joint"])
-def test_what_preference_tuning_and_mmdit_cannot_take_is_refused(field):
-    from configs import common
-
-    config = vta_ldm.get_config("smoke")
-    config.arms = ConfigDict(dict(avp_rpo=common.arm("reward")))
-    if field == "augment":
-        config.base.objective, config.augment.concat = "flow", 0.5
-    if field == "joint":
-        config.arms, config.encoders.kind = {}, "joint"
-        config.base.update(network="mmdit", features=("clip", "sync", "text"))
-    with pytest.raises(UserError, match={"objective": "objective=diffusion", "augment": "augment", "joint": "joint"}[field]):
-        networks.check(config, TINY)
-
-
-def test_a_config_without_the_choices_is_mmdit_with_flow_matching():
-    """Runs from before can still be generated from."""
-    from configs import common
-
-    config = common.get_config(("base",), "tiny")
-    networks.check(config, TINY)
-    assert networks.diffusion(config) is None and networks.solver(config) == {}
-    assert type(networks.generator(config, TINY, dict(clip=1, sync=1, text=1), np.float32)).__name__ == "MMDiT"
-
-
 def test_groups_of_clips():
     def record(caption, *kinds):
         events = np.full((4, 3), -1.0, np.float32)
         events[: len(kinds), 0] = kinds
         return {"caption": caption, "events": events}
 
-    found = figures.groups([record("wood", 0, 0), record("wood, then lamp", 0, 4), record("a, b and c", 0, 1, 2)])
+    found = event_metrics.groups([record("wood", 0, 0), record("wood, then lamp", 0, 4), record("a, b and c", 0, 1, 2)])
     assert found == {"all": [0, 1, 2], "transition": [1], "1_source": [0], "2_sources": [1], "3_sources": [2]}
 
 
-def test_figures_of_seeds_and_differences_of_equal_seeds(tmp_path):
+def test_means_over_seeds_and_differences_of_equal_seeds(tmp_path):
     def write(cell, seed, f1):
-        path = tmp_path / "cells" / cell / f"seed_{seed}" / "figures" / figures.FILE
+        path = tmp_path / "cells" / cell / f"seed_{seed}" / "event_metrics" / event_metrics.FILE
         path.parent.mkdir(parents=True)
         row = {"fd_judge": 1.0, "all": {"clips": 5, "event_f1": f1}}
         path.write_text(json.dumps({"rows": [{"guidance": 2.0} | row], "reconstructed": row}))
 
-    config = study(better=dict(base=dict(depth=2)), broken=dict(base=dict(depth=3)))
-    config.seeds = (0, 1)
+    config = replace(study(better=dict(base=dict(depth=2)), broken=dict(base=dict(depth=3))), seeds=(0, 1))
     for seed, (base, better) in enumerate([(0.1, 0.4), (0.3, 0.4)]):
         write("baseline", seed, base)
         write("better", seed, better)
     results = sweep.summary(config, tmp_path, sweep.cells_of(config), {"broken": "it fell"})
     baseline, cell = results["cells"]
-    assert baseline["differences"] == {} and baseline["figures"]["all/event_f1"]["mean"] == pytest.approx(0.2)
-    assert baseline["figures"]["all/event_f1"]["error"] == pytest.approx(0.1)
+    assert baseline["differences"] == {} and baseline["metrics"]["all/event_f1"]["mean"] == pytest.approx(0.2)
+    assert baseline["metrics"]["all/event_f1"]["error"] == pytest.approx(0.1)
     assert cell["differences"]["all/event_f1"] == pytest.approx({"mean": 0.2, "error": 0.1})
     table = sweep.format_table(results)
     assert "| axis | better | 2 | 0.400 ± 0.000 |" in table and "| +0.200 ± 0.100 |" in table
@@ -158,10 +117,9 @@ def finished(tmp_path_factory, scenes_cache):
         joined=dict(augment=dict(concat=0.25, speed=0.25), base=dict(features=("sync", "motion"))),
         failing=dict(base=dict(keep_share=0.01)),
     )
-    config.data.cache, config.mesh = str(scenes_cache), (-1, 1, 1)
-    config.seeds = (0, 1)
+    config = replace(config, data=dict(cache=str(scenes_cache)), seeds=(0, 1))
     workdir = tmp_path_factory.mktemp("sweep")
-    stages.run(config, workdir)
+    programs.run(config, workdir)
     return config, workdir
 
 
@@ -172,7 +130,7 @@ def test_a_sweep_makes_every_cell_and_goes_on_after_one_that_fails(finished):
     assert [cell["name"] for cell in results["cells"]] == ["baseline", "filtered", "joined", "joint"]
     assert results["failed"].keys() == {"failing"} and "keep_share" in results["failed"]["failing"]
     for cell in results["cells"]:
-        assert 0 <= cell["figures"]["all/event_f1"]["mean"] <= 1 and cell["figures"]["fd_judge"]["error"] is not None
+        assert 0 <= cell["metrics"]["all/event_f1"]["mean"] <= 1 and cell["metrics"]["fd_judge"]["error"] is not None
     assert (workdir / "table.md").read_text().count("| joint |") == 2
     shared = {path.parent.name for path in workdir.glob("*/run.json")}
     assert shared == {"prepare", "codec", "judge", "encoders", "extract", "sf_cavp", "alignment"}
@@ -185,7 +143,7 @@ def test_a_finished_cell_is_not_made_again(finished):
     config, workdir = finished
     records = (path for path in workdir.rglob("cells/*/seed_*/*/run.json") if "failing" not in str(path))
     before = {path: path.stat().st_mtime_ns for path in records}
-    stages.run(config, workdir)
+    programs.run(config, workdir)
     assert before and {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -193,7 +151,7 @@ def test_a_finished_cell_is_not_made_again(finished):
 @pytest.mark.parametrize("cell", ["joint", "joined"])
 def test_a_cell_can_be_generated_from(finished, cell):
     _, workdir = finished
-    made = system.load_checkpoint(workdir / "cells" / cell / "seed_0" / "base")
+    made = loading.load_checkpoint(workdir / "cells" / cell / "seed_0" / "base")
     assert made.solver["solver"] == "dpm_solver"
     frames = np.random.default_rng(0).integers(0, 256, (100, 24, 24, 3), np.uint8)
     conditions = made.encode([(frames[:80], frames[:20])])

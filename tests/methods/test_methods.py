@@ -1,0 +1,62 @@
+"""Arms: which settings contradict each other, what an arm is made from, and its label."""
+
+import pytest
+
+from msg_jax import methods
+from msg_jax.config import tree
+from msg_jax.config.schema import Config
+from msg_jax.errors import UserError
+from msg_jax.methods import AvpRpo, ContinueFlow, Merge, SyncDpo
+from msg_jax.programs.plan import plan
+from msg_jax.recipes import presets, runs
+
+
+@pytest.mark.parametrize(("arms", "sentence"), [
+    ({"a": dict(kind="sync_dpo", start="b")}, r"config\.arms\.a\.start='b' is not a system: choose base or another arm"),
+    ({"a": dict(kind="sync_dpo", start="b"), "b": dict(kind="avp_rpo", start="a")}, "makes a circle"),
+    ({"a": dict(kind="sync_dpo", start="a")}, r"makes a circle \(a <- a\): let one of them start from base"),
+    ({"a": dict(kind="sync_dpo", curriculum="steep")}, r"arms\.a\.curriculum='steep' .*'linear', 'uniform'"),
+    ({"a": dict(kind="sync_dpo", winner="real")}, r"arms\.a has no field winner"),
+    ({"a": dict(kind="rewards")},
+     r"arms\.a\.kind='rewards' .*avp_rpo, sync_dpo, continue_flow, random_pairs, oracle, merge"),
+    ({"a": dict(kind="avp_rpo", changes=dict(step=3))}, r"arms\.a\.changes has no field step: did you mean steps"),
+    ({"a": dict(kind="avp_rpo", shares=dict(b=0.5)), "b": dict(kind="sync_dpo")}, r"arms\.a has no field shares"),
+    ({"a": dict(kind="merge", shares=dict(b=0.5))}, r"arms\.a\.shares\.b is not a system"),
+    ({"a": dict(kind="merge", shares=dict(b=0.5)), "b": dict(kind="sync_dpo", start="a")}, r"makes a circle \(a <- b <- a\)"),
+    ({"a": dict(kind="merge")}, r"arms\.a\.shares is empty"),
+])
+def test_an_impossible_arm_is_one_sentence(arms, sentence):
+    values = tree.to_dict(presets.get("smoke")) | {"arms": arms}
+    with pytest.raises(UserError, match=sentence) as caught:
+        methods.check(tree.from_dict(Config, values, methods.KINDS))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_arms_of_every_recipe_and_preset_can_be_made():
+    for preset in presets.PRESETS:
+        methods.check(presets.get(preset))
+        methods.check(runs.sync_dpo(preset))
+
+
+def test_an_arm_needs_its_start_and_only_ranked_arms_need_reward_and_judge():
+    stages = plan(runs.sync_dpo("smoke"))
+    assert set(stages["sync_dpo"].needs) == set(stages["continue_cfm"].needs) == {"base"}
+    assert set(stages["avp_rpo_sync_dpo"].needs) == {"base", "avp_rpo"}
+    assert set(stages["soup"].needs) == {"base", "avp_rpo", "sync_dpo", "continue_cfm"}
+    assert set(stages["avp_rpo"].needs) == {"base", "sf_cavp", "sound_events", "judge", "candidates"}
+    assert tuple(methods.KINDS) == ("avp_rpo", "sync_dpo", "continue_flow", "random_pairs", "oracle", "merge")
+
+
+@pytest.mark.parametrize(("arm", "own"), [
+    (AvpRpo(), False), (AvpRpo(changes=dict(steps=3)), False), (AvpRpo(start="sync_dpo"), True),
+    (AvpRpo(changes=dict(candidates=3)), True),
+])
+def test_an_arm_shares_the_base_model_s_candidates_unless_it_samples_otherwise(arm, own):
+    config = tree.replace(presets.get("smoke"), arms={"arm": arm, "sync_dpo": SyncDpo()})
+    assert ("candidates" in plan(config)["arm"].needs) == (not own)
+
+
+def test_labels():
+    assert AvpRpo().describe() == {"label": AvpRpo.title, "note": AvpRpo.summary}
+    assert Merge(shares={"a": 0.5}, label="Half").describe() == {"label": "Half", "note": ""}
+    assert ContinueFlow(note="longer").describe() == {"label": ContinueFlow.title, "note": "longer"}
