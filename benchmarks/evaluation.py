@@ -1,8 +1,10 @@
 """python benchmarks/evaluation.py [--pairs=1000] [--video] [--json=FILE]
 
-What an evaluation costs: makes pairs of sounds of eight seconds (16 kHz .wav, made of bursts at random times; with --video
-the references are videos, 256 px at 25 fps), evaluates them with the backbones that need no weights, and evaluates them
-again, when all features are kept. Making the clips is not counted.
+Time the evaluation of a folder of clips, with the backbones that need no weights.
+
+The clips are pairs of eight-second sounds: bursts at random times, as 16 kHz .wav. With --video the references are videos of
+256 px at 25 fps. They are evaluated twice; the second evaluation finds all features in the cache. Making the clips is not
+timed.
 """
 
 import argparse
@@ -13,9 +15,10 @@ import time
 
 import numpy as np
 
-from configs import evaluate
-from msg_jax import stages
+from msg_jax import programs
+from msg_jax.config import tree
 from msg_jax.data import media_writer
+from msg_jax.recipes import runs
 
 SECONDS, HZ = 8, 16_000
 
@@ -30,6 +33,7 @@ def bursts(rng: np.random.Generator) -> np.ndarray:
 
 
 def make_pairs(root: pathlib.Path, count: int, video: bool) -> None:
+    """Write `count` clips to root/generated and their references to root/reference."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (SECONDS * 25, 32, 32, 3), np.uint8)
     for index in range(count):
@@ -44,16 +48,17 @@ def make_pairs(root: pathlib.Path, count: int, video: bool) -> None:
 
 
 def measure(count: int, video: bool) -> dict[str, float]:
-    """Seconds of a first and of a second evaluation of `count` pairs."""
+    """Seconds that the first and the second evaluation of `count` pairs take."""
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
         make_pairs(root, count, video)
-        config = evaluate.get_config()
-        config.update(generated=str(root / "generated"), reference=str(root / "reference"), examples=4)
+        config = tree.replace(
+            runs.evaluate(), generated=str(root / "generated"), reference=str(root / "reference"), examples=4
+        )
         seconds = []
         for _ in range(2):
             begun = time.perf_counter()
-            stages.run(config, root / "out")
+            programs.run(config, root / "out")
             seconds.append(time.perf_counter() - begun)
     return {"pairs": count, "first_sec": seconds[0], "again_sec": seconds[1], "sec_per_1000_pairs": 1000 * seconds[0] / count}
 
@@ -61,8 +66,8 @@ def measure(count: int, video: bool) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> None:
     flags = argparse.ArgumentParser(usage=__doc__.partition("\n")[0], allow_abbrev=False)
     flags.add_argument("--pairs", type=int, default=1000)
-    flags.add_argument("--video", action="store_true")
-    flags.add_argument("--json", type=pathlib.Path)
+    flags.add_argument("--video", action="store_true", help="make the references videos")
+    flags.add_argument("--json", type=pathlib.Path, help="also write the row to this file")
     args = flags.parse_args(argv)
     row = measure(args.pairs, args.video)
     print("  ".join(f"{name} {value:.4g}" for name, value in row.items()))

@@ -1,15 +1,16 @@
 """python benchmarks/gpu.py [--variant=small_16k] [--batch=16] [--networks=clip_text,mmdit,vae,...] [--json=FILE]
 
-What to run first on an accelerator, in a few minutes and without any file: does it compute what the CPU computes, and how fast.
-Random weights, the published shapes; on a machine without an accelerator it compares the CPU with itself.
+Compare an accelerator with the CPU, and time training steps on it: a first check, in a few minutes and without any files.
 
-    parity     each network of a released variant, in float32 at full precision and in the type that it is run in, against
-               the CPU, whose results the tests compare with reference tensors: norm of the difference over norm
-    training   one step of flow matching of the MM-DiT and one of preference tuning with adapters: seconds, FLOP/s, their share
-               of the device's peak (MFU), and the most memory that was in use
+Networks have the published shapes and random weights. Without an accelerator, the CPU is compared with itself.
 
-The same tables as everywhere else, for this machine: benchmarks/inference.py and benchmarks/lora.py. Exits with code 1 if a
-network in float32 is off by more than 1e-4.
+    parity     relative L2 error of each network of a released variant against the CPU, in float32 at full precision and in
+               the device's compute type. Tests compare the CPU's results with reference tensors.
+    training   a flow-matching step of the MM-DiT, and a preference step with adapters: seconds, FLOP/s, their share of the
+               device's peak (MFU) and peak device memory
+
+Exits with code 1 if the float32 error of a network exceeds 1e-4. benchmarks/inference.py and benchmarks/lora.py have more
+detail.
 """
 
 import argparse
@@ -33,14 +34,14 @@ from benchmarks.lora import batch_for, task_for
 from msg_jax import networks
 from msg_jax.convert import bundle
 from msg_jax.infra import metering
-from msg_jax.stages.base import FlowTask
-from msg_jax.stages.preference import PreferenceTask
+from msg_jax.tasks.flow import FlowTask
+from msg_jax.tasks.preference import PreferenceTask
 
 LIMIT = 1e-4
 
 
 def parity(name: str, variant: bundle.Variant) -> dict[str, float]:
-    """Relative error of a network on the default device against the CPU."""
+    """Relative L2 error of a network on the default device against the CPU."""
 
     def result(device: jax.Device, dtype: Any) -> np.ndarray:
         case = cases(variant, dtype)[name]()
@@ -59,21 +60,21 @@ def parity(name: str, variant: bundle.Variant) -> dict[str, float]:
 
 
 def flow_task(variant: str, folder: str) -> FlowTask:
-    """Flow matching of all parameters of a released MM-DiT's shape."""
+    """Flow matching that trains all parameters of an MM-DiT of a released shape."""
     template = task_for(variant, 0, folder)
     weights = RandomBundle(bundle.VARIANTS[variant]).load("mmdit")
-    source = types.SimpleNamespace(dims=template.dims)
-    return FlowTask(template.run, source, template.run.config.base, 0, initial=weights)
+    source, section = types.SimpleNamespace(dims=template.dims), template.run.config.base
+    return FlowTask(template.run, source, section, 0, initial=weights, ema_decay=section.ema_decay)
 
 
 def adapters_task(variant: str, folder: str) -> PreferenceTask:
-    """Preference tuning of adapters of rank 16, with weights for the reference."""
+    """Preference tuning of adapters of rank 16, with random weights as the reference."""
     task, weights = task_for(variant, 16, folder), RandomBundle(bundle.VARIANTS[variant]).load("mmdit")
     return dataclasses.replace(task, reference=weights)
 
 
 def training(name: str, make: Callable[[str, str], Any], variant: str, batch: int, repeats: int = 5) -> dict[str, float]:
-    """Seconds and memory of a training step; the batch lies on the device already."""
+    """Seconds and memory of a training step whose batch is on the device already."""
     with tempfile.TemporaryDirectory() as folder:
         task = make(variant, folder)
     key = jax.random.key(0)

@@ -1,17 +1,20 @@
-"""python benchmarks/inference.py [--variant=small_16k] [--networks=clip,mmdit,...] [--json=FILE]
+"""python benchmarks/inference.py [--variant=small_16k] [--networks=clip_image,mmdit,...] [--json=FILE]
 
-What each network of a released variant costs for one clip of eight seconds, and `generate` as a whole (25 steps,
-guidance 4.5), with random weights: the time does not depend on them. Every row is measured in a process of its own, so
-that its peak memory is its own. Columns:
+Time each network of a released variant on one clip of eight seconds, and all of `generate` (25 steps, guidance 4.5).
 
-    wall      seconds for a clip: the best of a few calls, times the calls that a clip takes; compilation apart
-    GFLOP     of the unoptimised program, as XLA counts them (no network here hides work in a loop)
-    GFLOP/s   and its share of what a large matrix product reaches on this device in the same process
-    weights   of the network, in GB
-    working   memory that the compiled program takes beside weights and inputs, in GB
-    peak      resident memory of the whole process, in GB (on an accelerator: of the host alone)
+Weights are random; the time does not depend on them. Each row is measured in its own process, so that its peak memory is its
+own. Columns:
 
-and, of `generate`, the seconds of its parts: encode, sample, decode.
+    wall      seconds per clip without compilation: the best of a few calls, times the calls per clip
+    compile   seconds
+    GFLOP     XLA's count for the unoptimised program (no network here has a loop, which XLA would count once)
+    GFLOP/s   the rate
+    share     that rate as a share of what a large matrix product reaches on this device in the same process
+    weights   GB of the network's weights
+    working   GB that the compiled program uses beside weights and inputs
+    peak      GB of resident memory of the whole process (host memory only)
+
+The row of `generate` ends with the seconds of its parts: encode, sample, decode.
 """
 
 import argparse
@@ -32,10 +35,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import rows
-from msg_jax import generate, networks, sampling, system
+from msg_jax import networks
 from msg_jax.convert import bundle
 from msg_jax.convert.weights import shapes_of
 from msg_jax.data import media_writer
+from msg_jax.inference import frozen, generate, loading, sampling
+from msg_jax.inference.system import System
 from msg_jax.models.clip_encoder import CLIP
 from msg_jax.models.mmdit import MMDiT, example_inputs
 from msg_jax.models.synchformer import Synchformer
@@ -44,11 +49,11 @@ from msg_jax.models.vocoder import BigVGAN
 from msg_jax.types import Array, Params
 
 STEPS, GUIDANCE = 25, 4.5
-PARTS = ("encode", "sample", "decode")  # methods of a System
+PARTS = ("encode", "sample", "decode")  # methods of System that `measure_generate` times
 
 
 class RandomBundle(bundle.Bundle):
-    """The networks of a variant with random weights instead of files."""
+    """The networks of a variant, with random weights instead of files."""
 
     vocabulary = None
 
@@ -59,7 +64,7 @@ class RandomBundle(bundle.Bundle):
     def load(self, kind: str, *prefixes: str) -> Params:
         rng = np.random.default_rng(0)
         return traverse_util.unflatten_dict({
-            name: jnp.ones(leaf.shape) if name.endswith("_std")  # what is divided by
+            name: jnp.ones(leaf.shape) if name.endswith("_std")  # networks divide by these
             else jnp.asarray(rng.uniform(-0.03, 0.03, leaf.shape).astype(np.float32))
             for name, leaf in self._shapes[kind].items() if name.startswith(prefixes or "")
         }, sep="/")
@@ -72,36 +77,36 @@ class RandomBundle(bundle.Bundle):
 
 
 class Case(NamedTuple):
-    """One call of a network on inputs of these shapes, and how many such calls a clip takes."""
+    """One call of a network."""
 
-    kind: str
-    prefixes: tuple[str, ...]
-    call: Callable[..., Array]
+    kind: str  # of the network in its bundle
+    prefixes: tuple[str, ...]  # of the variables that the call needs; empty: all
+    call: Callable[..., Array]  # (variables, *inputs) -> output
     inputs: tuple[Array, ...]
-    calls: int
+    calls: int  # per clip
 
 
 def cases(variant: bundle.Variant, dtype: Any = None) -> dict[str, Callable[[], Case]]:
-    """Networks by name, as `generate` calls them for a clip of one window, in its own type unless another is given."""
+    """The calls that `generate` makes for a clip of one window, by name; `dtype` replaces the device's compute type."""
     clip, dtype = variant.clip, dtype or networks.compute_dtype()
     config = {kind: network.config for kind, network in variant.networks.items()}
 
-    def pictures(count, px):
+    def frames(count, px):
         return np.zeros((count, px, px, 3), np.float32)
 
     def clip_image():
         apply = functools.partial(CLIP(config["clip"], dtype).apply, method="encode_image")
-        calls = math.ceil(clip.clip_video_frames / system.PICTURES_AT_ONCE)
-        return Case("clip", ("params/image/",), apply, (pictures(system.PICTURES_AT_ONCE, clip.clip_video_px),), calls)
+        calls = math.ceil(clip.clip_video_frames / frozen.FRAMES_AT_ONCE)
+        return Case("clip", ("params/image/",), apply, (frames(frozen.FRAMES_AT_ONCE, clip.clip_video_px),), calls)
 
     def clip_text():
         apply = functools.partial(CLIP(config["clip"], dtype).apply, method="encode_text")
         return Case("clip", ("params/text/",), apply, (np.zeros((1, clip.text_tokens), np.int32),), 1)
 
     def synchformer():
-        segments = pictures(system.SEGMENTS_AT_ONCE * clip.sync_segment_frames, clip.video_px)
-        segments = segments.reshape(system.SEGMENTS_AT_ONCE, 1, clip.sync_segment_frames, *segments.shape[1:])
-        calls = math.ceil(clip.sync_segments / system.SEGMENTS_AT_ONCE)
+        segments = frames(frozen.SEGMENTS_AT_ONCE * clip.sync_segment_frames, clip.video_px)
+        segments = segments.reshape(frozen.SEGMENTS_AT_ONCE, 1, clip.sync_segment_frames, *segments.shape[1:])
+        calls = math.ceil(clip.sync_segments / frozen.SEGMENTS_AT_ONCE)
         return Case("synchformer", (), Synchformer(config["synchformer"], dtype).apply, (segments,), calls)
 
     def mmdit():
@@ -123,8 +128,8 @@ def cases(variant: bundle.Variant, dtype: Any = None) -> dict[str, Callable[[], 
         return Case("vae", ("params/decoder/", "buffers/"), apply, (latents,), 1)
 
     def bigvgan():
-        frames = clip.mel_frames + 2 * config["bigvgan"].context_frames
-        log_mel = np.zeros((1, frames, clip.mel.bands), np.float32)
+        mel_frames = clip.mel_frames + 2 * config["bigvgan"].context_frames
+        log_mel = np.zeros((1, mel_frames, clip.mel.bands), np.float32)
         return Case("bigvgan", (), BigVGAN(config["bigvgan"]).apply, (log_mel,), 1)
 
     return {"clip_image": clip_image, "clip_text": clip_text, "synchformer": synchformer, "mmdit": mmdit, "vae": vae,
@@ -132,6 +137,7 @@ def cases(variant: bundle.Variant, dtype: Any = None) -> dict[str, Callable[[], 
 
 
 def best_of(call: Callable[[], Array], repeats: int) -> float:
+    """Seconds of the fastest of `repeats` calls."""
     seconds = []
     for _ in range(repeats):
         begun = time.perf_counter()
@@ -141,7 +147,7 @@ def best_of(call: Callable[[], Array], repeats: int) -> float:
 
 
 def matmul_rate(size: int = 2048) -> float:
-    """FLOP/s of a square matrix product in the type that networks compute in."""
+    """FLOP/s of a square matrix product in the compute type of the networks."""
     a = jnp.ones((size, size), networks.compute_dtype())
     product = jax.jit(jnp.matmul)
     product(a, a).block_until_ready()
@@ -149,6 +155,7 @@ def matmul_rate(size: int = 2048) -> float:
 
 
 def measure_network(case: Case, variables: Params, repeats: int) -> dict[str, float]:
+    """The row of one network."""
     program = jax.jit(case.call).lower(variables, *case.inputs)
     begun = time.perf_counter()
     compiled = program.compile()
@@ -165,14 +172,14 @@ def measure_network(case: Case, variables: Params, repeats: int) -> dict[str, fl
 
 
 def measure_generate(variant: bundle.Variant, repeats: int) -> dict[str, float]:
-    """A video of one clip from its file to its waveform, loading weights each time; the first time compiles.
+    """The row of `generate`: from the video file of one clip to its waveform, weights loaded each time.
 
-    Of the last time also the seconds of its parts: encoders, solver, codec.
+    The first call compiles. The seconds of the parts are those of the last call.
     """
-    made, parts = system.from_bundle(RandomBundle(variant)), {}
+    system, parts = loading.from_bundle(RandomBundle(variant)), {}
 
     def timed(name: str) -> Callable[..., Any]:
-        method = getattr(system.System, name)
+        method = getattr(System, name)
 
         def call(*args, **options):
             begun = time.perf_counter()
@@ -182,25 +189,25 @@ def measure_generate(variant: bundle.Variant, repeats: int) -> dict[str, float]:
 
         return call
 
-    pictures = np.random.default_rng(0).integers(0, 256, (variant.clip.video_frames, 240, 320, 3), np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (variant.clip.video_frames, 240, 320, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "clip.mp4"
         silence = np.zeros(variant.clip.audio_samples, np.float32)
-        path.write_bytes(media_writer.encode_video(pictures, variant.clip.video_hz, silence, variant.clip.audio_hz))
+        path.write_bytes(media_writer.encode_video(frames, variant.clip.video_hz, silence, variant.clip.audio_hz))
         video, settings = generate.Video(path, path.name), generate.Settings(STEPS, GUIDANCE)
 
         def make_sound():
-            return next(generate.sounds_for(made, video, settings))
+            return next(generate.sounds_for(system, video, settings))
 
         with contextlib.ExitStack() as stack:
             for name in PARTS:
-                stack.enter_context(mock.patch.object(system.System, name, timed(name)))
+                stack.enter_context(mock.patch.object(System, name, timed(name)))
             first, rest = best_of(make_sound, 1), best_of(make_sound, repeats)
     return {"compile_sec": first - rest, "wall_sec": rest} | parts
 
 
 def measure(name: str, variant: bundle.Variant, repeats: int) -> dict[str, float]:
-    """One row, measured here and now; its peak memory is that of this process so far."""
+    """One row, measured in this process; its peak memory is that of the process so far."""
     if name == "generate":
         row = measure_generate(variant, repeats)
     else:
@@ -227,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
     flags.add_argument("--networks", default="clip_image,clip_text,synchformer,mmdit,vae,bigvgan,generate")
     flags.add_argument("--repeats", type=int, default=3)
     flags.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
-    flags.add_argument("--here", help=argparse.SUPPRESS)  # how a row's own process is told its network
+    flags.add_argument("--here", help=argparse.SUPPRESS)  # internal: print the row of this network
     args = flags.parse_args(argv)
     if args.here:
         print(json.dumps(measure(args.here, bundle.VARIANTS[args.variant], args.repeats)))
@@ -236,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
     measured = []
     for name in args.networks.split(","):
         flags_of_row = (f"--variant={args.variant}", f"--repeats={args.repeats}", f"--here={name}")
-        measured.append(rows.measured_apart(__file__, *flags_of_row))
+        measured.append(rows.measure_in_subprocess(__file__, *flags_of_row))
         print(show(measured[-1]), flush=True)
     rows.save(args.json, args.variant, measured)
 

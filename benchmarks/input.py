@@ -1,16 +1,20 @@
 """python benchmarks/input.py [--clips=8] [--threads=1,2] [--json=FILE]
 
-How many clips a second the input pipeline gives: from mp4 files (decode, resize to both grids, resample) beside what PyAV needs
-to decode the same pictures and drop them, and to resize them by its own means, and from extracted features. Clips are those of
-MMAudio: 8 s, 25 Hz at 224 pixels and 8 Hz at 384 pixels, 44.1 kHz; the files are 640 x 360 at 25 Hz, encoded here.
+Time the input pipeline, in clips per second: from mp4 files (decode, resize to both grids, resample), and from extracted
+features. For comparison, PyAV decodes the same files and drops the frames, or resizes them itself.
+
+Clips are those of MMAudio: 8 s, 25 Hz at 224 pixels and 8 Hz at 384 pixels, 44.1 kHz. The files are 640 x 360 at 25 Hz,
+encoded here.
 """
 
 import argparse
+from collections.abc import Callable, Iterable
 import json
 import os
 import pathlib
 import tempfile
 import time
+from typing import Any
 
 import av
 from av.video.reformatter import VideoReformatter
@@ -29,9 +33,10 @@ GRIDS = ((CLIP.video_px, CLIP.video_hz), (CLIP.clip_video_px, CLIP.clip_video_hz
 
 
 def write_videos(folder: pathlib.Path, count: int) -> None:
+    """Write `count` copies of a video of moving noise with sound."""
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 255, (360 // 8, 640 // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-    frames = np.stack([np.roll(picture, 5 * i, axis=1) for i in range(round(25 * CLIP.duration_sec) + 5)])
+    image = rng.integers(0, 255, (360 // 8, 640 // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    frames = np.stack([np.roll(image, 5 * i, axis=1) for i in range(round(25 * CLIP.duration_sec) + 5)])
     sound = rng.normal(0, 0.1, round(44_100 * (CLIP.duration_sec + 0.2)))
     data = media_writer.encode_video(frames, 25.0, sound, 44_100)
     for i in range(count):
@@ -39,7 +44,7 @@ def write_videos(folder: pathlib.Path, count: int) -> None:
 
 
 def decode(path: pathlib.Path) -> None:
-    """All pictures and sound of a file, by PyAV with its own threads, and nothing else."""
+    """Decode all frames and the sound of a file with PyAV and its threads; drop them."""
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "AUTO"
         for _ in container.decode(video=0):
@@ -50,7 +55,7 @@ def decode(path: pathlib.Path) -> None:
 
 
 def decode_and_resize(path: pathlib.Path) -> None:
-    """The same, and each picture that a record has resized as PyAV does it when asked for bicubic RGB; uncropped."""
+    """Decode a file, resize the frames of a record to bicubic RGB with PyAV, without a crop, and resample the sound."""
     scalers = {grid: VideoReformatter() for grid in GRIDS}
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "AUTO"
@@ -65,19 +70,20 @@ def decode_and_resize(path: pathlib.Path) -> None:
             resampler.resample(frame)
 
 
-def rate(function, items) -> tuple[float, float]:
-    """Clips a second, and clips for each second of one core."""
+def rate(function: Callable[[Any], Any], items: Iterable[Any]) -> tuple[float, float]:
+    """Items per second of wall time, and per second of CPU time."""
     items = list(items)
-    begun, worked = time.perf_counter(), time.process_time()
+    wall_begun, cpu_begun = time.perf_counter(), time.process_time()
     for item in items:
         function(item)
-    return len(items) / (time.perf_counter() - begun), len(items) / (time.process_time() - worked)
+    return len(items) / (time.perf_counter() - wall_begun), len(items) / (time.process_time() - cpu_begun)
 
 
-def batches_rate(source, threads: int, batch_size: int, count: int) -> tuple[float, float]:
+def batches_rate(source: Any, threads: int, batch_size: int, count: int) -> tuple[float, float]:
+    """Clips per second of wall time, and per second of CPU time, in `count` batches of a source."""
     iterator = iter(pipeline.batches(source, batch_size=batch_size, seed=0, read_threads=threads))
-    wall, work = rate(lambda _: next(iterator), range(count))
-    return wall * batch_size, work * batch_size
+    wall, cpu = rate(lambda _: next(iterator), range(count))
+    return wall * batch_size, cpu * batch_size
 
 
 def main() -> None:
@@ -86,7 +92,7 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--json")
     arguments = parser.parse_args()
-    threads = [int(each) for each in arguments.threads.split(",")]
+    threads = [int(count) for count in arguments.threads.split(",")]
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -96,21 +102,21 @@ def main() -> None:
         rows.append(("mp4: PyAV decodes and resizes", rate(decode_and_resize, paths)))
         source = FolderSource(folder, CLIP, "train")
         rows.append(("mp4: a record, one after the other", rate(source.__getitem__, range(len(source)))))
-        for each in threads:
-            rows.append((f"mp4: batches, {each} threads", batches_rate(source, each, 2, arguments.clips // 2)))
+        for count in threads:
+            rows.append((f"mp4: batches, {count} threads", batches_rate(source, count, 2, arguments.clips // 2)))
         writer = FeatureWriter(folder / "features", 256, 64)
         item = {key: np.random.default_rng(0).normal(size=shape).astype(np.float32) for key, shape in FEATURES.items()}
         for shard, indices in writer.missing:
             writer.write(shard, [str(i) for i in indices], [item] * len(indices))
         writer.finish()
         size = sum(value.nbytes for value in item.values())
-        for each in threads:
-            clips = batches_rate(FeatureSource(folder / "features"), each, 32, 30)
-            rows.append((f"features ({size / 1e6:.2f} MB a clip): batches, {each} threads", clips))
-    print(f"{os.cpu_count()} cores, of which this process may use {len(os.sched_getaffinity(0))}")
-    print(f"{'clips':<50} {'a second':>10} {'a core-second':>14}")
-    for what, (wall, work) in rows:
-        print(f"{what:<50} {wall:>10.2f} {work:>14.2f}")
+        for count in threads:
+            rates = batches_rate(FeatureSource(folder / "features"), count, 32, 30)
+            rows.append((f"features ({size / 1e6:.2f} MB a clip): batches, {count} threads", rates))
+    print(f"{os.cpu_count()} cores, {len(os.sched_getaffinity(0))} available to this process")
+    print(f"{'clips':<50} {'per second':>10} {'per CPU second':>14}")
+    for name, (wall, cpu) in rows:
+        print(f"{name:<50} {wall:>10.2f} {cpu:>14.2f}")
     if arguments.json:
         pathlib.Path(arguments.json).write_text(json.dumps(dict(rows), indent=1))
 

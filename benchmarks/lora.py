@@ -1,17 +1,18 @@
 """python benchmarks/lora.py [--variant=large_44k_v2] [--rank=16] [--batch=1] [--json=FILE]
 
-What a preference step of a released MM-DiT takes, with random weights and rematerialised blocks: training all parameters
-beside a frozen copy as the reference (`full`), and training adapters of one frozen network (`lora`). `lora` is run, once to
-warm up and once for the time; `full` is only compiled. Each is measured in a process of its own. Columns:
+Measure the memory of a preference step of a released MM-DiT, with random weights and rematerialised blocks.
+
+`full` trains all parameters, with a frozen copy as the reference. `lora` trains adapters of one frozen network. `lora` runs
+twice, to warm up and to be timed; `full` is only compiled. Each is measured in its own process. Columns, with memory in GB:
 
     trained    parameters that the optimiser changes
-    network    parameters of the network, buffers included
-    optimiser  its state, in GB; all that follows is in GB too, as the compiled step says
-    arguments  network, reference, optimiser state and batch
-    output     what the step gives back; it takes the place of the arguments that it replaces
+    network    parameters of the network, with buffers
+    optimiser  optimiser state
+    arguments  of the compiled step: network, reference, optimiser state and batch
+    output     of the compiled step: it replaces most of the arguments in place
     working    memory beside those: activations, gradients, scratch
-    peak       arguments and working together, and output that replaces nothing
-    resident   most memory of the process, compiling included (on an accelerator: of the host alone)
+    peak       arguments, working, and the part of the output that replaces nothing
+    resident   peak memory of the process, with compilation (host memory only)
     compile, step    seconds
 """
 
@@ -27,28 +28,29 @@ import numpy as np
 
 from benchmarks import rows
 from benchmarks.inference import RandomBundle
-from configs import common
 from msg_jax import networks
+from msg_jax.config import tree
 from msg_jax.convert import bundle
 from msg_jax.convert.weights import shapes_of
 from msg_jax.models.mmdit import example_inputs
-from msg_jax.stages.base import GeneratorTask
-from msg_jax.stages.common import Run
-from msg_jax.stages.preference import PreferenceTask
+from msg_jax.recipes import presets
+from msg_jax.run.run import Run
+from msg_jax.tasks.flow import GeneratorTask
+from msg_jax.tasks.preference import PreferenceTask
 from msg_jax.types import TrainState
 
 
 def task_for(variant: str, rank: int, folder: str) -> PreferenceTask:
-    """The preference task of the preset's arms at this rank (0: all parameters), its network as shapes."""
-    config = common.get_config((), variant)
-    config.base.remat, config.preference.lora_rank = True, rank
+    """The preference task of a preset with adapters of a rank (0: all parameters trained); its network is shapes only."""
+    config = tree.replace(presets.get(variant), base=dict(remat=True), preference=dict(lora_rank=rank))
     run, network = Run.create(config, folder), networks.released(config)["mmdit"]
     dims = {"clip": network.clip_dim, "sync": network.sync_dim, "text": network.text_dim}
-    shapes = shapes_of(networks.generator(config, run.clip, dims, run.dtype), *example_inputs(network))
+    shapes = shapes_of(networks.generator(config, run.clip, dims, networks.compute_dtype()), *example_inputs(network))
     return PreferenceTask(run, None, config.preference, 0, shapes, dims, "benchmark")
 
 
 def batch_for(task: GeneratorTask, batch: int) -> dict[str, np.ndarray]:
+    """A random batch of pairs, with their conditions and real latents."""
     x, _, conditions = example_inputs(task.model.config, batch)
     draw = np.random.default_rng(0).normal
     shapes = dict.fromkeys(("winner", "loser", "latents"), x)
@@ -57,6 +59,7 @@ def batch_for(task: GeneratorTask, batch: int) -> dict[str, np.ndarray]:
 
 
 def sizes(task: PreferenceTask, state: TrainState) -> dict[str, float]:
+    """Parameters, and GB of optimiser state."""
     return {
         "trained": networks.count(state.params), "network": networks.count(task.reference),
         "optimiser_gb": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.opt_state)) / 1e9,
@@ -64,7 +67,7 @@ def sizes(task: PreferenceTask, state: TrainState) -> dict[str, float]:
 
 
 def measure(variant: str, rank: int, batch: int) -> dict[str, float]:
-    """One row, measured here and now; the resident memory is that of this process so far."""
+    """One row, measured in this process; its resident memory is the peak of the process so far."""
     with tempfile.TemporaryDirectory() as folder:
         task = task_for(variant, rank, folder)
     key, pairs = jax.random.key(0), batch_for(task, batch)
@@ -80,7 +83,7 @@ def measure(variant: str, rank: int, batch: int) -> dict[str, float]:
     if rank:
         reference = RandomBundle(bundle.VARIANTS[variant]).load("mmdit")
         state = jax.jit(lambda key: nn.unbox(task.init(key)))(key)
-        for _ in range(2):  # the first may also be the first to touch its memory
+        for _ in range(2):  # the first run also allocates memory
             begun = time.perf_counter()
             state, metrics = step(state, pairs, key, {"reference": reference})
             row["loss"] = float(metrics["loss"])
@@ -88,7 +91,7 @@ def measure(variant: str, rank: int, batch: int) -> dict[str, float]:
     return row | {"resident_gb": rows.peak_gb()}
 
 
-COLUMNS = {  # of a row: title, width, format
+COLUMNS = {  # key of a row: title, width, format
     "trained": ("trained", 13, ",d"), "network": ("network", 13, ",d"), "optimiser_gb": ("optimiser", 9, ".3f"),
     "arguments_gb": ("arguments", 9, ".2f"), "output_gb": ("output", 7, ".2f"), "working_gb": ("working", 7, ".2f"),
     "peak_gb": ("peak", 7, ".2f"), "resident_gb": ("resident", 8, ".2f"), "compile_sec": ("compile", 7, ".0f"),
@@ -104,11 +107,11 @@ def show(row: dict) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     flags = argparse.ArgumentParser(usage=__doc__.partition("\n")[0], allow_abbrev=False)
-    flags.add_argument("--variant", default="large_44k_v2", choices=sorted(common.PRESETS.keys() & bundle.VARIANTS.keys()))
+    flags.add_argument("--variant", default="large_44k_v2", choices=sorted(presets.PRESETS.keys() & bundle.VARIANTS.keys()))
     flags.add_argument("--rank", type=int, default=16)
-    flags.add_argument("--batch", type=int, default=1, help="pairs in a step")
+    flags.add_argument("--batch", type=int, default=1, help="pairs per step")
     flags.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
-    flags.add_argument("--here", type=int, help=argparse.SUPPRESS)  # how a row's own process is told its rank
+    flags.add_argument("--here", type=int, help=argparse.SUPPRESS)  # internal: print the row of this rank
     args = flags.parse_args(argv)
     if args.here is not None:
         print(json.dumps(measure(args.variant, args.here, args.batch)))
@@ -116,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     print(" ".join([" " * 8, *(f"{title:>{width}}" for title, width, _ in COLUMNS.values())]))
     measured = []
     for rank in (args.rank, 0):
-        measured.append(rows.measured_apart(
+        measured.append(rows.measure_in_subprocess(
             __file__, f"--variant={args.variant}", f"--batch={args.batch}", f"--here={rank}"
         ))
         print(show(measured[-1]), flush=True)

@@ -1,11 +1,12 @@
 """python benchmarks/sharding.py [--variant=large_44k_v2] [--stage=base] [--mesh=1,8,1] [--batch=64] [--json=FILE]
                                   [--accumulate=1] [--remat] [--bfloat16]
 
-What one training step of a released MM-DiT's shape, flow matching (`base`) or preference tuning (`avp_rpo`), needs of each
-device of a mesh, without the memory for it: the step is compiled from shapes alone, on virtual CPU devices. Beside XLA's
-figures stands the arithmetic: N parameters, their two moments and, of `base`, the moving average are 16 N or 12 N bytes, over
-as many devices as parameters are split; the reference policy of `avp_rpo` is 4 N bytes more, whole on every device. Exits with
-code 1 if what XLA takes as arguments is off by more than a tenth.
+Measure the memory per device of one training step of a released MM-DiT on a mesh: flow matching (`base`) or preference tuning
+(`avp_rpo`). The step is compiled from shapes alone, on virtual CPU devices, so this machine need not hold the network.
+
+XLA's numbers are compared with arithmetic. With N parameters, `base` takes 16 N bytes (weights, two moments, EMA) and `avp_rpo`
+12 N, divided by the number of devices that parameters are split over. The reference policy of `avp_rpo` is another 4 N bytes,
+whole on every device. Exits with code 1 if XLA's arguments differ from the arithmetic by more than 10 %.
 """
 
 import argparse
@@ -23,43 +24,46 @@ from flax.core import meta
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
-from ml_collections import ConfigDict
 
-from configs import common
-from msg_jax import train
+from msg_jax.config import tree
+from msg_jax.config.schema import Base, Preference
 from msg_jax.infra import explain, metering
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.models.mmdit import PRESETS, MMDiT, example_inputs
-from msg_jax.stages.base import FlowTask, GeneratorTask
-from msg_jax.stages.preference import PreferenceTask
+from msg_jax.recipes import presets
+from msg_jax.tasks.flow import FlowTask, GeneratorTask
+from msg_jax.tasks.preference import PreferenceTask
+from msg_jax.types import TrainState
 
 
-class OfShapes:
-    """A training of an MM-DiT of which nothing but shapes exists."""
+class _ShapesOnly:
+    """Initialises the task of a model that has shapes but no parameters, without a run."""
 
-    def __init__(self, model: MMDiT, section: ConfigDict, accumulate: int):
-        self.model, self.section, self.accumulate, self.base = model, section, accumulate, {}
-        self.ema_decay = section.get("ema_decay", 0.0)
-        self.optimizer = train.make_optimizer(section.optimizer, section.steps)
+    def __init__(self, model: MMDiT, section: Base | Preference, accumulate: int):
+        self.model, self.section, self.base = model, section, {}
+        self.ema_decay = section.ema_decay if isinstance(section, Base) else 0.0
+        self.use(tree.replace(section, accumulate=accumulate))
 
 
-class Flow(OfShapes, FlowTask):
+class FlowShapes(_ShapesOnly, FlowTask):
     name = "base"
 
 
-class Preference(OfShapes, PreferenceTask):
+class PreferenceShapes(_ShapesOnly, PreferenceTask):
     name = "avp_rpo"
 
 
 def make_task(stage: str, model: MMDiT, accumulate: int) -> GeneratorTask:
-    config = common.get_config((), "tiny")  # whose rates change no shape
-    return Flow(model, config.base, accumulate) if stage == "base" else Preference(model, config.preference, accumulate)
+    config = presets.get("tiny")  # its rates do not change shapes
+    if stage == "base":
+        return FlowShapes(model, config.base, accumulate)
+    return PreferenceShapes(model, config.preference, accumulate)
 
 
 def compiled_step(
     task: GeneratorTask, mesh: jax.sharding.Mesh, batch: int
-) -> tuple[jax.stages.Lowered, jax.stages.Compiled, train.TrainState]:
-    """The step of a batch, and the state's shapes."""
+) -> tuple[jax.stages.Lowered, jax.stages.Compiled, TrainState]:
+    """Compile the step for a batch size; return it lowered and compiled, and the shapes of the state."""
     config = task.model.config
 
     def placed(tree, spec):
@@ -91,7 +95,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--remat", action="store_true")
-    parser.add_argument("--bfloat16", action="store_true", help="compute as accelerators do")
+    parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16, as accelerators do")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     shape = tuple(int(size) for size in arguments.mesh.split(","))
@@ -107,13 +111,13 @@ def main() -> None:
     arithmetic = 16 * split if arguments.stage == "base" else 12 * split + 4 * parameters
     taken = compiled.memory_analysis().argument_size_in_bytes
     print(f"\nparameters                 {parameters:>18,}\n"
-          f"arithmetic                 {arithmetic:>18,.0f} bytes of one device\n"
-          f"arguments of XLA's program {taken:>18,} bytes of one device\n"
-          f"operations of one step     {flops:>18,.0f}, {flops / arguments.batch / 1e12:.3f} T for each clip\n"
+          f"arithmetic                 {arithmetic:>18,.0f} bytes per device\n"
+          f"XLA's arguments            {taken:>18,} bytes per device\n"
+          f"operations per step        {flops:>18,.0f}, {flops / arguments.batch / 1e12:.3f} T per clip\n"
           f"compiled in {time.monotonic() - begun:.0f} s")
     if arguments.json:
-        figures = explain.figures(compiled, state) | {"parameters_count": parameters, "flops": flops, "taken": taken}
-        pathlib.Path(arguments.json).write_text(json.dumps(figures | vars(arguments), indent=1))
+        sizes = explain.figures(compiled, state) | {"parameters_count": parameters, "flops": flops, "taken": taken}
+        pathlib.Path(arguments.json).write_text(json.dumps(sizes | vars(arguments), indent=1))
     sys.exit(abs(taken / arithmetic - 1) > 0.1)
 
 

@@ -63,7 +63,7 @@ class System:
             rows, size = rows + len(batch), size or len(batch)
             (frames,) = chunks(tuple(np.stack(stream) for stream in zip(*batch)), size)
             features.append(jax.tree.map(np.asarray, self.encode_frames(self.variables["encoders"], *frames)))
-            if "motion" in self.generator.config.features:
+            if "motion" in getattr(self.generator.config, "features", ()):
                 motion.append(np.asarray(motion_energy(frames[0], self.clip.sync_tokens)))
         clip, sync = (np.concatenate(parts)[:rows] for parts in zip(*features))
         text = self.embed_text(prompt) if prompt else self._null_text

@@ -1,4 +1,4 @@
-"""The benchmark measures what `generate` runs."""
+"""benchmarks/inference.py measures what `generate` runs."""
 
 import jax
 import numpy as np
@@ -10,8 +10,8 @@ from benchmarks import inference
 VARIANT = toy_tensors()[1]
 
 
-def test_calls_and_weights_are_those_of_a_clip():
-    """0.96 s: 8 pictures 2 at a time, 2 segments 4 at a time, 25 steps."""
+def test_calls_and_weights_are_those_of_one_clip():
+    """A clip of 0.96 s: 8 frames, 2 per call; 2 segments, 4 per call; 25 solver steps."""
     cases = {name: make() for name, make in inference.cases(VARIANT).items()}
     assert {name: case.calls for name, case in cases.items()} == {
         "clip_image": 4, "clip_text": 1, "synchformer": 1, "mmdit": 25, "vae": 1, "bigvgan": 1,
@@ -23,7 +23,7 @@ def test_calls_and_weights_are_those_of_a_clip():
     assert random.converted_bytes() == 4 * count
 
 
-def test_flops_are_those_of_a_matrix_product():
+def test_flops_of_a_matrix_product():
     rng = np.random.default_rng(0)
     weights, x = (rng.normal(size=(256, 256)).astype(np.float32) for _ in range(2))
     case = inference.Case("product", (), lambda variables, x: x @ variables, (x,), 3)
@@ -33,10 +33,10 @@ def test_flops_are_those_of_a_matrix_product():
     assert row["weights_gb"] == 256 * 256 * 4 / 1e9
 
 
-def test_a_row_of_a_network_and_of_the_whole():
+def test_rows_of_a_network_and_of_generate():
     for name in ("mmdit", "generate"):
         row = inference.measure(name, VARIANT, repeats=1)
         assert row["wall_sec"] > 0 and 0.05 < row["peak_gb"] < 100
         assert inference.show(row).split()[0] == name
-    assert all(row[f"{part}_sec"] > 0 for part in inference.PARTS)  # of the last one, `generate`
+    assert all(row[f"{part}_sec"] > 0 for part in inference.PARTS)  # the row of `generate`
     assert sum(row[f"{part}_sec"] for part in inference.PARTS) < row["wall_sec"]

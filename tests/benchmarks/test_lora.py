@@ -1,4 +1,4 @@
-"""The benchmark measures the step of an arm on the released network."""
+"""benchmarks/lora.py measures the preference step of the released network."""
 
 from flax import linen as nn
 import jax
@@ -9,9 +9,10 @@ from msg_jax.convert.bundle import VARIANTS
 
 
 @pytest.mark.parametrize(("rank", "trained"), [
-    (0, 1_030_575_608 - 2 * 40 - 77 * 1024),  # all but the buffers
-    # rank x (inputs x window + outputs) of 896 wide streams with 2560 wide feed-forwards: 7 + 14 of latents and 6 of clips with
-    # windows of 3, 6 of texts without, and in the last joint block queries, keys and values of clip and text alone
+    (0, 1_030_575_608 - 2 * 40 - 77 * 1024),  # all parameters but no buffers
+    # An adapter has rank * (inputs * kernel + outputs) parameters. Streams are 896 wide, feed-forwards 2560. 7 joint and 14
+    # fused blocks have a latent stream and 6 a clip stream, both with kernels of 3; 6 have a text stream, without. The last
+    # joint block has only queries, keys and values of clip and text.
     (16, 16 * (29 * (896 + 2688) + 27 * (2688 + 896 + 2 * (2688 + 2560) + 7680 + 896)
                + 6 * (896 + 896 + 3 * (896 + 2560)) + 6 * (896 + 2688))),
 ])
