@@ -135,7 +135,7 @@ def restored(folder, shape=(1, 1, 1)) -> tuple[dict, dict]:
 
 
 def worker(arguments) -> None:
-    with runtime.sentences():
+    with runtime.user_errors():
         if arguments.file_bytes:
             resource.setrlimit(resource.RLIMIT_FSIZE, (arguments.file_bytes, arguments.file_bytes))
         runtime.start()
@@ -196,7 +196,7 @@ def sentence_of(function: Callable[[], object]) -> str:
     try:
         return f"no error: {function()}"
     except Exception as error:
-        return runtime.sentence(error) or f"TRACEBACK {type(error).__name__}: {error}"
+        return runtime.user_message(error) or f"TRACEBACK {type(error).__name__}: {error}"
 
 
 def continued(folder, shape=(1, 1, 1)) -> str:

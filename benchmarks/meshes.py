@@ -54,6 +54,7 @@ if FLOAT64:  # before any network says that it works in float32
 from absl import logging as absl_logging
 from flax.core import meta
 from ml_collections import ConfigDict
+from msg_jax.stages.common import Run, ensure
 import optax
 
 from configs import avp_rpo as config_lib
@@ -63,7 +64,6 @@ from msg_jax.clip import ClipSpec
 from msg_jax.infra import checkpoint, runtime
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.stages import plan
-from msg_jax.stages.common import Run, ensure
 from msg_jax.types import TrainState
 
 

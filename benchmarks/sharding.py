@@ -116,7 +116,7 @@ def main() -> None:
           f"operations per step        {flops:>18,.0f}, {flops / arguments.batch / 1e12:.3f} T per clip\n"
           f"compiled in {time.monotonic() - begun:.0f} s")
     if arguments.json:
-        sizes = explain.figures(compiled, state) | {"parameters_count": parameters, "flops": flops, "taken": taken}
+        sizes = explain.device_memory(compiled, state) | {"parameters_count": parameters, "flops": flops, "taken": taken}
         pathlib.Path(arguments.json).write_text(json.dumps(sizes | vars(arguments), indent=1))
     sys.exit(abs(taken / arithmetic - 1) > 0.1)
 

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     if isinstance(config, Config):
         log = dict(profile_steps=_PROFILE.value or config.log.profile_steps, explain_sharding=_EXPLAIN.value)
         config = tree.replace(config, log=log)
-    with runtime.sentences():
+    with runtime.user_errors():
         runtime.start()
         programs.run(config, flags.workdir())
 

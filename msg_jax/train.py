@@ -198,7 +198,7 @@ def fit(
         progress = logging.Progress(task.name, steps, start=start)
         profiler = metering.Profiler(observe.profile, workdir / "profile")
         stop = preemption.Agreement(mesh)
-        feed = guard.Feed(iterator, observe.limits.data_timeout_sec, task.name)
+        feed = guard.BatchReader(iterator, observe.limits.data_timeout_sec, task.name)
         held_out = _HeldOut(task, mesh, key_for(seed, f"{task.name}/held_out"))
         all_finite = jax.jit(lambda tree: jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all())
         step_fn: Any = None

@@ -85,7 +85,7 @@ def assign(
     return np.stack([matched, partner[matched]], axis=1)
 
 
-def errors(true: EventList, predicted: EventList, tolerance_sec: float = TOLERANCE_SEC) -> Float[np.ndarray, " n"]:
+def unmatched_onsets(true: EventList, predicted: EventList, tolerance_sec: float = TOLERANCE_SEC) -> Float[np.ndarray, " n"]:
     """Return the onsets in seconds of one clip's false negatives, then those of its false positives, under `assign`."""
     hits = assign(true, predicted, tolerance_sec)
     return np.concatenate([np.delete(true[:, 1], hits[:, 0]), np.delete(predicted[:, 1], hits[:, 1])])

@@ -3,7 +3,7 @@
 Pure numpy functions of scores, whichever model computed them. `reward` and `truth` are (V, N): N candidates for each of V
 videos.
 
-A reward metric comes as a table (V, 3): one row (numerator, denominator, used) per video. `quotient` of the summed rows is
+A reward metric comes as a table (V, 3): one row (numerator, denominator, used) per video. `metric_of` of the summed rows is
 the metric. So videos can be resampled, and the tables of several seeds added up. A row is all zero for a video that cannot be
 judged (constant or non-finite values); `used` counts the others.
 """
@@ -59,7 +59,7 @@ def ranking_tables(reward: Rewards, truth: Truths) -> dict[str, Table]:
         "within_video_correlation": correlation_table(reward, truth),
         "within_video_rank_correlation": correlation_table(reward, truth, ranks=True),
         "headroom_share": headroom_table(reward, truth),
-        "best_beats_worst": order_table(reward, truth),
+        "best_beats_worst": best_beats_worst_table(reward, truth),
     }
 
 
@@ -92,7 +92,7 @@ def headroom_table(reward: Rewards, truth: Truths) -> Table:
     return _table(usable, _truth_at(x == x.max(axis=1, keepdims=True), y) - mean, y.max(axis=1) - mean)
 
 
-def order_table(reward: Rewards, truth: Truths, keep_share: float = 1.0) -> Table:
+def best_beats_worst_table(reward: Rewards, truth: Truths, keep_share: float = 1.0) -> Table:
     """Table (V, 3) of the probability that the candidate of highest `reward` has a better `truth` than that of lowest, (V, N).
 
     Preference pairs rely on this; chance is 0.5. Equal truths count one half. Ignores videos whose rewards all tie, and all
@@ -115,7 +115,7 @@ def false_order_table(untouched: Real[np.ndarray, " V"], edited: Real[np.ndarray
     return _table(usable, ((edited > untouched) + 0.5 * (edited == untouched))[usable], 1.0)
 
 
-def quotient(sums: Real[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."]:
+def metric_of(sums: Real[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."]:
     """The metric (...) of summed table rows (..., 3); NaN if the denominator is 0."""
     above, below = np.asarray(sums, np.float64)[..., 0], np.asarray(sums, np.float64)[..., 1]
     return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)

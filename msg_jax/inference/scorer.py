@@ -117,7 +117,7 @@ class CodecAndJudge:
         found, _ = self.detect(log_mels.reshape(-1, *log_mels.shape[2:]))
         counts = np.zeros((clips * candidates, steps), np.float32)
         for row, predicted in enumerate(found):
-            wrong = events.errors(truth[row // candidates], predicted, tolerance_sec)
+            wrong = events.unmatched_onsets(truth[row // candidates], predicted, tolerance_sec)
             at = np.clip(wrong / self._clip.duration_sec * steps, 0, steps - 1).astype(int)
             np.add.at(counts[row], at, 1)
         return counts.reshape(clips, candidates, steps)

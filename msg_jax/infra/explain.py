@@ -42,7 +42,7 @@ def collectives(hlo: str) -> Mapping[str, tuple[int, int]]:
     return found
 
 
-def figures(compiled: jax.stages.Compiled, state: TrainState) -> dict[str, int]:
+def device_memory(compiled: jax.stages.Compiled, state: TrainState) -> dict[str, int]:
     """Bytes per device: `parameters`, `optimiser` (and EMA), `inputs` (batch, frozen networks), `temporary` (activations)."""
     memory = compiled.memory_analysis()
     if memory is None:
@@ -59,7 +59,7 @@ def describe(name: str, compiled: jax.stages.Compiled, state: TrainState, mesh: 
     """The table that `--explain_sharding` prints: memory per device, and the collectives of one step."""
     shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     lines = [f"{name} on {mesh.size} devices ({shape}); bytes per device:"]
-    sizes = figures(compiled, state)
+    sizes = device_memory(compiled, state)
     labels = {"parameters": "parameters", "optimiser": "optimiser and EMA", "inputs": "batch and frozen networks",
               "temporary": "activations and gradients"}
     lines += [f"  {labels[kind]:<28} {size:>16,}" for kind, size in sizes.items()]

@@ -63,7 +63,7 @@ def _few(ids: list[str], most: int = 8) -> str:
     return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
 
 
-class Feed:
+class BatchReader:
     """Reads batches from an iterator in a thread, with a timeout, so that a hanging worker does not hang a pod.
 
     The iterator advances only on demand, so its state is always that of the batches handed out.

@@ -126,7 +126,7 @@ def first_process_alone(function: Callable[[], object], name: str) -> None:
         raise failure
 
 
-def sentence(error: Exception) -> str | None:
+def user_message(error: Exception) -> str | None:
     """The message for an error that the user can fix: bad input, storage, a lost process. None for a bug of the program."""
     if isinstance(error, UserError):
         return str(error)
@@ -141,12 +141,12 @@ def sentence(error: Exception) -> str | None:
 
 
 @contextlib.contextmanager
-def sentences() -> Iterator[None]:
+def user_errors() -> Iterator[None]:
     """Context for all work of a command: an error with a `sentence` prints it and exits with code 2."""
     try:
         yield
     except Exception as error:
-        text = sentence(error)
+        text = user_message(error)
         if text is None:
             raise
         print(f"error: {text}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Codebook of sound events without labels: onsets of real clips, clustered by their sound and by what the video shows.
 
 1. `onsets`: peaks of the spectral flux are candidates for the start of a sound.
-2. `heard_codes`: k-means over the audio features after each onset gives more codes than kinds.
+2. `cluster_onsets`: k-means over the audio features after each onset gives more codes than kinds.
 3. `merge`: codes that the video cannot tell apart become one kind.
 4. `refine`: the label of an onset combines detection in the audio with prediction from the video. An onset that the video
    does not predict fades out.
@@ -37,7 +37,7 @@ def onsets(
     return clip, (np.concatenate([*peaks, np.zeros(0)]) - 0.5) / frames_hz
 
 
-def heard_codes(
+def cluster_onsets(
     fast: Float[np.ndarray, "B T D"],
     hz: float,
     clip: Int[np.ndarray, " J"],
@@ -94,7 +94,7 @@ def targets(
     return maps
 
 
-def at_onsets(
+def probability_at_onsets(
     probability: Float[np.ndarray, "B T K"], hz: float, clip: Int[np.ndarray, " J"], second: Float[np.ndarray, " J"]
 ) -> Float[np.ndarray, "J K"]:
     """Largest probability (J, K) within one step of each onset, from maps (B, T, K) at `hz`."""

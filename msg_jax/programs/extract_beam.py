@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
     config, workdir = flags.config(), flags.workdir()
     if not isinstance(config, Config):
         fail("--config must be that of a run, for example configs/base.py.")
-    with runtime.sentences(), beam.Pipeline(argv=argv[1:]) as root:
+    with runtime.user_errors(), beam.Pipeline(argv=argv[1:]) as root:
         _ = pipeline(root, config, workdir) | beam.Map(
             lambda row: print(f"{row[0]}: {row[1][0]} clips written, {row[1][1]} left out", file=sys.stderr)
         )

@@ -129,7 +129,7 @@ def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
     audio = features["audio_fast"]
     some = [features[name][:256] for name in STREAMS]
     buffers = statistics(tuple(some[:2]), tuple(some[2:]))
-    codes = codebook.heard_codes(audio, audio.shape[1] / run.clip.duration_sec, clip, second, section.codes, run.config.seed)
+    codes = codebook.cluster_onsets(audio, audio.shape[1] / run.clip.duration_sec, clip, second, section.codes, run.config.seed)
     labels = codebook.one_hot(codes, section.codes)
     logging.info("%-13s %d onsets in %d clips, %d codes", "sound_events", len(clip), count, len(np.unique(codes)))
     for number in range(section.rounds + 1):
@@ -138,9 +138,8 @@ def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
         task = SoundEventsTask(run, clips, f"sound_events {number}")
         state = run.fit(task, section, here, seed=run.config.seed)
         variables = run.local({"params": state.params, "buffers": buffers})
-        seen, heard = (
-            codebook.at_onsets(each, hz, clip, second) for each in probabilities(variables, features, labels.shape[1])
-        )
+        maps = probabilities(variables, features, labels.shape[1])
+        seen, heard = (codebook.probability_at_onsets(each, hz, clip, second) for each in maps)
         if number == 0:
             labels = codebook.one_hot(codebook.merge(codes, seen, section.kinds), section.kinds)
         elif number < section.rounds:

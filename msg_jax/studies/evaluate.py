@@ -154,10 +154,10 @@ class Evaluation:
         scores = {name: np.concatenate([part[name] for part in rewards]) for name in rewards[0]}
         truth = np.concatenate(truths)
         tables = ranking.ranking_tables(scores["reward"], truth)
-        metrics: dict[str, Any] = {name: float(ranking.quotient(table.sum(axis=0))) for name, table in tables.items()}
+        metrics: dict[str, Any] = {name: float(ranking.metric_of(table.sum(axis=0))) for name, table in tables.items()}
         for name in (name for name in scores if name != "reward"):
             table = ranking.correlation_table(scores[name], truth)
-            metrics[f"correlation_{name}"] = float(ranking.quotient(table.sum(axis=0)))
+            metrics[f"correlation_{name}"] = float(ranking.metric_of(table.sum(axis=0)))
         unusable = [name for name, value in metrics.items() if not math.isfinite(value)]
         metrics |= {name: None for name in unusable}
         return metrics | {f"{name}_reason": "no video whose candidates differ in truth and in reward" for name in unusable}

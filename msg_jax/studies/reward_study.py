@@ -285,7 +285,7 @@ def _tables(reward: np.ndarray, scores: Scores) -> dict[str, np.ndarray]:
     """Tables (V, 3) of a reward's metrics (evaluation/ranking.py)."""
     tables = ranking.ranking_tables(reward, scores["event_f1"])
     for name, share in KEEP_SHARES.items():
-        tables[f"best_beats_worst_{name}"] = ranking.order_table(reward, scores["event_f1"], share)
+        tables[f"best_beats_worst_{name}"] = ranking.best_beats_worst_table(reward, scores["event_f1"], share)
     for part in ("onset_f1", "class_f1"):
         tables[f"correlation_{part}"] = ranking.correlation_table(reward, scores[part])
         tables[f"rank_correlation_{part}"] = ranking.correlation_table(reward, scores[part], ranks=True)
@@ -332,8 +332,8 @@ def _metric(name: str, by_seed: dict[int, np.ndarray], **options: Any) -> dict[s
 
 
 def _statistic(sums: np.ndarray) -> np.ndarray:
-    first = ranking.quotient(sums[..., :3])
-    return first if sums.shape[-1] == 3 else first - ranking.quotient(sums[..., 3:])
+    first = ranking.metric_of(sums[..., :3])
+    return first if sums.shape[-1] == 3 else first - ranking.metric_of(sums[..., 3:])
 
 
 def _finite(value: np.ndarray) -> float | None:

@@ -84,7 +84,7 @@ def test_assign_returns_index_pairs():
 
 def test_errors_are_false_negatives_and_false_positives():
     true, predicted = np.array([(0, 1.0), (0, 1.5), (2, 2.0)]), np.array([(0, 1.05), (1, 2.0), (0, 3.0)])
-    assert sorted(events.errors(true, predicted).tolist()) == [1.5, 2.0, 2.0, 3.0]
+    assert sorted(events.unmatched_onsets(true, predicted).tolist()) == [1.5, 2.0, 2.0, 3.0]
 
 
 def test_match_equals_exhaustive_search():

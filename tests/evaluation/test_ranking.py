@@ -8,7 +8,7 @@ from msg_jax.preference.pairs import rank_candidates
 
 def _metric(table):
     """The metric of a table, and how many videos it uses."""
-    return float(ranking.quotient(table.sum(axis=0))), int(table[:, 2].sum())
+    return float(ranking.metric_of(table.sum(axis=0))), int(table[:, 2].sum())
 
 
 def test_offset_accuracy_by_hand():
@@ -78,7 +78,7 @@ def test_headroom_share_without_headroom_is_nan():
 def test_order_table_by_hand():
     reward = np.array([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [3.0, 3.0, 3.0]])
     truth = np.array([[0.1, 0.9, 0.2], [0.5, 0.1, 0.5], [0.9, 0.0, 0.1], [0.0, 0.5, 1.0]])
-    table = ranking.order_table(reward, truth)
+    table = ranking.best_beats_worst_table(reward, truth)
     assert table.tolist() == [[1, 1, 1], [0.5, 1, 1], [0, 1, 1], [0, 0, 0]]
     assert _metric(table) == (pytest.approx(0.5), 3)
 
@@ -87,16 +87,17 @@ def test_order_table_keeps_the_largest_gaps():
     reward = np.array([[0.0, 1.0], [0.0, 4.0], [0.0, 2.0], [0.0, 3.0], [1.0, 1.0]])
     truth = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     # The video of gap 4 wins, that of 3 loses; round(5 * .6) = 3 adds the tie of gap 2.
-    assert ranking.order_table(reward, truth, 0.4).tolist() == [[0, 0, 0], [1, 1, 1], [0, 0, 0], [0, 1, 1], [0, 0, 0]]
-    assert ranking.order_table(reward, truth, 0.6).tolist() == [[0, 0, 0], [1, 1, 1], [0.5, 1, 1], [0, 1, 1], [0, 0, 0]]
-    assert _metric(ranking.order_table(reward, truth, 0.01)) == (1.0, 1)
+    fewer, more = (ranking.best_beats_worst_table(reward, truth, share).tolist() for share in (0.4, 0.6))
+    assert fewer == [[0, 0, 0], [1, 1, 1], [0, 0, 0], [0, 1, 1], [0, 0, 0]]
+    assert more == [[0, 0, 0], [1, 1, 1], [0.5, 1, 1], [0, 1, 1], [0, 0, 0]]
+    assert _metric(ranking.best_beats_worst_table(reward, truth, 0.01)) == (1.0, 1)
 
 
 def test_order_table_uses_the_pairs_that_training_uses():
     rng = np.random.default_rng(3)
     reward = rng.integers(0, 4, (41, 3)).astype(float)
     for share in (1.0, 0.5, 0.25):
-        used = ranking.order_table(reward, rng.random((41, 3)), share)[:, 2] > 0
+        used = ranking.best_beats_worst_table(reward, rng.random((41, 3)), share)[:, 2] > 0
         np.testing.assert_array_equal(used, rank_candidates(reward, share).kept)
 
 
@@ -118,7 +119,7 @@ def test_tables_of_subsets_concatenate():
 
 
 def test_quotient_of_no_videos_is_nan():
-    assert np.isnan(ranking.quotient(np.zeros(3)))
+    assert np.isnan(ranking.metric_of(np.zeros(3)))
 
 
 def test_tables_reject_different_shapes():

@@ -53,7 +53,7 @@ def test_bytes_per_device_follow_the_sharding():
 
         batch = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=NamedSharding(mesh, P(("fsdp", "data"))))
         compiled = jax.jit(step, out_shardings=layout, donate_argnums=0).lower(state, batch).compile()
-    sizes = explain.figures(compiled, state)
+    sizes = explain.device_memory(compiled, state)
     assert sizes["parameters"] == one and sizes["optimiser"] == 2 * one + 8  # and two counters
     assert sizes["inputs"] == 16 * 64 * 4 // 4
     text = explain.describe("dense", compiled, state, mesh)

@@ -44,4 +44,4 @@ def test_a_process_lost_during_a_save_is_not_reported_as_a_storage_error(tmp_pat
     with pytest.raises(jax.errors.JaxRuntimeError) as error:
         faults.trained(tmp_path, steps=5)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert runtime.sentence(error.value).startswith("Process 0 of 2 has lost another (UNKNOWN: Gloo AllGather failed")
+    assert runtime.user_message(error.value).startswith("Process 0 of 2 has lost another (UNKNOWN: Gloo AllGather failed")

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from configs.common import LORA
 from flax import linen as nn
 from flax import traverse_util
 from golden_files import relative_error
@@ -11,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from configs.common import LORA
 from msg_jax import networks
 from msg_jax.errors import UserError
 from msg_jax.infra import mesh as mesh_lib

@@ -30,14 +30,14 @@ def test_heard_codes_cluster_onsets_by_the_features_after_them():
     second = np.full(60, 0.8)
     for item, kind in enumerate(kinds):
         fast[item, 20:25, 4 * kind : 4 * kind + 4] += 1.0  # 25 Hz: 0.8 s is step 20
-    codes = codebook.heard_codes(fast, 25.0, np.arange(60), second, 3, seed=0)
+    codes = codebook.cluster_onsets(fast, 25.0, np.arange(60), second, 3, seed=0)
     assert len({(code, kind) for code, kind in zip(codes, kinds)}) == 3
 
 
 def test_heard_codes_of_few_onsets_are_one_code():
     fast = np.random.default_rng(0).normal(size=(2, 40, 4))
-    assert set(codebook.heard_codes(fast, 25.0, np.zeros(1, int), np.zeros(1), 8, 0)) == {0}
-    assert codebook.heard_codes(fast, 25.0, np.zeros(0, int), np.zeros(0), 8, 0).shape == (0,)
+    assert set(codebook.cluster_onsets(fast, 25.0, np.zeros(1, int), np.zeros(1), 8, 0)) == {0}
+    assert codebook.cluster_onsets(fast, 25.0, np.zeros(0, int), np.zeros(0), 8, 0).shape == (0,)
 
 
 def test_merge_joins_codes_with_similar_predictions():
@@ -70,5 +70,5 @@ def test_targets_peak_at_the_onset_with_the_height_of_its_label():
 def test_at_onsets_takes_the_maximum_over_three_steps():
     probability = np.zeros((1, 20, 1))
     probability[0, 11] = 0.7
-    at = codebook.at_onsets(probability, 25.0, np.zeros(3, int), np.array([0.42, 0.0, 0.78]))
+    at = codebook.probability_at_onsets(probability, 25.0, np.zeros(3, int), np.array([0.42, 0.0, 0.78]))
     assert at[:, 0].tolist() == [0.7, 0.0, 0.0]
