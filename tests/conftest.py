@@ -22,7 +22,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 # The shapes that tensor functions promise are checked at every call; subprocesses run unchecked, as users do.
-CHECKED_ROOMS: list[str] = ["msg_jax.losses"]
+CHECKED_ROOMS: list[str] = ["msg_jax.losses", "msg_jax.models"]
 install_import_hook(CHECKED_ROOMS, "beartype.beartype")
 SHARED = ROOT.parent / "shared"
 
