@@ -111,7 +111,8 @@ def _sf_cavp(config: ConfigDict, clip: ClipSpec, params, digest: str) -> Backbon
     def embed(frames, log_mels):
         video = model.apply({"params": params}, networks.to_unit(frames), method="encode_video")
         audio = model.apply({"params": params}, log_mels, method="encode_audio")
-        return sf_cavp.score(video, audio, sf_cavp.RewardWeights()), video.semantic.mean(axis=0), audio.semantic.mean(axis=0)
+        unweighted = sf_cavp.RewardWeights(semantic=0.0, dynamic=0.0, window=0.0, events=0.0)  # only the cosines are kept
+        return sf_cavp.score(video, audio, unweighted), video.semantic.mean(axis=0), audio.semantic.mean(axis=0)
 
     def extract(reader: Reader) -> dict[str, np.ndarray]:
         frames = _windows(reader.frames(clip.video_hz, clip.video_px), clip.video_hz, clip, clip.video_frames)

@@ -114,7 +114,8 @@ class Cosines:
             if beside and beside["finished"] and beside["upstream"].get("sf_cavp") == record["digest"]:
                 found = networks.sound_events(beside["config"]["sound_events"]["kinds"])
                 params["sound_events"] = checkpoint.load(path.parent / "sound_events" / "params")
-            reward = Reward(networks.reward_model(ConfigDict(record["config"]), self._run.clip), found, RewardWeights())
+            unweighted = RewardWeights(semantic=0.0, dynamic=0.0, window=0.0, events=0.0)  # only the cosines are kept
+            reward = Reward(networks.reward_model(ConfigDict(record["config"]), self._run.clip), found, unweighted)
             self._opened[folder] = RewardModel(self._run, reward, self._run.local(params)), record["digest"]
         return self._opened[folder][0]
 

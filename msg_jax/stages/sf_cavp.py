@@ -61,7 +61,7 @@ class SFCAVPTask(train.Task):
             check_vma=False,
         )
         def global_loss(video, audio, scales):
-            return sf_cavp_loss(video, audio, scales, section.loss_weights, tuple(section.lags), axis_name=axes)
+            return sf_cavp_loss(video, audio, scales, dict(section.loss_weights), tuple(section.lags), axis_name=axes)
 
         output = self.model.apply({"params": params}, clips)
         return global_loss(output.video, output.audio, output.scales)
