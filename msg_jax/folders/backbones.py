@@ -110,7 +110,7 @@ def _log_mels(reader: Reader, clip: ClipSpec) -> np.ndarray:
 
 def _sf_cavp(config: Config, clip: ClipSpec, params, digest: str) -> Backbone:
     model = networks.reward_model(config, clip)
-    unweighted = sf_cavp.RewardWeights(0.0, 0.0, 0.0, 0.0)  # the terms are reported apart
+    unweighted = sf_cavp.RewardWeights(semantic=0.0, dynamic=0.0, window=0.0, events=0.0)  # the terms are reported apart
 
     @jax.jit
     def embed(frames, log_mels):

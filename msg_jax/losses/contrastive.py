@@ -16,7 +16,7 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from msg_jax.types import Array, Scalar
+from msg_jax.types import AnyArray, Array, Scalar
 
 AxisName = str | tuple[str, ...] | None
 
@@ -72,7 +72,7 @@ def window_info_nce(
 
 
 def lagged_cosines(
-    video: Float[Array, "B T D"], audio: Float[Array, "B T D"], lags: Sequence[int]
+    video: Float[AnyArray, "B T D"], audio: Float[AnyArray, "B T D"], lags: Sequence[int]
 ) -> Float[Array, "B lags"]:
     """Mean cosine of unit sequences over their overlap, with the audio read `lag` steps later.
 

@@ -1,6 +1,6 @@
-"""CLIP's image and text towers (Radford et al., arXiv 2103.00020) as open_clip builds them, with quick-GELU.
+"""CLIP's image and text towers (Radford et al., arXiv 2103.00020) as in open_clip, with quick-GELU.
 
-MMAudio conditions on DFN5B's ViT-H/14: one unit vector per frame, and one unit vector per text *token*.
+MMAudio conditions on DFN5B's ViT-H/14: one unit vector per frame and one per text *token*.
 """
 
 from collections.abc import Callable
@@ -9,9 +9,11 @@ import dataclasses
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float, Float32, Int
 
 from msg_jax.models.layers import Conv, Dense, logical
-from msg_jax.types import Array
+from msg_jax.types import AnyArray, Array
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1]
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -19,7 +21,7 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
-    """`image_px` need not be a multiple of `patch_px`: the last pixels of a row or column are then unseen."""
+    """`image_px` need not be a multiple of `patch_px`; the towers then ignore the last pixels of a row or column."""
 
     image_px: int = 384
     patch_px: int = 14
@@ -38,31 +40,32 @@ class CLIPConfig:
         return (self.image_px // self.patch_px) ** 2
 
 
-# Published as "384": the weights were trained at 378 px = 27 patches of 14, and 384 px gives the same 27.
+# Published as "384". The weights were trained at 378 px = 27 patches of 14, and 384 px gives the same 27.
 PRESETS = {"vit_h_14": CLIPConfig()}
 
 
-def quick_gelu(x: Array) -> Array:
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """GELU by a scaled sigmoid, as in the released weights."""
     return x * nn.sigmoid(1.702 * x)
 
 
-def unit_norm(x: Array) -> Array:
-    """x with Euclidean norm 1 along the last axis, float32."""
+def unit_norm(x: Float[Array, "*batch D"]) -> Float32[Array, "*batch D"]:
+    """Scale x to Euclidean norm 1 along the last axis."""
     x = x.astype(jnp.float32)
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm self-attention and feed-forward of four times the width: (B, T, D) -> the same."""
+    """Pre-norm self-attention, then a feed-forward layer of four times the width."""
 
     heads: int
     activation: Callable[[Array], Array]
     causal: bool = False
     epsilon: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         width = x.shape[-1]
 
         def dense(features, axes, name):
@@ -78,13 +81,13 @@ class TransformerBlock(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """Images (B, H, W, 3), normalised by pixel mean and deviation -> class token's projection (B, features)."""
+    """Images normalised by pixel mean and deviation -> the projected class token."""
 
     config: CLIPConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B {self.config.features}"]:
         c = self.config
         patch = (c.patch_px, c.patch_px)
         init = nn.initializers.normal(c.vision_width**-0.5)
@@ -103,13 +106,13 @@ class ImageTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Token numbers (B, T), T <= context_tokens -> states after the final LayerNorm (B, T, text_width)."""
+    """Token ids, at most `context_tokens` -> states after the final LayerNorm."""
 
     config: CLIPConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Array) -> Array:
+    def __call__(self, tokens: Int[AnyArray, "B T"]) -> Float[Array, "B T {self.config.text_width}"]:
         c = self.config
         x = nn.Embed(
             c.vocabulary, c.text_width, dtype=self.dtype, name="embedding",
@@ -124,24 +127,26 @@ class TextTower(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both towers. The released text projection and logit scale are not here: nothing in this system reads them."""
+    """Both towers, without the released text projection and logit scale, which nothing here uses."""
 
     config: CLIPConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):
         self.image = ImageTower(self.config, self.dtype)
         self.text = TextTower(self.config, self.dtype)
 
-    def __call__(self, images: Array, tokens: Array) -> tuple[Array, Array]:
+    def __call__(
+        self, images: Float[AnyArray, "*batch H W 3"], tokens: Int[AnyArray, "B T"]
+    ) -> tuple[Float32[Array, "*batch D"], Float32[Array, "B T Dt"]]:
         return self.encode_image(images), self.encode_text(tokens)
 
-    def encode_image(self, images: Array) -> Array:
-        """Frames (..., image_px, image_px, 3) in [-1, 1] -> unit-norm features (..., features) float32."""
-        flat = (images.reshape(-1, *images.shape[-3:]) + 1) / 2
+    def encode_image(self, images: Float[AnyArray, "*batch H W 3"]) -> Float32[Array, "*batch D"]:
+        """Frames in [-1, 1] -> unit-norm features."""
+        flat = (jnp.asarray(images).reshape(-1, *images.shape[-3:]) + 1) / 2
         flat = (flat - jnp.asarray(PIXEL_MEAN)) / jnp.asarray(PIXEL_STD)
         return unit_norm(self.image(flat)).reshape(*images.shape[:-3], -1)
 
-    def encode_text(self, tokens: Array) -> Array:
-        """Token numbers (B, T) -> unit-norm features of every token (B, T, text_width) float32: no pooling."""
+    def encode_text(self, tokens: Int[AnyArray, "B T"]) -> Float32[Array, "B T D"]:
+        """Token ids -> unit-norm features of every token, without pooling."""
         return unit_norm(self.text(tokens))

@@ -1,47 +1,50 @@
-"""Audio codecs: log-mel <-> latents <-> waveform. One interface, whatever is inside.
+"""Audio codecs: log-mel <-> latents <-> waveform.
 
-A codec is a Flax module with three methods, each a pure function of its variables:
-
-    encode(log_mel (B, T, M)) -> latents (B, T / latent_stride, C), normalised to unit root mean square
-    decode(latents)           -> log_mel
-    vocode(log_mel)           -> waveform (B, T * hop_samples) in [-1, 1]
-
-`PcaCodec` is the default that needs no training: a linear code of mel patches, and Griffin-Lim.
+`Codec` is the interface. `PcaCodec` is the default and needs no gradient training: a linear code of mel patches, and
+Griffin-Lim as vocoder.
 """
-
-from typing import Protocol
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 import numpy as np
 
 from msg_jax.clip import ClipSpec, MelSpec
-from msg_jax.types import Array, Params
+from msg_jax.types import AnyArray, Array, Params
 
 
-class Codec(Protocol):
+class Codec(nn.Module):
+    """Interface of the audio codecs; every method is a pure function of the variables."""
+
     clip: ClipSpec
 
     @property
     def context_frames(self) -> int:
-        """Mel frames on either side that a sample of `vocode` depends on: beyond them a clip may be cut without a trace."""
+        """Mel frames of context on either side of a sample of `vocode`; a cut beyond them leaves the sample unchanged."""
+        raise NotImplementedError
 
-    def encode(self, log_mel: Array) -> Array: ...
+    def encode(self, log_mel: Float[AnyArray, "B T M"]) -> Float[AnyArray, "B N C"]:
+        """Encode T frames into T / latent_stride tokens."""
+        raise NotImplementedError
 
-    def decode(self, latents: Array) -> Array: ...
+    def decode(self, latents: Float[AnyArray, "B N C"]) -> Float[AnyArray, "B T M"]:
+        """Decode latents into a log-mel."""
+        raise NotImplementedError
 
-    def vocode(self, log_mel: Array) -> Array: ...
+    def vocode(self, log_mel: Float[AnyArray, "B T M"]) -> Float[Array, "B S"]:
+        """Synthesise the waveform in [-1, 1], S = T * hop_samples."""
+        raise NotImplementedError
 
 
-class PcaCodec(nn.Module):
-    """Patches of `latent_stride` log-mel frames, projected on their first `latent_channels` principal components.
+class PcaCodec(Codec):
+    """Project patches of `latent_stride` log-mel frames on their first `latent_channels` principal components.
 
-    The components are not whitened, only scaled by one number: white latents give the generator's error on inaudible
-    components the weight of that on loud ones, which costs several points of event F1. `fit_pca` makes the parameters.
+    One number scales all components, to latents of unit root mean square. Whitening them instead would weigh the
+    generator's errors on inaudible components like those on loud ones, which costs several points of event F1. `fit_pca`
+    computes the parameters.
     """
 
-    clip: ClipSpec
     vocoder_iterations: int = 32
 
     def setup(self):
@@ -55,25 +58,27 @@ class PcaCodec(nn.Module):
 
     @property
     def context_frames(self) -> int:
-        """Each Griffin-Lim iteration carries phases as far as frames overlap, and no further."""
+        """Each Griffin-Lim iteration propagates phases over the frames that overlap."""
         overlapping = -(-self.clip.mel.n_fft // self.clip.mel.hop_samples)
         return (overlapping - 1) * self.vocoder_iterations + overlapping
 
-    def encode(self, log_mel: Array) -> Array:
+    def encode(self, log_mel: Float[AnyArray, "B T M"]) -> Float[AnyArray, "B N C"]:
         batch, frames, bands = log_mel.shape
         patches = log_mel.reshape(batch, frames // self.clip.latent_stride, self.clip.latent_stride * bands)
         return (patches - self.mean) @ self.components / self.scale
 
-    def decode(self, latents: Array) -> Array:
+    def decode(self, latents: Float[AnyArray, "B N C"]) -> Float[AnyArray, "B T M"]:
         patches = (latents * self.scale) @ self.components.T + self.mean
         return patches.reshape(latents.shape[0], -1, self.clip.mel.bands)
 
-    def vocode(self, log_mel: Array) -> Array:
+    def vocode(self, log_mel: Float[AnyArray, "B T M"]) -> Float[Array, "B S"]:
         return griffin_lim(log_mel, self.mel_basis, self.clip.mel, self.vocoder_iterations)
 
 
-def fit_pca(log_mels: np.ndarray, mel_basis: np.ndarray, clip: ClipSpec) -> tuple[Params, float]:
-    """Parameters of `PcaCodec` from log-mels (N, T, M), and the share of variance that its channels keep."""
+def fit_pca(
+    log_mels: Float[np.ndarray, "clips T M"], mel_basis: Float[np.ndarray, "M frequencies"], clip: ClipSpec
+) -> tuple[Params, float]:
+    """Fit the parameters of `PcaCodec` to log-mels; also return the share of variance that the channels keep."""
     patches = np.asarray(log_mels, np.float64).reshape(-1, clip.latent_stride * clip.mel.bands)
     mean = patches.mean(0)
     variances, vectors = np.linalg.eigh(np.cov(patches, rowvar=False))
@@ -86,11 +91,14 @@ def fit_pca(log_mels: np.ndarray, mel_basis: np.ndarray, clip: ClipSpec) -> tupl
     return {name: np.asarray(value, np.float32) for name, value in params.items()}, float(kept / variances.sum())
 
 
-def griffin_lim(log_mel: Array, mel_basis: Array, spec: MelSpec, iterations: int, momentum: float = 0.99) -> Array:
-    """Waveform (B, T * hop_samples) in [-1, 1] whose log-mel (B, T, M) is near the given one.
+def griffin_lim(
+    log_mel: Float[AnyArray, "B T M"], mel_basis: Float[AnyArray, "M frequencies"], spec: MelSpec, iterations: int,
+    momentum: float = 0.99,
+) -> Float[Array, "B T*{spec.hop_samples}"]:
+    """Synthesise a waveform in [-1, 1] whose log-mel approximates the given one.
 
-    Magnitudes by multiplicative non-negative least squares, phases by fast Griffin-Lim (Perraudin et al. 2013), with the
-    framing of `MelSpec`. Phases start from zero, so the result is a function of the log-mel alone.
+    Multiplicative non-negative least squares gives the magnitudes, fast Griffin-Lim (Perraudin et al. 2013) the phases,
+    with the framing of `MelSpec`. Phases start from zero, so the result depends on the log-mel alone.
     """
     mel = jnp.power(spec.log_base, log_mel)
     magnitude = jnp.maximum(mel @ mel_basis, 1e-8)
@@ -124,7 +132,7 @@ def _stft(waveform: Array, window: Array, spec: MelSpec, frames: int) -> Array:
 
 
 def _istft(spectrum: Array, window: Array, spec: MelSpec) -> Array:
-    """Weighted overlap-add; n_fft is folded into whole hops so that the sum is a few shifted additions."""
+    """Weighted overlap-add. Frames are padded to whole hops, so the sum is a few shifted additions."""
     batch, frames, _ = spectrum.shape
     hop = spec.hop_samples
     blocks = -(-spec.n_fft // hop)

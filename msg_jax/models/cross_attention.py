@@ -1,8 +1,8 @@
-"""A one-dimensional transformer over latent tokens that looks at the video by cross-attention (VTA-LDM, arXiv 2407.07464).
+"""A transformer over latent tokens that attends to the video by cross-attention (VTA-LDM, arXiv 2407.07464).
 
-Each of the chosen `features` is projected to the network's width; one after the other they are the context that every block
-attends to. Time enters by AdaLN. It has MM-DiT's methods, so that either network does with either objective: `velocity` is
-whatever the objective has the network predict.
+Each of the chosen `features` is projected to the network's width. Concatenated, they are the context of every block. Time
+enters through AdaLN. The network has MM-DiT's methods, so either network works with either objective: `velocity` returns
+whatever the objective predicts.
 """
 
 import dataclasses
@@ -11,20 +11,22 @@ import math
 
 from flax import linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float, Float32, Num
 import numpy as np
 
 from msg_jax.clip import ClipSpec
 from msg_jax.models.condition_encoder import ConditionEncoderConfig, FrameEncoder
 from msg_jax.models.layers import Dense, logical
 from msg_jax.models.mmdit import AdaLN, GatedMLP, TimeEmbedding, apply_rope, attend, modulate, rope_angles
-from msg_jax.types import Array, Conditions
+from msg_jax.types import AnyArray, Array, Conditions
 
 FEATURES = ("clip", "sync", "text", "motion")  # fields of Conditions
 
 
 @dataclasses.dataclass(frozen=True)
 class CrossAttentionConfig:
-    """The shape of one network. `hidden / heads` must be even (rotary pairs)."""
+    """Sizes of one network. `hidden / heads` must be even (rotary pairs)."""
 
     latent_channels: int
     latent_tokens: int
@@ -37,21 +39,21 @@ class CrossAttentionConfig:
     hidden: int = 448
     heads: int = 7
     depth: int = 12
-    features: tuple[str, ...] = ("clip", "sync")  # of FEATURES: what is in the context
-    positions: bool = True  # whether the context says when its tokens are
-    pooled_tokens: int = 0  # each of the visual features averaged to so many tokens; 0: as they come
-    frame_encoder: bool = False  # clip and sync are pixels in 0..255, (B, T, px * px * 3), and a CNN is part of the network
+    features: tuple[str, ...] = ("clip", "sync")  # of FEATURES, in the order of the context
+    positions: bool = True  # whether context tokens carry rotary positions
+    pooled_tokens: int = 0  # average each visual feature to this many tokens; 0 disables pooling
+    frame_encoder: bool = False  # clip and sync are pixels in 0..255, (B, T, px * px * 3), encoded by a CNN in the network
 
     @classmethod
     def for_clip(cls, clip: ClipSpec, **fields) -> "CrossAttentionConfig":
-        """The configuration whose lengths are those of `clip`; `fields` are the rest."""
+        """Take the lengths from `clip` and the rest from `fields`."""
         return cls(
             latent_channels=clip.latent_channels, latent_tokens=clip.latent_tokens, clip_tokens=clip.clip_video_frames,
             sync_tokens=clip.sync_tokens, text_tokens=clip.text_tokens, **fields,
         )
 
     def shape(self, name: str) -> tuple[int, int]:
-        """Tokens and width of one of FEATURES."""
+        """Number of tokens and width of one of FEATURES."""
         return {
             "clip": (self.clip_tokens, self.clip_dim), "sync": (self.sync_tokens, self.sync_dim),
             "text": (self.text_tokens, self.text_dim), "motion": (self.sync_tokens, 1),
@@ -59,14 +61,17 @@ class CrossAttentionConfig:
 
 
 class Attention(nn.Module):
-    """x (B, T, D) looks at `context` (B, N, D); `angles` (T, d) and (N, d) say when their tokens are, None: nobody does."""
+    """Attention of x over `context`, with the RoPE angles of both; None disables RoPE."""
 
     features: int
     heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, context: Array, angles: tuple[np.ndarray, np.ndarray] | None) -> Array:
+    def __call__(
+        self, x: Float[Array, "B T D"], context: Float[Array, "B N D"],
+        angles: tuple[Float[np.ndarray, "T half"], Float[np.ndarray, "N half"]] | None,
+    ) -> Float[Array, "B T D"]:
         def project(inputs, chunks, name):
             out = Dense(chunks * self.features, axes=("embed", "heads"), dtype=self.dtype, name=name)(inputs)
             return jnp.split(out.reshape(*out.shape[:2], self.heads, -1), chunks, axis=-1)
@@ -78,19 +83,22 @@ class Attention(nn.Module):
         q, k = norm("q_norm")(q), norm("k_norm")(k)
         if angles is not None:
             q, k = apply_rope(q, angles[0]), apply_rope(k, angles[1])
-        attended = attend(q.astype(v.dtype), k.astype(v.dtype), v, None)
+        attended = attend(q.astype(v.dtype), k.astype(v.dtype), v)
         return Dense(self.features, axes=("heads", "embed"), dtype=self.dtype, name="out")(attended)
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention and feed-forward; the first and the last are modulated by time and start closed."""
+    """Self-attention, cross-attention and feed-forward; time modulates and gates the first and the last (zero at start)."""
 
     features: int
     heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, time: Array, context: Array, angles: np.ndarray, context_angles: np.ndarray | None) -> Array:
+    def __call__(
+        self, x: Float[Array, "B T D"], time: Float[Array, "B 1 D"], context: Float[Array, "B N D"],
+        angles: Float[np.ndarray, "T half"], context_angles: Float[np.ndarray, "N half"] | None,
+    ) -> Float[Array, "B T D"]:
         attention = functools.partial(Attention, self.features, self.heads, self.dtype)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = AdaLN(6, self.dtype, name="adaln")(time)
         modulated = modulate(x, shift, scale)
@@ -101,14 +109,13 @@ class Block(nn.Module):
 
 
 class CrossAttentionTransformer(nn.Module):
-    """The network's output for x_t, t and conditions; parameters and `buffers` are as in `mmdit.MMDiT`.
+    """The network; the collections `params` and `buffers` are as in `mmdit.MMDiT`.
 
-    What stands for "nothing given" is learnt for every feature that is used, in the place of the feature itself. Parameters
-    are only those that the chosen features need.
+    Every used feature has a learned null feature of its own width. Unused features have no parameters.
     """
 
     config: CrossAttentionConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     def setup(self):
@@ -117,10 +124,11 @@ class CrossAttentionTransformer(nn.Module):
         self.t_embed = TimeEmbedding(c.hidden, v2=True, dtype=dtype)
         self.projections = {name: Dense(c.hidden, axes=(None, "embed"), dtype=dtype) for name in c.features}
         if c.frame_encoder:
-            like = ConditionEncoderConfig
+            sizes = ConditionEncoderConfig  # its defaults
+            kernels = {"clip": (1,) * len(sizes.widths), "sync": sizes.sync_time_kernels}
             self.frame_encoders = {
-                name: FrameEncoder(like.widths, like.strides, kernels, like.sync_dim, dtype)
-                for name, kernels in (("clip", (1,) * len(like.widths)), ("sync", like.sync_time_kernels)) if name in c.features
+                name: FrameEncoder(sizes.widths, sizes.strides, kernels[name], sizes.sync_dim, dtype)
+                for name in kernels if name in c.features
             }
         block = nn.remat(Block) if self.remat else Block
         self.blocks = [block(c.hidden, c.heads, dtype) for _ in range(c.depth)]
@@ -133,16 +141,20 @@ class CrossAttentionTransformer(nn.Module):
         self.latent_mean = self.variable("buffers", "latent_mean", jnp.zeros, (c.latent_channels,))
         self.latent_std = self.variable("buffers", "latent_std", jnp.ones, (c.latent_channels,))
 
-    def __call__(self, x_t: Array, t: Array, conditions: Conditions) -> Array:
-        """x_t (B, T, C), t (B,), conditions -> (B, T, C) float32."""
+    def __call__(
+        self, x_t: Float[AnyArray, "B T C"], t: Float[AnyArray, " B"], conditions: Conditions
+    ) -> Float32[Array, "B T C"]:
+        """Return the network's output at x_t and t."""
         return self.velocity(x_t, t, self.preprocess(conditions))
 
-    def preprocess(self, conditions: Conditions) -> Array:
-        """The context (B, N, hidden), once per clip."""
+    def preprocess(self, conditions: Conditions) -> Float[Array, "B N {self.config.hidden}"]:
+        """Compute the context, once per clip."""
         return jnp.concatenate([self._tokens(name, getattr(conditions, name)) for name in self.config.features], axis=1)
 
-    def _tokens(self, name: str, values: Array) -> Array:
-        """One of the features (B, T, any) -> (B, tokens, hidden)."""
+    def _tokens(
+        self, name: str, values: Num[AnyArray, "B T D"]
+    ) -> Float[Array, "B tokens {self.config.hidden}"]:
+        """Project one of the features to context tokens."""
         c = self.config
         if c.frame_encoder and name in self.frame_encoders:
             px = math.isqrt(values.shape[-1] // 3)
@@ -153,7 +165,7 @@ class CrossAttentionTransformer(nn.Module):
         return jnp.stack([part.mean(axis=1) for part in jnp.array_split(tokens, c.pooled_tokens, axis=1)], axis=1)
 
     def _context_angles(self) -> np.ndarray | None:
-        """Rotary angles (N, hidden / heads / 2) on the latent's scale: where two are equal, so are the times. Text has none."""
+        """RoPE angles (N, hidden / heads / 2): equal angles in latent and context mean equal times. Text tokens have none."""
         c = self.config
         if not c.positions:
             return None
@@ -163,8 +175,10 @@ class CrossAttentionTransformer(nn.Module):
             angles.append(rope_angles(tokens, c.hidden // c.heads, scale=0.0 if name == "text" else c.latent_tokens / tokens))
         return np.concatenate(angles)
 
-    def velocity(self, x_t: Array, t: Array, context: Array) -> Array:
-        """x_t (B, T, C), t (B,) in [0, 1], the context of the same batch -> (B, T, C) float32."""
+    def velocity(
+        self, x_t: Float[AnyArray, "B T C"], t: Float[AnyArray, " B"], context: Float[Array, "B N hidden"]
+    ) -> Float32[Array, "B T C"]:
+        """Return the network's output at x_t and t in [0, 1], given the context of the same batch."""
         c, time = self.config, self.t_embed(t)[:, None]
         angles, context_angles = rope_angles(x_t.shape[1], c.hidden // c.heads), self._context_angles()
         x = self.latent_input(x_t)
@@ -172,10 +186,10 @@ class CrossAttentionTransformer(nn.Module):
             x = block(x, time, context, angles, context_angles)
         return self.final(modulate(x, *self.final_adaln(time))).astype(jnp.float32)
 
-    def null_conditions(self, batch: int, text: Array | None = None) -> Conditions:
-        """The learned "nothing given", for guidance; `text` (B or 1, text_tokens, D) is a negative prompt.
+    def null_conditions(self, batch: int, text: Float[AnyArray, "_ N D"] | None = None) -> Conditions:
+        """Return the learned null conditions for guidance; `text` is a negative prompt for each item or for all.
 
-        A feature that the network does not use is zero.
+        Features that the network does not use are zero.
         """
         c = self.config
 
@@ -189,10 +203,10 @@ class CrossAttentionTransformer(nn.Module):
 
         return Conditions(**{name: null(name) for name in FEATURES if name != "motion" or name in c.features})
 
-    def normalize(self, latents: Array) -> Array:
-        """Codec latents (B, T, C) -> zero mean, unit deviation per channel."""
+    def normalize(self, latents: Float[AnyArray, "B T C"]) -> Float[AnyArray, "B T C"]:
+        """Scale codec latents to zero mean and unit standard deviation per channel."""
         return (latents - self.latent_mean.value) / self.latent_std.value
 
-    def unnormalize(self, latents: Array) -> Array:
-        """Inverse of `normalize`."""
+    def unnormalize(self, latents: Float[AnyArray, "B T C"]) -> Float[AnyArray, "B T C"]:
+        """Invert `normalize`."""
         return latents * self.latent_std.value + self.latent_mean.value

@@ -1,27 +1,30 @@
 """Dense and convolution layers whose parameters carry logical axis names.
 
-The names say what a dimension is; `infra/mesh.py` says on which mesh axis it lies. Names in use: `embed` (model width),
-`mlp` (feed-forward width), `heads` (attention heads times head width), `modulation` (adaLN outputs, never split over
+A name says what a dimension is, and `infra/mesh.py` maps it to a mesh axis. Names in use: `embed` (model width), `mlp`
+(feed-forward width), `heads` (attention heads times head width), `modulation` (adaLN outputs, never split over
 `tensor`), `conv_in`, `conv_out`, None (replicated).
 
-A layer for which the collection `lora` holds an adapter adds it to its output (models/lora.py).
+A layer adds its adapter to its output if the collection `lora` holds one (models/lora.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from flax import linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
-from msg_jax.types import Array
+from msg_jax.types import AnyArray, Array
 
 
-def logical(initializer, *axes: str | None):
-    """`initializer` whose parameter is annotated with one logical axis name per dimension."""
+def logical(initializer: nn.initializers.Initializer, *axes: str | None) -> Callable[..., Any]:
+    """Wrap an initializer so that it boxes the parameter with one logical axis name per dimension."""
     return nn.with_logical_partitioning(initializer, axes)
 
 
-def _adapted(module: nn.Module, layer: nn.Dense | nn.Conv, x: Array) -> Array:
-    """layer(x), plus (x A) B where `module` has an adapter: A is the kernel of such a layer with `rank` outputs."""
+def _adapted(module: nn.Module, layer: nn.Dense | nn.Conv, x: AnyArray) -> Array:
+    """Return layer(x), plus (x A) B if `module` has an adapter; A is the kernel of the same layer with `rank` outputs."""
     y = layer(x)
     if not module.has_variable("lora", "a"):
         return y
@@ -36,11 +39,11 @@ class Dense(nn.Module):
     features: int
     axes: tuple[str | None, str | None] = ("embed", "mlp")
     use_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[AnyArray, "*batch D"]) -> Float[Array, "*batch features"]:
         return _adapted(self, nn.Dense(
             self.features, use_bias=self.use_bias, dtype=self.dtype, name="dense",
             kernel_init=logical(self.kernel_init, *self.axes),
@@ -57,11 +60,11 @@ class Conv(nn.Module):
     padding: str | Sequence[tuple[int, int]] = "SAME"
     axes: tuple[str | None, str | None] = ("conv_in", "conv_out")
     use_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[AnyArray, "B *space C"]) -> Float[Array, "B *strided features"]:
         spatial = (None,) * len(self.kernel_size)
         return _adapted(self, nn.Conv(
             self.features, tuple(self.kernel_size), strides=self.strides, padding=self.padding, use_bias=self.use_bias,

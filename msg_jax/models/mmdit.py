@@ -1,34 +1,42 @@
-"""MM-DiT: the flow-matching transformer of MMAudio (Cheng et al., arXiv 2412.15322), every size, v1 and v2.
+"""MM-DiT: the flow-matching transformer of MMAudio (Cheng et al., arXiv 2412.15322), all sizes, v1 and v2.
 
-Latent, clip and text tokens attend jointly in the first blocks; the latent alone goes through the fused blocks. Latent
-blocks are modulated per token by frame-aligned sync features, which is where the timing comes from.
+Latent, clip and text tokens attend jointly in the first blocks; only latent tokens pass through the fused blocks.
+Frame-aligned sync features modulate the latent tokens one by one and so carry the timing.
 """
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, no_type_check
 
 from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Float32, Int32, Key
 import numpy as np
 
 from msg_jax.clip import MMAUDIO_16K, MMAUDIO_44K, SYNC_STEPS_PER_SEGMENT, ClipSpec
 from msg_jax.models.layers import Conv, Dense, logical
-from msg_jax.types import Array, Conditions
+from msg_jax.types import AnyArray, Array, Conditions
 
 ROPE_THETA = 10_000.0
 V1_TIME_WIDTH = 256
-_TORCH_CONV_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's own
+_TORCH_CONV_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
+
+AttentionImplementation = Literal["xla", "cudnn"] | None
+"""`implementation` of `jax.nn.dot_product_attention`. None lets JAX choose; "cudnn" needs bfloat16 on a GPU."""
+Heads = Float[Array, "B T heads D"]
+Modulation = Float[Array, " B #T D"]  # the leading space hides the "#" from the linter
 
 
 @dataclasses.dataclass(frozen=True)
 class MMDiTConfig:
-    """The shape of one MM-DiT. Lengths only size the positions: the same weights serve other lengths.
+    """Sizes of one MM-DiT. Lengths only set the positions: the same weights work at other lengths.
 
-    `hidden / heads` must be even (rotary pairs); `sync_tokens` is a whole number of segments of 8.
+    `hidden / heads` must be even (rotary pairs). `sync_tokens` must be a multiple of 8, the steps of a segment.
     """
 
     latent_channels: int
@@ -48,7 +56,7 @@ class MMDiTConfig:
 
     @classmethod
     def for_clip(cls, clip: ClipSpec, **fields) -> "MMDiTConfig":
-        """The configuration whose lengths are those of `clip`; `fields` are the rest."""
+        """Take the lengths from `clip` and the rest from `fields`."""
         return cls(
             latent_channels=clip.latent_channels, latent_tokens=clip.latent_tokens, clip_tokens=clip.clip_video_frames,
             sync_tokens=clip.sync_tokens, text_tokens=clip.text_tokens, **fields,
@@ -64,17 +72,20 @@ PRESETS = {
 }
 
 
+@no_type_check
 class ProcessedConditions(struct.PyTreeNode):
-    """All that the network can compute before it sees x_t and t."""
+    """Everything that the network computes from the conditions alone, before it sees x_t and t."""
 
-    clip: Array  # (B, clip_tokens, hidden)
-    sync: Array  # (B, latent_tokens, hidden)
-    text: Array  # (B, text_tokens, hidden)
-    pooled: Array  # (B, hidden)
+    clip: Float[Array, "B clip_tokens hidden"]
+    sync: Float[Array, "B latent_tokens hidden"]
+    text: Float[Array, "B text_tokens hidden"]
+    pooled: Float[Array, "B hidden"]
 
 
-def example_inputs(config: Any, batch: int = 1) -> tuple[Array, Array, Conditions]:
-    """Zeros `(x_t, t, conditions)` of the right shapes, for `init` and `eval_shape` of MM-DiT or a network like it."""
+def example_inputs(
+    config: Any, batch: int = 1
+) -> tuple[Float[Array, "{batch} T C"], Float[Array, " {batch}"], Conditions]:
+    """Zeros `(x_t, t, conditions)` for `init` and `eval_shape`; `config` is that of MM-DiT or a network with its interface."""
     conditions = Conditions(
         clip=jnp.zeros((batch, config.clip_tokens, config.clip_dim)),
         sync=jnp.zeros((batch, config.sync_tokens, config.sync_dim)),
@@ -84,76 +95,80 @@ def example_inputs(config: Any, batch: int = 1) -> tuple[Array, Array, Condition
     return jnp.zeros((batch, config.latent_tokens, config.latent_channels)), jnp.zeros(batch), conditions
 
 
-def draw_drops(key: Array, batch: int, rate: float, text_rate: float | None = None) -> Array:
-    """Which items lose their video and which their text, each on its own: bool (B, 2).
+def draw_drops(key: Key[Array, ""], batch: int, rate: float, text_rate: float | None = None) -> Bool[Array, "{batch} 2"]:
+    """Draw independently which items lose their video (column 0) and which their text (column 1).
 
-    Video goes with probability `rate`, text with `text_rate` (default: the same), so that the all-null input that guidance
-    needs is met in training `rate * text_rate` of the time (as in MMAudio's released trainer).
+    Video is dropped with probability `rate`, text with `text_rate` (default: the same). Guidance needs the all-null input,
+    which training then sees `rate * text_rate` of the time (as in MMAudio's released trainer).
     """
     rates = jnp.array([rate, rate if text_rate is None else text_rate])[:, None]
     return jax.random.bernoulli(key, rates, (2, batch)).T
 
 
-def drop_conditions(drops: Array, conditions: Conditions, null: Conditions) -> Conditions:
-    """Replaces by `null` what `drops` (B, 2) of `draw_drops` says.
+def drop_conditions(drops: Bool[Array, "B 2"], conditions: Conditions, null: Conditions) -> Conditions:
+    """Replace the conditions that `draw_drops` chose by `null`.
 
-    Clip, sync and motion are views of one video and go together; motion is there if `null` has it.
+    Clip, sync and motion are views of one video and are dropped together. The result has motion if `null` has it.
     """
     drop_video, drop_text = drops[:, 0, None, None], drops[:, 1, None, None]
+
+    def replaced(name: str, drop: Array) -> Array:
+        return jnp.where(drop, getattr(null, name), getattr(conditions, name))
+
     return Conditions(
-        clip=jnp.where(drop_video, null.clip, conditions.clip),
-        sync=jnp.where(drop_video, null.sync, conditions.sync),
-        text=jnp.where(drop_text, null.text, conditions.text),
-        motion=None if null.motion is None else jnp.where(drop_video, null.motion, conditions.motion),
+        clip=replaced("clip", drop_video), sync=replaced("sync", drop_video), text=replaced("text", drop_text),
+        motion=None if null.motion is None else replaced("motion", drop_video),
     )
 
 
 def mlp_width(features: int) -> int:
-    """Hidden width of a gated MLP: two thirds of 4 x `features`, rounded up to a multiple of 256."""
+    """Hidden width of the gated MLP: two thirds of 4 x `features`, rounded up to a multiple of 256."""
     return 256 * math.ceil(int(2 * 4 * features / 3) / 256)
 
 
-def rope_angles(length: int, dim: int, scale: float = 1.0) -> np.ndarray:
-    """Rotary angles (length, dim / 2), in radians, of positions 0, scale, 2 scale, ..."""
+def rope_angles(length: int, dim: int, scale: float = 1.0) -> Float32[np.ndarray, "{length} {dim}//2"]:
+    """Rotary angles in radians of the positions 0, scale, 2 scale, ..."""
     frequencies = scale / ROPE_THETA ** (np.arange(0, dim, 2) / dim)
     return np.outer(np.arange(length), frequencies).astype(np.float32)
 
 
-def apply_rope(x: Array, angles: Array) -> Array:
-    """Rotates the pairs (0, 1), (2, 3), ... of the last axis of x (B, T, heads, D) by angles (T, D / 2)."""
+def apply_rope(x: Heads, angles: Float[AnyArray, "T D//2"]) -> Heads:
+    """Rotate the pairs (0, 1), (2, 3), ... of the last axis of x by the angles."""
     cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
     even, odd = x[..., 0::2], x[..., 1::2]
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)
 
 
-def nearest_exact(length: int, target: int) -> np.ndarray:
-    """Source index of each of `target` steps, in float32 arithmetic as the released networks were trained with."""
+def nearest_exact(length: int, target: int) -> Int32[np.ndarray, " {target}"]:
+    """Source index of each of `target` steps, in the float32 arithmetic that the released networks were trained with."""
     scale = np.float32(length) / np.float32(target)
     return np.floor((np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale).astype(np.int32)
 
 
-def modulate(x: Array, shift: Array, scale: Array) -> Array:
-    """LayerNorm without affine, then x (1 + scale) + shift, in float32."""
+def modulate(
+    x: Float[Array, "B T D"], shift: Modulation | float, scale: Modulation | float
+) -> Float32[Array, "B T D"]:
+    """LayerNorm without learned scale and bias, then x (1 + scale) + shift, in float32."""
     x = x.astype(jnp.float32)
     return jax.nn.standardize(x, variance=jnp.var(x, axis=-1, keepdims=True), epsilon=1e-5) * (1 + scale) + shift
 
 
-def _projection(kernel: int, features: int, axes: tuple, **fields) -> nn.Module:
-    """A linear layer over channels that sees `kernel` neighbouring tokens."""
+def _projection(kernel: int, features: int, axes: tuple[str | None, str | None], **fields) -> Dense | Conv:
+    """Linear layer over channels and `kernel` neighbouring tokens."""
     if kernel == 1:
         return Dense(features, axes=axes, **fields)
     return Conv(features, (kernel,), axes=axes, kernel_init=_TORCH_CONV_INIT, **fields)
 
 
 class GatedMLP(nn.Module):
-    """w2(silu(w1 x) * w3 x) without biases; convolutions where `kernel` > 1."""
+    """w2(silu(w1 x) * w3 x) without biases; the layers are convolutions if `kernel` > 1."""
 
     features: int
     kernel: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B *T {self.features}"]) -> Float[Array, "B *T {self.features}"]:
         def project(features, axes, name):
             return _projection(self.kernel, features, axes, use_bias=False, dtype=self.dtype, name=name)
 
@@ -163,16 +178,16 @@ class GatedMLP(nn.Module):
 
 
 class InputProjection(nn.Module):
-    """Features of one modality (B, T, any) -> tokens (B, T, features)."""
+    """Project the features of one modality to tokens."""
 
     features: int
     kernel: int
     mlp_kernel: int
     activation: Callable[[Array], Array] | None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[AnyArray, "B T D"]) -> Float[Array, "B T {self.features}"]:
         x = _projection(self.kernel, self.features, (None, "embed"), dtype=self.dtype, name="proj")(x)
         if self.activation is not None:
             x = self.activation(x)
@@ -180,23 +195,22 @@ class InputProjection(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """t (B,) in [0, 1] -> (B, features): [cos, sin] of t times the frequencies, then a two-layer MLP.
+    """Embed t in [0, 1]: [cos, sin] of t times the frequencies, then a two-layer MLP.
 
-    v1 has 128 frequencies from 1 down to 1/10000; v2 has features / 2 from 10000 down to 1, which tells nearby times
-    apart.
+    v1 has 128 frequencies from 1 down to 1/10000. v2 has features / 2 from 10000 down to 1, which separates nearby times.
     """
 
     features: int
     v2: bool
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, t: Array) -> Array:
+    def __call__(self, t: Float[AnyArray, " B"]) -> Float[Array, "B {self.features}"]:
         width, scale = (self.features, 10_000.0) if self.v2 else (V1_TIME_WIDTH, 1.0)
-        # float32 throughout, because at 10000 cycles its rounding is part of what the released v2 weights have learnt
+        # Exactly this float32 arithmetic: at a frequency of 10000 the released v2 weights depend on its rounding.
         exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
         frequencies = np.float32(scale) * (np.float32(1) / np.float32(10_000) ** exponents)
-        angles = t.astype(jnp.float32)[:, None] * frequencies
+        angles = jnp.asarray(t, jnp.float32)[:, None] * frequencies
         x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
         init = nn.initializers.normal(0.02)
         x = nn.silu(Dense(self.features, axes=(None, "mlp"), dtype=self.dtype, kernel_init=init, name="in")(x))
@@ -204,13 +218,13 @@ class TimeEmbedding(nn.Module):
 
 
 class AdaLN(nn.Module):
-    """Condition (B, T or 1, D) -> `chunks` modulations of the same shape, zero at initialisation."""
+    """Compute `chunks` modulations from the condition (T may be 1), all zero at initialisation."""
 
     chunks: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, condition: Array) -> list[Array]:
+    def __call__(self, condition: Float[Array, "B T D"]) -> list[Float[Array, "B T D"]]:
         out = Dense(
             self.chunks * condition.shape[-1], axes=("embed", "modulation"), dtype=self.dtype,
             kernel_init=nn.initializers.zeros_init(), name="linear",
@@ -219,29 +233,33 @@ class AdaLN(nn.Module):
 
 
 class Stream(nn.Module):
-    """One modality's part of a block: what comes before the attention and what comes after.
+    """One modality's part of a block, before and after the attention.
 
-    `kernel` is the width of the output and feed-forward convolutions; None leaves both out, for streams that only
-    supply keys and values.
+    `kernel` is the width of the output and feed-forward convolutions. None omits both, for streams that only supply keys
+    and values.
     """
 
     features: int
     heads: int
     kernel: int | None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):
         self.adaln = AdaLN(2 if self.kernel is None else 6, self.dtype)
         self.qkv = Dense(3 * self.features, axes=("embed", "heads"), dtype=self.dtype)
-        norm = dict(epsilon=float(jnp.finfo(jnp.float32).eps), dtype=jnp.float32)
-        self.q_norm = nn.RMSNorm(**norm, scale_init=logical(nn.initializers.ones_init(), None))
-        self.k_norm = nn.RMSNorm(**norm, scale_init=logical(nn.initializers.ones_init(), None))
+        norm = functools.partial(
+            nn.RMSNorm, epsilon=float(jnp.finfo(jnp.float32).eps), dtype=jnp.float32,
+            scale_init=logical(nn.initializers.ones_init(), None),
+        )
+        self.q_norm, self.k_norm = norm(), norm()
         if self.kernel is not None:
             self.out = _projection(self.kernel, self.features, ("heads", "embed"), dtype=self.dtype)
             self.mlp = GatedMLP(self.features, self.kernel, self.dtype)
 
-    def before(self, x: Array, condition: Array, angles: Array | None) -> tuple[tuple[Array, ...], list[Array]]:
-        """x (B, T, D) -> (q, k, v), each (B, T, heads, D / heads), and the modulations left for `after`."""
+    def before(
+        self, x: Float[Array, "B T hidden"], condition: Float[Array, "B _ hidden"], angles: Float[AnyArray, "T _"] | None
+    ) -> tuple[tuple[Heads, Heads, Heads], list[Float[Array, "B _ hidden"]]]:
+        """Return (q, k, v), and the modulations that `after` takes."""
         shift, scale, *rest = self.adaln(condition)
         qkv = self.qkv(modulate(x, shift, scale)).reshape(*x.shape[:2], self.heads, 3, -1)
         q, k, v = (qkv[..., i, :] for i in range(3))
@@ -250,30 +268,42 @@ class Stream(nn.Module):
             q, k = apply_rope(q, angles), apply_rope(k, angles)
         return (q.astype(v.dtype), k.astype(v.dtype), v), rest
 
-    def after(self, x: Array, attended: Array, rest: list[Array]) -> Array:
-        """Adds the attention's output and the feed-forward, each through its gate, to x (B, T, D)."""
+    def after(
+        self, x: Float[Array, "B T D"], attended: Float[Array, "B T D"], rest: list[Modulation]
+    ) -> Float[Array, "B T D"]:
+        """Add the attention's output and the feed-forward to x, each through its gate."""
         gate, mlp_shift, mlp_scale, mlp_gate = rest
         x = x + self.out(attended) * gate
         return x + self.mlp(modulate(x, mlp_shift, mlp_scale)) * mlp_gate
 
 
-def attend(q: Array, k: Array, v: Array, implementation: str | None) -> Array:
-    """(B, T, heads, D) three times -> (B, T, heads * D)."""
+def attend(
+    q: Heads, k: Float[Array, "B N heads D"], v: Float[Array, "B N heads D"],
+    implementation: AttentionImplementation = None,
+) -> Float[Array, "B T heads*D"]:
+    """Scaled dot-product attention with merged heads."""
     out = jax.nn.dot_product_attention(q, k, v, implementation=implementation)
     return out.reshape(*out.shape[:2], -1)
 
 
 class JointBlock(nn.Module):
-    """Attention over [latent, clip, text]. In the last joint block clip and text only supply keys and values."""
+    """Attention over [latent, clip, text].
+
+    In the last joint block clip and text only supply keys and values, and are returned unchanged.
+    """
 
     features: int
     heads: int
     last: bool
-    dtype: jnp.dtype = jnp.float32
-    attention_implementation: str | None = None
+    dtype: DTypeLike = jnp.float32
+    attention_implementation: AttentionImplementation = None
 
     @nn.compact
-    def __call__(self, latent, clip, text, pooled, extended, latent_angles, clip_angles):
+    def __call__(
+        self, latent: Float[Array, "B T D"], clip: Float[Array, "B clip_tokens D"], text: Float[Array, "B text_tokens D"],
+        pooled: Float[Array, "B 1 D"], extended: Float[Array, "B T D"], latent_angles: Float[AnyArray, "T half"],
+        clip_angles: Float[AnyArray, "clip_tokens half"],
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B clip_tokens D"], Float[Array, "B text_tokens D"]]:
         def stream(kernel, name):
             return Stream(self.features, self.heads, kernel, self.dtype, name=name)
 
@@ -285,43 +315,46 @@ class JointBlock(nn.Module):
         qkvs, rests = zip(*(s.before(x, c, a) for s, x, c, a in zip(streams, xs, conditions, angles)))
         q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*qkvs))
         if self.last:
-            return streams[0].after(latent, attend(qkvs[0][0], k, v, self.attention_implementation), rests[0])
+            attended = attend(qkvs[0][0], k, v, self.attention_implementation)
+            return streams[0].after(latent, attended, rests[0]), clip, text
         attended = attend(q, k, v, self.attention_implementation)
         ends = np.cumsum([x.shape[1] for x in xs])[:-1]
         parts = jnp.split(attended, ends, axis=1)
-        return tuple(s.after(x, part, rest) for s, x, part, rest in zip(streams, xs, parts, rests))
+        latent, clip, text = (s.after(x, part, rest) for s, x, part, rest in zip(streams, xs, parts, rests))
+        return latent, clip, text
 
 
 class FusedBlock(nn.Module):
-    """Attention among the latent's own tokens."""
+    """Self-attention over the latent tokens."""
 
     features: int
     heads: int
-    dtype: jnp.dtype = jnp.float32
-    attention_implementation: str | None = None
+    dtype: DTypeLike = jnp.float32
+    attention_implementation: AttentionImplementation = None
 
     @nn.compact
-    def __call__(self, latent: Array, extended: Array, angles: Array) -> Array:
+    def __call__(
+        self, latent: Float[Array, "B T D"], extended: Float[Array, "B T D"], angles: Float[AnyArray, "T half"]
+    ) -> Float[Array, "B T D"]:
         stream = Stream(self.features, self.heads, 3, self.dtype, name="latent")
-        qkv, rest = stream.before(latent, extended, angles)
-        return stream.after(latent, attend(*qkv, self.attention_implementation), rest)
+        (q, k, v), rest = stream.before(latent, extended, angles)
+        return stream.after(latent, attend(q, k, v, self.attention_implementation), rest)
 
 
 class MMDiT(nn.Module):
-    """The velocity network: v(x_t, t | conditions), with t = 0 noise and t = 1 data.
+    """The velocity network v(x_t, t | conditions), with t = 0 noise and t = 1 data.
 
-    Trained parameters are the collection `params`, including the learned features that stand for "no clip" and "no
-    sync". The collection `buffers` holds what is never trained: the latents' mean and standard deviation and the
-    text encoder's features of the empty string.
+    The collection `params` is trained and includes the null features for a dropped clip and sync. The collection `buffers`
+    is never trained: the latents' mean and standard deviation, and the text encoder's features of the empty string.
 
-    `dtype` is that of the matrix products; parameters, normalisations and rotary angles stay in float32.
-    `attention_implementation` is passed to `jax.nn.dot_product_attention` ("cudnn" wants bfloat16 on a GPU).
-    `remat` recomputes each block in the backward pass, which trades a third more time for activations' memory.
+    `dtype` applies to the matrix products; parameters, normalisations and rotary angles stay in float32.
+    `attention_implementation` selects the kernel of every attention: "xla", "cudnn" (needs bfloat16 on a GPU) or None,
+    JAX's choice. `remat` recomputes each block in the backward pass: a third more time for less activation memory.
     """
 
     config: MMDiTConfig
-    dtype: jnp.dtype = jnp.float32
-    attention_implementation: str | None = None
+    dtype: DTypeLike = jnp.float32
+    attention_implementation: AttentionImplementation = None
     remat: bool = False
 
     def setup(self):
@@ -337,9 +370,9 @@ class MMDiT(nn.Module):
         self.t_embed = TimeEmbedding(c.hidden, c.v2, dtype)
 
         joint, fused = (nn.remat(JointBlock), nn.remat(FusedBlock)) if self.remat else (JointBlock, FusedBlock)
-        block = dict(dtype=dtype, attention_implementation=self.attention_implementation)
-        self.joint = [joint(c.hidden, c.heads, i == c.joint_depth - 1, **block) for i in range(c.joint_depth)]
-        self.fused = [fused(c.hidden, c.heads, **block) for _ in range(c.fused_depth)]
+        attention = self.attention_implementation
+        self.joint = [joint(c.hidden, c.heads, i == c.joint_depth - 1, dtype, attention) for i in range(c.joint_depth)]
+        self.fused = [fused(c.hidden, c.heads, dtype, attention) for _ in range(c.fused_depth)]
         self.final_adaln = AdaLN(2, dtype)
         zeros = nn.initializers.zeros_init()
         self.final = Conv(c.latent_channels, (7,), axes=("embed", None), dtype=dtype, kernel_init=zeros)
@@ -353,12 +386,14 @@ class MMDiT(nn.Module):
         self.latent_mean = self.variable("buffers", "latent_mean", jnp.zeros, (c.latent_channels,))
         self.latent_std = self.variable("buffers", "latent_std", jnp.ones, (c.latent_channels,))
 
-    def __call__(self, x_t: Array, t: Array, conditions: Conditions) -> Array:
-        """x_t (B, T, C), t (B,), conditions -> velocity (B, T, C) float32."""
+    def __call__(
+        self, x_t: Float[AnyArray, "B T C"], t: Float[AnyArray, " B"], conditions: Conditions
+    ) -> Float32[Array, "B T C"]:
+        """Return the velocity at x_t and t."""
         return self.velocity(x_t, t, self.preprocess(conditions))
 
     def preprocess(self, conditions: Conditions) -> ProcessedConditions:
-        """All work that neither x_t nor t enters: once per clip, not once per solver step."""
+        """Do all work that depends on neither x_t nor t, once per clip instead of once per solver step."""
         c = self.config
         segments = conditions.sync.reshape(conditions.sync.shape[0], -1, SYNC_STEPS_PER_SEGMENT, c.sync_dim)
         sync = self.sync_input((segments + self.sync_positions).reshape(conditions.sync.shape))
@@ -369,8 +404,10 @@ class MMDiT(nn.Module):
             pooled=self.pooled_mlp(pooled),
         )
 
-    def velocity(self, x_t: Array, t: Array, processed: ProcessedConditions) -> Array:
-        """x_t (B, T, C), t (B,) in [0, 1], processed conditions of the same batch -> (B, T, C) float32."""
+    def velocity(
+        self, x_t: Float[AnyArray, "B T C"], t: Float[AnyArray, " B"], processed: ProcessedConditions
+    ) -> Float32[Array, "B T C"]:
+        """Return the velocity at x_t and t in [0, 1], given the processed conditions of the same batch."""
         c = self.config
         latent, clip, text = self.audio_input(x_t), processed.clip, processed.text
         pooled = (processed.pooled + self.t_embed(t))[:, None]
@@ -378,15 +415,14 @@ class MMDiT(nn.Module):
         head_dim = c.hidden // c.heads
         latent_angles = rope_angles(latent.shape[1], head_dim)
         clip_angles = rope_angles(clip.shape[1], head_dim, scale=latent.shape[1] / clip.shape[1])
-        for block in self.joint[:-1]:
+        for block in self.joint:
             latent, clip, text = block(latent, clip, text, pooled, extended, latent_angles, clip_angles)
-        latent = self.joint[-1](latent, clip, text, pooled, extended, latent_angles, clip_angles)
         for block in self.fused:
             latent = block(latent, extended, latent_angles)
         return self.final(modulate(latent, *self.final_adaln(pooled))).astype(jnp.float32)
 
-    def null_conditions(self, batch: int, text: Array | None = None) -> Conditions:
-        """The learned "nothing given", for guidance; `text` (B or 1, text_tokens, D) is a negative prompt."""
+    def null_conditions(self, batch: int, text: Float[AnyArray, "_ N D"] | None = None) -> Conditions:
+        """Return the learned null conditions for guidance; `text` is a negative prompt for each item or for all."""
         c = self.config
         text = self.empty_text.value if text is None else text
         return Conditions(
@@ -395,10 +431,10 @@ class MMDiT(nn.Module):
             text=jnp.broadcast_to(text, (batch, c.text_tokens, c.text_dim)),
         )
 
-    def normalize(self, latents: Array) -> Array:
-        """Codec latents (B, T, C) -> zero mean, unit deviation per channel."""
+    def normalize(self, latents: Float[AnyArray, "B T C"]) -> Float[AnyArray, "B T C"]:
+        """Scale codec latents to zero mean and unit standard deviation per channel."""
         return (latents - self.latent_mean.value) / self.latent_std.value
 
-    def unnormalize(self, latents: Array) -> Array:
-        """Inverse of `normalize`."""
+    def unnormalize(self, latents: Float[AnyArray, "B T C"]) -> Float[AnyArray, "B T C"]:
+        """Invert `normalize`."""
         return latents * self.latent_std.value + self.latent_mean.value

@@ -1,18 +1,19 @@
-"""PANNs' CNN14 (Kong et al., arXiv 1912.10211), an AudioSet tagger: what listens in FD_PANNs, KL and the Inception Score."""
+"""PANNs' CNN14 (Kong et al., arXiv 1912.10211), the AudioSet tagger behind FD_PANNs, KL and the Inception Score."""
 
 import dataclasses
 
 from flax import linen as nn
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
 from msg_jax.clip import MelSpec
 from msg_jax.models.layers import Conv, Dense
-from msg_jax.types import Array
+from msg_jax.types import AnyArray, Array
 
 
 @dataclasses.dataclass(frozen=True)
 class PannsConfig:
-    """`mel` is the front end that the weights belong to: `data.frontends.panns_log_mel`."""
+    """`mel` is the front end of the weights, for `data.frontends.panns_log_mel`."""
 
     mel: MelSpec
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
@@ -26,21 +27,21 @@ PRESETS = {
 
 
 class Affine(nn.Module):
-    """A batch norm that is no longer trained: x times a scale and plus a bias for each channel."""
+    """A folded batch norm: a scale and a bias per channel."""
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         return x * scale + self.param("bias", nn.initializers.zeros, x.shape[-1:])
 
 
 class ConvBlock(nn.Module):
-    """Two convolutions: (B, T, M, C) -> (B, T, M, width)."""
+    """Two convolutions, each with a folded batch norm and a ReLU."""
 
     width: int
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B T M C"]) -> Float[Array, "B T M {self.width}"]:
         for i in (1, 2):
             x = Conv(self.width, (3, 3), padding=((1, 1), (1, 1)), use_bias=False, name=f"conv{i}")(x)
             x = nn.relu(Affine(name=f"norm{i}")(x))
@@ -48,13 +49,15 @@ class ConvBlock(nn.Module):
 
 
 class Cnn14(nn.Module):
-    """Log-mel (B, T, bands) in dB, at least 32 frames -> embedding (B, 2048) and class logits (B, classes)."""
+    """Log-mel in dB, at least 32 frames -> embedding and class logits."""
 
     config: PannsConfig
 
     @nn.compact
-    def __call__(self, log_mel: Array) -> tuple[Array, Array]:
-        x = Affine(name="norm")(log_mel)[..., None]
+    def __call__(
+        self, log_mel: Float[AnyArray, "B T M"]
+    ) -> tuple[Float[Array, "B D"], Float32[Array, "B {self.config.classes}"]]:
+        x = Affine(name="norm")(jnp.asarray(log_mel))[..., None]
         for i, width in enumerate(self.config.widths, 1):
             x = ConvBlock(width, name=f"block{i}")(x)
             if i < len(self.config.widths):

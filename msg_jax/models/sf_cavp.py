@@ -1,66 +1,72 @@
 """SF-CAVP: SlowFast contrastive audio-visual pretraining (MultiSoundGen, arXiv 2509.19999), the reward model.
 
-Two SlowFast networks of one architecture, one for video and one for log-mel, and three heads on each:
+Video and log-mel each have a SlowFast network with three heads:
 
-- **semantic** (B, D): slow features, mean over time (of each of `semantic_parts` equal parts of the clip), linear. *What* is
-  heard and seen; with more than one part also in which order sources come and go, which a plain mean cannot tell.
-- **dynamic** (B, T, D): fast features resampled to one common rate, linear per step. *When* it happens. Never pooled
-  over time before it is compared: pooling throws away the timing the fast stream exists for.
-- **local** (B, W, D): short windows of fast features alone. *Which event when*; the slow stream is kept out because
-  its long receptive field lets a window be recognised by its surroundings instead of its content.
+- **semantic** (B, D): *what* happens. Slow features averaged over each of `semantic_parts` equal parts of the clip, then a
+  linear layer. More than one part also encodes the order in which sources appear, which one mean cannot.
+- **dynamic** (B, T, D): *when* it happens. Fast features resampled to a common rate, then a linear layer per step. They
+  are compared before any pooling over time, which would discard the timing.
+- **local** (B, windows, D): *which event when*. Short windows of fast features. The slow stream is excluded: with its
+  long receptive field, a window could be recognised by its surroundings instead of its content.
 
-All embeddings have unit norm, so inner products are cosines. The paper names the two streams and the cosine reward;
+All embeddings have unit norm, so inner products are cosines. The paper specifies the two streams and the cosine reward;
 widths, rates, weights and the window head are ours.
 """
 
 from collections.abc import Sequence
 import dataclasses
 import math
+from typing import no_type_check
 
 from flax import linen as nn
 from flax import struct
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jaxtyping import Float, Key
 
 from msg_jax.clip import TINY, ClipSpec, MelSpec
 from msg_jax.models.layers import Dense
 from msg_jax.models.slowfast import AUDIO_R50, AUDIO_TINY, VIDEO_R50, VIDEO_TINY, SlowFast, SlowFastConfig
-from msg_jax.types import Array, AVBatch
+from msg_jax.types import AnyArray, Array, AVBatch
 
 TERMS = ("semantic", "dynamic", "window")
 _INITIAL_LOG_SCALE = math.log(1 / 0.07)
 _MAX_LOG_SCALE = math.log(100.0)
 
 
+@no_type_check
 class Embeddings(struct.PyTreeNode):
-    """One modality of a batch; every last axis has unit norm."""
+    """Embeddings of one modality; the last axis of the first three has unit norm."""
 
-    semantic: Array  # (B, D)
-    dynamic: Array  # (B, T, D), T steps at `dynamic_hz`
-    local: Array  # (B, W, D)
-    events: Array | None = None  # (B, T, kinds), of unit norm over the clip (models/sound_events.py)
+    semantic: Float[Array, "B D"]
+    dynamic: Float[Array, "B T D"]  # at `dynamic_hz`
+    local: Float[Array, "B windows D"]
+    events: Float[Array, "B T kinds"] | None = None  # unit norm over the clip (models/sound_events.py)
 
 
+@no_type_check
 class SFCAVPOutput(struct.PyTreeNode):
+    """Embeddings of both modalities, and the inverse temperature of each of TERMS."""
+
     video: Embeddings
     audio: Embeddings
-    scales: dict[str, Array]  # inverse temperatures, one per name in TERMS
+    scales: dict[str, Float[Array, ""]]
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardWeights:
-    """Weights of the cosines in the reward; windows and events are what ranks candidates of one video."""
+    """Weights of the cosines in the reward. Windows and events rank the candidates of one video best."""
 
-    semantic: float = 0.5
-    dynamic: float = 0.5
-    window: float = 1.0
-    events: float = 0.0
+    semantic: float
+    dynamic: float
+    window: float
+    events: float
 
 
 @dataclasses.dataclass(frozen=True)
 class SFCAVPConfig:
-    """Rates come from `clip`; the networks take any length."""
+    """Sizes of SF-CAVP. `clip` sets the rates; the networks accept any length."""
 
     clip: ClipSpec = TINY
     video: SlowFastConfig = VIDEO_TINY
@@ -79,21 +85,20 @@ class SFCAVPConfig:
     def window_stride(self) -> int:
         return round(self.window_stride_sec * self.dynamic_hz)
 
-
     def shortest_sec(self, lags: Sequence[int] = ()) -> float:
-        """The shortest clip whose windows, semantic parts and lagged copies all have a step."""
+        """Duration of the shortest clip that has at least one step in every window, semantic part and lagged copy."""
         rates = ((self.video, self.clip.video_hz), (self.audio, self.clip.mel.frames_hz))
         parts = (self.semantic_parts * network.alpha * network.fast_stride / hz for network, hz in rates)
         return max(self.window_sec, (1 + max(map(abs, lags), default=0)) / self.dynamic_hz, *parts)
 
 
 def tiny(clip: ClipSpec = TINY) -> SFCAVPConfig:
-    """3 M parameters, for the procedural scenes on a CPU."""
+    """SF-CAVP with 3 M parameters, for the procedural scenes on a CPU."""
     return SFCAVPConfig(clip, semantic_parts=8)
 
 
 def r50(clip: ClipSpec, dtype: str = "bfloat16") -> SFCAVPConfig:
-    """Two ResNet-50 SlowFasts."""
+    """SF-CAVP with two ResNet-50 SlowFast networks."""
     video, audio = (dataclasses.replace(network, dtype=dtype) for network in (VIDEO_R50, AUDIO_R50))
     return SFCAVPConfig(clip, video, audio, embed_dim=512)
 
@@ -110,20 +115,24 @@ class SFCAVP(nn.Module):
         init = nn.initializers.constant(_INITIAL_LOG_SCALE)
         self.log_scales = {name: self.param(f"log_scale_{name}", init, ()) for name in TERMS}
 
-    def encode_video(self, video: Array) -> Embeddings:
-        """(B, T, H, W, 3) in [-1, 1] at `clip.video_hz`, any T of at least one window."""
+    def encode_video(self, video: Float[AnyArray, "B T H W 3"]) -> Embeddings:
+        """Embed video in [-1, 1] at `clip.video_hz`, of at least `config.shortest_sec()`."""
         return self.video_encoder(video)
 
-    def video_features(self, video: Array) -> tuple[Array, Array]:
-        """The SlowFast features before the heads, (B, Ts, D) slow and (B, T, D) fast at `dynamic_hz`."""
+    def video_features(
+        self, video: Float[AnyArray, "B T H W 3"]
+    ) -> tuple[Float[Array, "B slow_steps _"], Float[Array, "B steps _"]]:
+        """Return the SlowFast features before the heads: slow ones, and fast ones at `dynamic_hz`."""
         return self.video_encoder.features(video)
 
-    def encode_audio(self, mel: Array) -> Embeddings:
-        """(B, T, M) log-mel at `clip.mel.frames_hz`, any T of at least one window."""
+    def encode_audio(self, mel: Float[AnyArray, "B T M"]) -> Embeddings:
+        """Embed log-mels at `clip.mel.frames_hz`, of at least `config.shortest_sec()`."""
         return self.audio_encoder(_centred(mel, self.config.clip.mel)[..., None, None])
 
-    def audio_features(self, mel: Array) -> tuple[Array, Array]:
-        """As `video_features`, of (B, T, M) log-mel."""
+    def audio_features(
+        self, mel: Float[AnyArray, "B T M"]
+    ) -> tuple[Float[Array, "B slow_steps _"], Float[Array, "B steps _"]]:
+        """Return the SlowFast features of log-mels, as `video_features` does."""
         return self.audio_encoder.features(_centred(mel, self.config.clip.mel)[..., None, None])
 
     def __call__(self, batch: AVBatch) -> SFCAVPOutput:
@@ -131,8 +140,8 @@ class SFCAVP(nn.Module):
         return SFCAVPOutput(self.encode_video(batch.video), self.encode_audio(batch.mel), scales)
 
 
-def score(video: Embeddings, audio: Embeddings, weights: RewardWeights) -> dict[str, Array]:
-    """Cosines of paired clips, each (B,) in [-1, 1], by name, and their weighted sum `reward`; `events` if both have any."""
+def score(video: Embeddings, audio: Embeddings, weights: RewardWeights) -> dict[str, Float[Array, " B"]]:
+    """Cosines of paired clips in [-1, 1], by term, and their weighted sum `reward`; `events` only if both sides have them."""
     pairs = {
         "semantic": jnp.sum(video.semantic * audio.semantic, axis=-1),
         "dynamic": jnp.sum(video.dynamic * audio.dynamic, axis=-1).mean(axis=1),
@@ -140,13 +149,13 @@ def score(video: Embeddings, audio: Embeddings, weights: RewardWeights) -> dict[
     }
     if video.events is not None and audio.events is not None:
         pairs["events"] = jnp.sum(video.events * audio.events, axis=(1, 2))
-    return pairs | {"reward": sum(getattr(weights, name) * cosine for name, cosine in pairs.items())}
+    return pairs | {"reward": jnp.asarray(sum(getattr(weights, name) * cosine for name, cosine in pairs.items()))}
 
 
-def random_crop(batch: AVBatch, key: Array, clip: ClipSpec, crop_sec: float) -> AVBatch:
-    """The same `crop_sec` of both modalities, from an independent random video frame for each clip.
+def random_crop(batch: AVBatch, key: Key[Array, ""], clip: ClipSpec, crop_sec: float) -> AVBatch:
+    """Cut the same `crop_sec` from both modalities, starting at an independent random video frame for each clip.
 
-    Without it the network learns where events fall on its own strided grids (a delay of half a slow step can halve the
+    Without crops the network learns where events fall on its own strided grids (a delay of half a slow step can halve the
     semantic cosine). Audio is cut at the nearest mel frame.
     """
     frames, mel_frames = round(crop_sec * clip.video_hz), round(crop_sec * clip.mel.frames_hz)
@@ -161,11 +170,11 @@ def random_crop(batch: AVBatch, key: Array, clip: ClipSpec, crop_sec: float) -> 
     return AVBatch(video=cut(batch.video, starts, frames), mel=cut(batch.mel, mel_starts, mel_frames))
 
 
-def random_view(batch: AVBatch, key: Array) -> AVBatch:
-    """What leaves the pairing untouched: mirrored pictures, light and colour cast, level and noise of the sound.
+def random_view(batch: AVBatch, key: Key[Array, ""]) -> AVBatch:
+    """Augment without changing the pairing: mirroring, brightness and colour, loudness and noise.
 
-    Each clip draws its own: a mirror image half of the time, a gain of 0.8 to 1.25 per colour channel, up to 1 (natural
-    log) quieter above the unchanged floor, noise of deviation up to 0.2 on the log-mel.
+    Each clip draws its own augmentation: a horizontal flip with probability 1/2, a gain of 0.8 to 1.25 per colour channel,
+    a log-mel lower by up to 1 (natural log) but not below its floor, and noise of standard deviation up to 0.2 on it.
     """
     flip_key, light_key, level_key, noise_key, scale_key = jax.random.split(key, 5)
     clips = batch.video.shape[0]
@@ -180,7 +189,7 @@ def random_view(batch: AVBatch, key: Array) -> AVBatch:
 
 
 class _Encoder(nn.Module):
-    """SlowFast and the three heads of one modality, whose input runs at `input_hz`."""
+    """SlowFast and the three heads of one modality; `input_hz` is the rate of its input."""
 
     config: SFCAVPConfig
     network: SlowFastConfig
@@ -189,14 +198,14 @@ class _Encoder(nn.Module):
     def setup(self):
         self.slowfast = SlowFast(self.network)
 
-    def features(self, x: Array) -> tuple[Array, Array]:
+    def features(self, x: AnyArray) -> tuple[Array, Array]:
         c = self.config
         slow, fast = self.slowfast(x)
         steps = round(x.shape[1] / self.input_hz * c.dynamic_hz)
         return slow, _resample(fast, c.dynamic_hz / (self.input_hz / self.network.fast_stride), steps)
 
     @nn.compact
-    def __call__(self, x: Array) -> Embeddings:
+    def __call__(self, x: AnyArray) -> Embeddings:
         c, dtype = self.config, jnp.dtype(self.network.dtype)
         slow, fast = self.features(x)
 
@@ -213,14 +222,14 @@ class _Encoder(nn.Module):
         )
 
 
-def _centred(mel: Array, spec: MelSpec) -> Array:
-    """Log-mel scaled so that the floor is -1 and a magnitude of one is 1, whatever the base of the logarithm."""
+def _centred(mel: AnyArray, spec: MelSpec) -> Array:
+    """Scale a log-mel of any logarithm base so that its floor becomes -1 and a magnitude of one becomes 1."""
     floor = math.log(spec.floor, spec.log_base)
-    return 1 - 2 * mel / floor
+    return 1 - 2 * jnp.asarray(mel) / floor
 
 
 def _resample(x: Array, scale: float, steps: int) -> Array:
-    """(B, T, D) -> (B, steps, D) at `scale` times the rate, linear, low-passed; instants keep their seconds."""
+    """Resample (B, T, D) to (B, steps, D) at `scale` times the rate, linearly with a low-pass; times in seconds are kept."""
     if scale == 1 and steps == x.shape[1]:
         return x
     return jax.image.scale_and_translate(
@@ -229,6 +238,6 @@ def _resample(x: Array, scale: float, steps: int) -> Array:
 
 
 def _unit(x: Array) -> Array:
-    """Unit norm in float32; a zero vector stays zero."""
+    """Scale to unit norm in float32; a zero vector stays zero."""
     x = x.astype(jnp.float32)
     return x * lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-12))

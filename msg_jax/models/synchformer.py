@@ -1,9 +1,10 @@
-"""Synchformer (Iashin et al., arXiv 2401.16423): what moves and sounds when, and by how much the two are apart.
+"""Synchformer (Iashin et al., arXiv 2401.16423): audio-visual synchronisation features and their offset.
 
-The visual encoder, which conditions the generator too, is a ViT with divided space-time attention (TimeSformer, arXiv
-2102.05095) over short segments, then one layer that gathers the positions of each time step into one vector. Segments do
-not see each other. The audio encoder is an Audio Spectrogram Transformer (arXiv 2104.01778) over the same segments with
-such a layer over its bands. A small transformer over all features of 14 segments, 4.8 s, says which of 21 offsets they have.
+The visual encoder, which also conditions the generator, is a ViT with divided space-time attention (TimeSformer, arXiv
+2102.05095) over short segments. One more layer gathers the positions of each time step into one vector. Segments do not
+attend to each other. The audio encoder is an Audio Spectrogram Transformer (arXiv 2104.01778) over the same segments,
+with the same kind of layer over its bands. A small transformer classifies the features of 14 segments, 4.8 s, into 21
+offsets.
 """
 
 import dataclasses
@@ -12,17 +13,19 @@ import functools
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float, Float32, Shaped
 import numpy as np
 
 from msg_jax.clip import SYNC_STEPS_PER_SEGMENT, ClipSpec
 from msg_jax.models.clip_encoder import TransformerBlock
 from msg_jax.models.layers import Conv, Dense, logical
-from msg_jax.types import Array
+from msg_jax.types import AnyArray, Array
 
 WINDOW_SEGMENTS = 14  # 4.8 s
 MAX_OFFSET_SEC = 2.0
 
-_EPSILON = 1e-6
+_EPSILON = 1e-6  # of the LayerNorms in each network
 _AST_EPSILON = 1e-12
 _SYNC_EPSILON = 1e-5
 _gelu = functools.partial(nn.gelu, approximate=False)
@@ -30,7 +33,7 @@ _gelu = functools.partial(nn.gelu, approximate=False)
 
 @dataclasses.dataclass(frozen=True)
 class SynchformerConfig:
-    """Segments hold `SYNC_STEPS_PER_SEGMENT` x `frames_per_step` frames of `image_px`, a multiple of `patch_px`."""
+    """A segment has `SYNC_STEPS_PER_SEGMENT` x `frames_per_step` frames of `image_px`, a multiple of `patch_px`."""
 
     width: int = 768
     depth: int = 12
@@ -38,10 +41,10 @@ class SynchformerConfig:
     image_px: int = 224
     patch_px: int = 16
     frames_per_step: int = 2
-    bands: int = 128  # of the segments' spectrograms, and
-    mel_frames: int = 66
-    audio_patch: int = 16  # bands and frames of a patch, which follow each other by
-    audio_stride: int = 10
+    bands: int = 128  # of a segment's spectrogram
+    mel_frames: int = 66  # of a segment's spectrogram
+    audio_patch: int = 16  # bands and frames of a patch
+    audio_stride: int = 10  # between patches
     sync_depth: int = 3
     sync_heads: int = 8
     offsets: int = 21
@@ -49,11 +52,12 @@ class SynchformerConfig:
     @property
     def audio_grid(self) -> tuple[int, int]:
         """Patches of a segment's spectrogram over bands and over time."""
-        return tuple((size - self.audio_patch) // self.audio_stride + 1 for size in (self.bands, self.mel_frames))
+        bands, frames = ((size - self.audio_patch) // self.audio_stride + 1 for size in (self.bands, self.mel_frames))
+        return bands, frames
 
     @property
     def sync_tokens(self) -> int:
-        """What the offset is read from: two tokens of its own, and the features of `WINDOW_SEGMENTS` segments."""
+        """Input tokens of `SynchformerOffset`: two learned ones and the features of `WINDOW_SEGMENTS` segments."""
         return 2 + WINDOW_SEGMENTS * (SYNC_STEPS_PER_SEGMENT + self.audio_grid[1])
 
     @property
@@ -62,30 +66,32 @@ class SynchformerConfig:
 
     @property
     def positions(self) -> int:
-        """Patches of one time step."""
+        """Image patches of one time step."""
         return (self.image_px // self.patch_px) ** 2
 
 
 PRESETS = {"released": SynchformerConfig()}
 
 
-def cut_segments(video: Array, clip: ClipSpec) -> Array:
-    """Video (B, T, H, W, 3) at `clip.video_hz` -> overlapping segments (B, sync_segments, segment frames, H, W, 3)."""
+def cut_segments(
+    video: Shaped[np.ndarray, "B T H W 3"], clip: ClipSpec
+) -> Shaped[np.ndarray, "B {clip.sync_segments} {clip.sync_segment_frames} H W 3"]:
+    """Cut a video at `clip.video_hz` into overlapping segments."""
     starts = np.arange(clip.sync_segments) * clip.sync_segment_stride
     return video[:, starts[:, None] + np.arange(clip.sync_segment_frames)]
 
 
 class DividedAttention(nn.Module):
-    """Attention along one axis of a grid of tokens, with a class token that sees and is seen by all of it.
+    """Attention along one axis of a token grid; the class token attends to all tokens and all attend to it.
 
-    x (B, 1 + R x C, D): the class token, then a grid (R, C) flattened; tokens attend along axis 0 or 1 of it.
+    The input is the class token, then a grid (R, C) flattened. Grid tokens attend along its axis 0 or 1.
     """
 
     heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, grid: tuple[int, int], along: int) -> Array:
+    def __call__(self, x: Float[Array, "B N D"], grid: tuple[int, int], along: int) -> Float[Array, "B N D"]:
         batch, _, width = x.shape
         qkv = Dense(3 * width, axes=("embed", "heads"), dtype=self.dtype, name="qkv")(x)
         q, k, v = (part.reshape(batch, -1, self.heads, width // self.heads) for part in jnp.split(qkv, 3, axis=-1))
@@ -110,13 +116,13 @@ class DividedAttention(nn.Module):
 
 
 class DividedBlock(nn.Module):
-    """Attention over time, attention over space, feed-forward, each pre-norm: (B, 1 + T x N, D) -> the same."""
+    """Pre-norm attention over time, attention over space, and feed-forward."""
 
     heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, grid: tuple[int, int]) -> Array:
+    def __call__(self, x: Float[Array, "B N D"], grid: tuple[int, int]) -> Float[Array, "B N D"]:
         def norm(name):
             return nn.LayerNorm(_EPSILON, dtype=self.dtype, name=name)
 
@@ -128,15 +134,15 @@ class DividedBlock(nn.Module):
 
 
 class Synchformer(nn.Module):
-    """Segments (B, S, segment_frames, image_px, image_px, 3) in [-1, 1] -> (B, S, 8, width) float32."""
+    """Segments in [-1, 1] -> features of their `SYNC_STEPS_PER_SEGMENT` steps."""
 
     config: SynchformerConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, segments: Array) -> Array:
+    def __call__(self, segments: Float[AnyArray, "B segments T H W 3"]) -> Float32[Array, "B segments steps D"]:
         c = self.config
-        x = self._embed(segments.reshape(-1, *segments.shape[2:]))
+        x = self._embed(jnp.asarray(segments).reshape(-1, *segments.shape[2:]))
         grid = (SYNC_STEPS_PER_SEGMENT, c.positions)
         for i in range(c.depth):
             x = DividedBlock(c.heads, self.dtype, name=f"block{i}")(x, grid)
@@ -144,10 +150,10 @@ class Synchformer(nn.Module):
         return self._gather(x.reshape(-1, c.positions, c.width)).reshape(*segments.shape[:2], -1, c.width)
 
     def _embed(self, video: Array) -> Array:
-        """(B, segment_frames, H, W, 3) -> class token and patch tokens with positions, (B, 1 + 8 N, width)."""
+        """(B, segment_frames, H, W, 3) -> class and patch tokens with positions, (B, 1 + 8 N, width)."""
         c = self.config
         batch, _, height, width, channels = video.shape
-        # The frames of a step become channels, so that the patches are a 2-D convolution: 3-D ones are slow on a CPU.
+        # The frames of a step become channels: 3-D convolutions are slow on a CPU.
         steps = video.reshape(batch, SYNC_STEPS_PER_SEGMENT, c.frames_per_step, height, width, channels)
         steps = jnp.moveaxis(steps, 2, 4).reshape(-1, height, width, c.frames_per_step * channels)
         patch = (c.patch_px, c.patch_px)
@@ -168,7 +174,7 @@ class Synchformer(nn.Module):
 
 
 def _gather(tower: nn.Module, x: Array) -> Array:
-    """Tokens of each time step (B, N, width) -> one vector (B, width) float32, by a class token of the tower's own."""
+    """Gather tokens (B, N, width) into one vector (B, width) float32 per item, with a class token of the tower's own."""
     c = tower.config
     init = logical(nn.initializers.truncated_normal(0.02), "embed")
     token = tower.param("gather_token", init, (c.width,)).astype(x.dtype)
@@ -178,22 +184,22 @@ def _gather(tower: nn.Module, x: Array) -> Array:
 
 
 class SynchformerAudio(nn.Module):
-    """Spectrograms (B, S, mel_frames, bands) of `data.frontends.synchformer_spectrograms` -> (B, S, steps, width) float32."""
+    """Spectrograms from `data.frontends.synchformer_spectrograms` -> features of their steps."""
 
     config: SynchformerConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, spectrograms: Array) -> Array:
+    def __call__(self, spectrograms: Float[AnyArray, "B segments T M"]) -> Float32[Array, "B segments steps D"]:
         c = self.config
         bands, steps = c.audio_grid
         patch, stride = (c.audio_patch, c.audio_patch), (c.audio_stride, c.audio_stride)
-        images = spectrograms.reshape(-1, c.mel_frames, c.bands).swapaxes(1, 2)[..., None]
+        images = jnp.asarray(spectrograms).reshape(-1, c.mel_frames, c.bands).swapaxes(1, 2)[..., None]
         x = Conv(
             c.width, patch, strides=stride, padding="VALID", axes=(None, "embed"), dtype=self.dtype, name="patches"
         )(images)
         init = nn.initializers.truncated_normal(0.02)
-        tokens = self.param("tokens", logical(init, None, "embed"), (2, c.width)).astype(x.dtype)  # class and distillation
+        tokens = self.param("tokens", logical(init, None, "embed"), (2, c.width)).astype(x.dtype)  # class, distillation
         positions = self.param("positions", logical(init, None, "embed"), (2 + bands * steps, c.width)).astype(x.dtype)
         tokens = jnp.broadcast_to(tokens, (len(x), 2, c.width))
         x = jnp.concatenate([tokens, x.reshape(len(x), -1, c.width)], axis=1) + positions
@@ -205,13 +211,15 @@ class SynchformerAudio(nn.Module):
 
 
 class SynchformerOffset(nn.Module):
-    """Features (B, 14, 8, width) of pictures and (B, 14, steps, width) of sound -> logits (B, 21) over `offset_grid`."""
+    """Features of `WINDOW_SEGMENTS` segments of video and audio -> logits over `offset_grid`."""
 
     config: SynchformerConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, video: Array, audio: Array) -> Array:
+    def __call__(
+        self, video: Float[AnyArray, "B segments Tv D"], audio: Float[AnyArray, "B segments Ta D"]
+    ) -> Float32[Array, "B {self.config.offsets}"]:
         c = self.config
 
         def prepared(features, name):
@@ -233,34 +241,38 @@ class SynchformerOffset(nn.Module):
 
 
 class FullSynchformer(nn.Module):
-    """Both encoders and the offset, which are also called apart: features are made once a clip, offsets once a window."""
+    """Both encoders and the offset network. Encode once per clip, then call `offset_logits` once per window."""
 
     config: SynchformerConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):
         self.visual = Synchformer(self.config, self.dtype)
         self.audio = SynchformerAudio(self.config, self.dtype)
         self.sync = SynchformerOffset(self.config, self.dtype)
 
-    def encode_video(self, segments: Array) -> Array:
+    def encode_video(self, segments: Float[AnyArray, "B segments T H W 3"]) -> Float32[Array, "B segments steps D"]:
         return self.visual(segments)
 
-    def encode_audio(self, spectrograms: Array) -> Array:
+    def encode_audio(self, spectrograms: Float[AnyArray, "B segments T M"]) -> Float32[Array, "B segments steps D"]:
         return self.audio(spectrograms)
 
-    def offset_logits(self, video: Array, audio: Array) -> Array:
+    def offset_logits(
+        self, video: Float[AnyArray, "B segments Tv D"], audio: Float[AnyArray, "B segments Ta D"]
+    ) -> Float32[Array, "B offsets"]:
         return self.sync(video, audio)
 
-    def __call__(self, segments: Array, spectrograms: Array) -> Array:
+    def __call__(
+        self, segments: Float[AnyArray, "B segments T H W 3"], spectrograms: Float[AnyArray, "B segments Ta M"]
+    ) -> Float32[Array, "B offsets"]:
         return self.offset_logits(self.encode_video(segments), self.encode_audio(spectrograms))
 
 
-def offset_grid(offsets: int = 21) -> np.ndarray:
-    """Seconds by which the sound may be apart from the pictures, one for each logit."""
+def offset_grid(offsets: int = 21) -> Float[np.ndarray, " {offsets}"]:
+    """Offset between audio and video in seconds, for each logit."""
     return np.linspace(-MAX_OFFSET_SEC, MAX_OFFSET_SEC, offsets)
 
 
 def window_starts(segments: int) -> tuple[int, int]:
-    """First segments of the first and of the last window of a clip, over which DeSync is the mean."""
+    """Start segments of a clip's first and last window, over which DeSync averages."""
     return 0, segments - WINDOW_SEGMENTS

@@ -1,7 +1,7 @@
 """MMAudio's mel VAE (Cheng et al., arXiv 2412.15322, section 3.1): log-mel frames <-> latents at half their rate.
 
-One-dimensional over time and magnitude-preserving (EDM2, arXiv 2312.02696): every operation keeps the expected size of
-its input, so no layer has a bias or a learned normalisation. Kernels are stored ready for use, their norm folded in.
+One-dimensional over time and magnitude-preserving (EDM2, arXiv 2312.02696): every operation keeps the expected magnitude
+of its input, so no layer has a bias or a learned normalisation. Kernels are stored with their norm folded in.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,15 @@ import math
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float, Float32
 
 from msg_jax.models.layers import Conv
-from msg_jax.types import Array
+from msg_jax.types import AnyArray, Array
 
 WIDTH_MULTIPLIERS = (1, 2, 4)  # one per level; only the first level changes the rate, by two
 ENCODER_BLOCKS, DECODER_BLOCKS = 2, 3  # residual blocks per level
-_RESIDUAL_SHARE = 0.3  # EDM2 eq. 88's t, of every residual branch
+_RESIDUAL_SHARE = 0.3  # t of EDM2 eq. 88, for every residual branch
 _CLAMP = 256.0
 _LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
@@ -37,19 +39,19 @@ PRESETS = {
 }
 
 
-def mp_silu(x: Array) -> Array:
-    """SiLU that keeps unit magnitude (EDM2 eq. 81)."""
+def mp_silu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """SiLU that preserves unit magnitude (EDM2 eq. 81)."""
     return nn.silu(x) / 0.596
 
 
-def mp_sum(x: Array, branch: Array) -> Array:
-    """Blend of two inputs of unit magnitude that has unit magnitude (EDM2 eq. 88)."""
+def mp_sum(x: Float[Array, "*shape"], branch: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Weighted sum that preserves unit magnitude (EDM2 eq. 88)."""
     keep = 1 - _RESIDUAL_SHARE
     return (keep * x + _RESIDUAL_SHARE * branch) / math.hypot(keep, _RESIDUAL_SHARE)
 
 
-def unit_magnitude(x: Array, axis: int) -> Array:
-    """x with root mean square 1 along `axis` (EDM2's pixel norm)."""
+def unit_magnitude(x: Float[Array, "*shape"], axis: int) -> Float[Array, "*shape"]:
+    """Scale x to root mean square 1 along `axis` (EDM2's pixel norm)."""
     wide = x.astype(jnp.float32)
     return (wide / (1e-4 + jnp.sqrt(jnp.mean(jnp.square(wide), axis, keepdims=True)))).astype(x.dtype)
 
@@ -59,26 +61,26 @@ def _clamp(x: Array) -> Array:
 
 
 class MPConv(nn.Module):
-    """Convolution over time without bias; its kernels have unit norm per output channel, at initialisation too."""
+    """Convolution over time without bias; kernels have unit norm per output channel, also at initialisation."""
 
     features: int
     kernel: int = 3
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[AnyArray, "B T D"]) -> Float[Array, "B T {self.features}"]:
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         return Conv(self.features, (self.kernel,), use_bias=False, dtype=self.dtype, kernel_init=init, name="mp")(x)
 
 
 class ResidualBlock(nn.Module):
-    """(B, T, any) -> (B, T, features)."""
+    """Two convolutions with a magnitude-preserving skip connection."""
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T {self.features}"]:
         x = unit_magnitude(x, axis=-1)
         branch = MPConv(self.features, dtype=self.dtype, name="conv1")(mp_silu(x))
         branch = MPConv(self.features, dtype=self.dtype, name="conv2")(mp_silu(branch))
@@ -88,66 +90,66 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Single-head attention over time whose queries, keys and values have unit magnitude: (B, T, D) -> the same."""
+    """Single-head attention over time; queries, keys and values have unit magnitude."""
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         features = x.shape[-1]
         qkv = MPConv(3 * features, 1, dtype=self.dtype, name="qkv")(x)
-        qkv = unit_magnitude(qkv.reshape(*x.shape[:2], 1, features, 3), axis=-2)  # q, k and v alternate, as released
-        out = jax.nn.dot_product_attention(*(qkv[..., i] for i in range(3)))[:, :, 0]
+        qkv = unit_magnitude(qkv.reshape(*x.shape[:2], 1, features, 3), axis=-2)  # the released weights interleave q, k, v
+        out = jax.nn.dot_product_attention(qkv[..., 0], qkv[..., 1], qkv[..., 2])[:, :, 0]
         return mp_sum(x, MPConv(features, 1, dtype=self.dtype, name="out")(out))
 
 
 class Middle(nn.Module):
-    """Residual block, attention, residual block, at the lowest rate: (B, T, D) -> the same."""
+    """Residual block, attention, residual block, at the lowest rate."""
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         x = ResidualBlock(x.shape[-1], self.dtype, name="block1")(x)
         x = Attention(self.dtype, name="attention")(x)
         return _clamp(ResidualBlock(x.shape[-1], self.dtype, name="block2")(x))
 
 
 class Level(nn.Module):
-    """`blocks` residual blocks of one width: (B, T, any) -> (B, T, features)."""
+    """`blocks` residual blocks of one width."""
 
     features: int
     blocks: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T {self.features}"]:
         for i in range(self.blocks):
             x = _clamp(ResidualBlock(self.features, self.dtype, name=f"block{i}")(x))
         return x
 
 
 class Output(nn.Module):
-    """(B, T, any) -> (B, T, features), scaled by one learned gain."""
+    """Output convolution, scaled by one learned gain."""
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float32[Array, "B T {self.features}"]:
         gain = 1 + self.param("gain", nn.initializers.zeros_init(), ())
         return gain * MPConv(self.features, dtype=self.dtype, name="conv")(mp_silu(x)).astype(jnp.float32)
 
 
 class Encoder(nn.Module):
-    """Standardised log-mel (B, T, bands) -> (B, T // 2, 2 x latent_channels): means, then log-variances."""
+    """Standardised log-mel -> `features` = 2 x latent_channels: means, then log-variances."""
 
     widths: Sequence[int]
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[AnyArray, "B T M"]) -> Float32[Array, "B T//2 {self.features}"]:
         x = MPConv(self.widths[0], dtype=self.dtype, name="conv_in")(x)
         for i, width in enumerate(self.widths):
             x = Level(width, ENCODER_BLOCKS, self.dtype, name=f"level{i}")(x)
@@ -159,14 +161,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (B, T, C) -> standardised log-mel (B, 2 T, bands)."""
+    """Latents -> standardised log-mel at twice their rate."""
 
     widths: Sequence[int]
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[AnyArray, "B T C"]) -> Float32[Array, "B 2*T {self.features}"]:
         x = MPConv(self.widths[-1], dtype=self.dtype, name="conv_in")(x)
         x = Middle(self.dtype, name="middle")(x)
         for i, width in reversed(list(enumerate(self.widths))):
@@ -177,10 +179,10 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Encoder and decoder. The collection `buffers` holds the per-band mean and deviation of the log-mels."""
+    """Encoder and decoder. The collection `buffers` holds the per-band mean and standard deviation of the log-mels."""
 
     config: VAEConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):
         c = self.config
@@ -190,16 +192,16 @@ class VAE(nn.Module):
         self.mel_mean = self.variable("buffers", "mel_mean", jnp.zeros, (c.bands,))
         self.mel_std = self.variable("buffers", "mel_std", jnp.ones, (c.bands,))
 
-    def __call__(self, log_mel: Array) -> Array:
-        """Log-mel (B, T, bands), T even -> its reconstruction from the latents' means."""
+    def __call__(self, log_mel: Float[AnyArray, "B T M"]) -> Float32[Array, "B T M"]:
+        """Reconstruct a log-mel of even length from the mean of its latents."""
         return self.decode(self.encode(log_mel)[0])
 
-    def encode(self, log_mel: Array) -> tuple[Array, Array]:
-        """Log-mel (B, T, bands) -> mean and log-variance of the latents, both (B, T // 2, C) float32."""
+    def encode(self, log_mel: Float[AnyArray, "B T M"]) -> tuple[Float32[Array, "B T//2 C"], Float32[Array, "B T//2 C"]]:
+        """Return mean and log-variance of the latents."""
         moments = self.encoder((log_mel - self.mel_mean.value) / self.mel_std.value)
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(log_variance, *_LOG_VARIANCE_RANGE)
 
-    def decode(self, latents: Array) -> Array:
-        """Latents (B, T, C) -> log-mel (B, 2 T, bands) float32."""
+    def decode(self, latents: Float[AnyArray, "B T C"]) -> Float32[Array, "B 2*T M"]:
+        """Decode latents into a log-mel at twice their rate."""
         return self.decoder(latents) * self.mel_std.value + self.mel_mean.value

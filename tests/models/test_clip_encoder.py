@@ -1,3 +1,5 @@
+"""CLIP against open_clip, and its published sizes."""
+
 from golden_files import clip_config, load, relative_error, weights
 import jax
 import jax.numpy as jnp
@@ -29,11 +31,11 @@ def test_published_parameter_counts():
     assert round((sum(count.values()) + text_projection + logit_scale) / 1e6, 2) == 986.71
 
 
-def test_384_px_make_the_patches_of_378():
+def test_384_px_give_the_patches_of_378():
     assert CLIPConfig(image_px=384).patches == CLIPConfig(image_px=378).patches == 27 * 27
 
 
-def test_frames_of_a_video_are_independent_and_tokens_see_only_their_past():
+def test_frames_are_independent_and_tokens_attend_only_to_their_past():
     arrays, config = load("clip_openclip")
     model, variables = from_torch("clip", weights(arrays), clip_config(config))
     video = jax.random.uniform(jax.random.key(0), (2, 3, 28, 28, 3), minval=-1, maxval=1)

@@ -1,3 +1,5 @@
+"""The PCA codec on procedural scenes: scale, variance, inversion and vocoding."""
+
 import jax
 import numpy as np
 import pytest
@@ -38,18 +40,18 @@ def test_latents_have_unit_root_mean_square_and_keep_the_stated_variance(mels, f
 
 def test_encode_inverts_decode(fitted):
     latents = np.random.default_rng(0).normal(size=(2, 40, 32)).astype(np.float32)
-    again = _apply(fitted[0], "encode", _apply(fitted[0], "decode", latents))
-    np.testing.assert_allclose(again, latents, atol=2e-4)
+    encoded = _apply(fitted[0], "encode", _apply(fitted[0], "decode", latents))
+    np.testing.assert_allclose(encoded, latents, atol=2e-4)
 
 
-def test_every_component_has_the_sign_that_makes_the_fit_deterministic(mels, fitted):
+def test_signs_of_the_components_are_deterministic(mels, fitted):
     params, _ = fit_pca(mels[:32][::-1], mel_basis(TINY.mel), TINY)
     np.testing.assert_allclose(params["components"], fitted[0]["components"], atol=1e-3)
 
 
-def test_vocoded_audio_has_the_log_mel_it_was_made_from(mels, fitted):
+def test_vocoded_audio_reproduces_its_log_mel(mels, fitted):
     held_out = mels[40:44]
     waveform = _apply(fitted[0], "vocode", held_out)
     assert waveform.shape == (4, TINY.audio_samples) and np.abs(waveform).max() <= 1
-    again = log_mel(waveform, TINY.mel)
-    assert np.corrcoef(again.ravel(), held_out.ravel())[0, 1] > 0.95
+    vocoded = log_mel(waveform, TINY.mel)
+    assert np.corrcoef(vocoded.ravel(), held_out.ravel())[0, 1] > 0.95

@@ -1,4 +1,4 @@
-"""The tiny condition encoders: frame-aligned features of known reach, a loss by hand, text that needs no weights."""
+"""The tiny condition encoders: receptive fields of the features, a hand-computed loss, and text without weights."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def test_shapes_follow_the_clip(frames, params):
     assert output.envelope.shape == (2, TINY.mel_frames) and output.clip_latents.shape == (2, 20, TINY.latent_channels)
 
 
-def test_sync_features_see_half_a_second_around_their_frame_and_clip_features_one_frame(frames, params):
+def test_receptive_fields_are_half_a_second_for_sync_and_one_frame_for_clip_features(frames, params):
     def feature(video, clip_video):
         features = ConditionEncoder(SMALL).apply(params, video, clip_video, method="encode")
         return (features.sync[0, 40] ** 2).sum() + (features.clip[0, 7] ** 2).sum()
@@ -64,7 +64,7 @@ def test_pretraining_loss_by_hand():
     assert float(loss) == 22.0
 
 
-def test_a_clip_whose_tokens_do_not_line_up_is_refused():
+def test_misaligned_tokens_raise():
     with pytest.raises(ValueError, match="192 sync tokens, 200 frames"):
         ConditionEncoderConfig(clip=MMAUDIO_16K)
     with pytest.raises(ValueError, match="condition_encoder"):
@@ -81,13 +81,10 @@ def test_words_are_fixed_vectors_of_unit_variance():
     assert words.std() == pytest.approx(1.0, abs=0.03)
 
 
-def test_text_is_the_same_on_every_machine():
+def test_text_embedding_is_platform_independent():
     np.testing.assert_allclose(embed_text(["glass"], 1, 3)[0, 0], [-1.148985, 1.185975, -0.353871], rtol=1e-5)
 
 
-def test_an_empty_caption_is_zeros_and_a_long_one_is_cut():
+def test_an_empty_caption_is_zeros_and_a_long_one_is_truncated():
     assert not embed_text([""], 3, 4).any()
     np.testing.assert_array_equal(embed_text(["a b c d"], 2, 4), embed_text(["a b"], 2, 4))
-
-
-

@@ -1,4 +1,4 @@
-"""The cross-attention network: what it looks at, that all of it learns, and that it is one of two networks of one interface."""
+"""The cross-attention network: the features it uses, the training of every parameter, and the interface shared with MM-DiT."""
 
 import functools
 
@@ -17,11 +17,11 @@ from msg_jax.models.motion import motion_energy
 from msg_jax.stages.base import flow_draws, flow_loss
 
 BATCH = 4
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # fast compilation
 
 
 def make(joint=False, **changes):
-    """Network, random variables, and inputs for it."""
+    """Return config, network, random variables, and inputs for it."""
     config = vta_ldm.get_config("smoke")
     config.base.update(changes)
     config.encoders.kind = "joint" if joint else "separate"
@@ -44,10 +44,10 @@ def leaves(params):
 
 
 def trained(steps=3, **changes):
-    """Parameters before and after some optimiser steps on one batch, half of it without conditions."""
+    """Return parameters before and after optimiser steps on one batch (half of it without conditions), and gradients."""
     config, model, variables, x, conditions = make(**changes)
     section, diffusion = config.base, networks.diffusion(config)
-    section.optimizer.update(weight_decay=0.0, warmup_steps=0)  # what changes has a gradient
+    section.optimizer.update(weight_decay=0.0, warmup_steps=0)  # only a gradient changes a parameter
     section.update(condition_dropout=0.5, text_dropout=0.5)
     optimizer = train.make_optimizer(section.optimizer, 100)
     params = jax.tree.map(lambda x: x.unbox() if hasattr(x, "unbox") else x, variables["params"],
@@ -72,7 +72,7 @@ def trained(steps=3, **changes):
     dict(joint=True, features=("clip",)),
 ], ids=["every_feature", "joint_frame_encoder"])
 def test_every_parameter_is_trained(changes):
-    """Also the projections of the features, which VTA-LDM's released code left out of the optimiser."""
+    """This includes the projections of the features, which VTA-LDM's released code omits from the optimiser."""
     before, after, gradients = trained(**changes)
     same = [name for name in before if not (before[name] != after[name]).any()]
     assert not same
@@ -92,30 +92,30 @@ def test_network_and_objective_are_independent(network, objective):
 
 
 def output(model, variables, x, conditions):
-    """Of a network whose modulations are open."""
+    """Return the network's output, with noise on the parameters so that no gate is zero."""
     draw = np.random.default_rng(1).normal
     variables = jax.tree.map(lambda leaf: leaf + 0.1 * draw(size=leaf.shape).astype(np.float32), variables)
     apply = jax.jit(model.apply, compiler_options=FAST)
     return np.asarray(apply(variables, x, jnp.full(len(x), 0.3), conditions))
 
 
-def test_the_network_looks_at_its_features_and_at_no_other():
+def test_the_output_depends_on_the_chosen_features_only():
     _, model, variables, x, conditions = make(features=("sync", "motion"))
-    seen = output(model, variables, x, conditions)
+    reference = output(model, variables, x, conditions)
     for name, matters in (("clip", False), ("text", False), ("sync", True), ("motion", True)):
         changed = output(model, variables, x, conditions.replace(**{name: getattr(conditions, name) + 1}))
-        assert np.allclose(changed, seen, atol=1e-5) != matters, name
+        assert np.allclose(changed, reference, atol=1e-5) != matters, name
 
 
-@pytest.mark.parametrize(("changes", "notices"), [({}, True), ({"positions": False}, False), ({"pooled_tokens": 1}, False)])
-def test_when_a_feature_is_seen_matters_unless_positions_or_time_are_taken_away(changes, notices):
+@pytest.mark.parametrize(("changes", "sensitive"), [({}, True), ({"positions": False}, False), ({"pooled_tokens": 1}, False)])
+def test_feature_order_matters_unless_positions_or_time_are_removed(changes, sensitive):
     _, model, variables, x, conditions = make(features=("sync",), **changes)
     reversed_ = conditions.replace(sync=conditions.sync[:, ::-1])
     same = np.allclose(output(model, variables, x, conditions), output(model, variables, x, reversed_), atol=1e-4)
-    assert same != notices
+    assert same != sensitive
 
 
-def test_dropped_conditions_are_the_null():
+def test_dropped_conditions_equal_the_null():
     _, model, variables, _, conditions = make(features=FEATURES)
     null = model.apply(variables, BATCH, method="null_conditions")
     dropped = drop_conditions(jnp.ones((BATCH, 2), bool), conditions, null)
@@ -123,7 +123,7 @@ def test_dropped_conditions_are_the_null():
         np.testing.assert_array_equal(getattr(dropped, name), getattr(null, name))
 
 
-def test_frames_are_read_as_bytes_or_as_numbers():
+def test_uint8_and_float_frames_are_equivalent():
     _, model, variables, x, conditions = make(joint=True, features=("clip",))
     clip, sync = (jnp.clip(frames, 0, 255).astype(jnp.uint8) for frames in (conditions.clip, conditions.sync))
     frames = conditions.replace(clip=clip, sync=sync)
@@ -132,7 +132,7 @@ def test_frames_are_read_as_bytes_or_as_numbers():
 
 
 def test_motion_energy_by_hand():
-    """A quarter of the picture goes from black to white at the third frame: a quarter of the range, times 16."""
+    """A quarter of the picture turns from black to white at the third frame: a quarter of the range, times 16."""
     video = np.zeros((1, 4, 2, 2, 3), np.uint8)
     video[0, 2:, 0, 0] = 255
     np.testing.assert_allclose(motion_energy(video, 4)[0, :, 0], [0, 0, 4, 0], rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Low-rank adapters against closed forms, and on the MM-DiT, whose layers have them."""
+"""Low-rank adapters: closed forms for single layers, and the adapters of the MM-DiT."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ CONFIG = MMDiTConfig(
 
 
 def randomized(tree, seed=0):
-    """Noise in the shape of every leaf: nothing is hidden behind a zero, and nothing has to be initialised."""
+    """Replace every leaf, which may be a shape, by noise; no zero then hides an effect."""
     draw = np.random.default_rng(seed).normal
     return jax.tree.map(lambda leaf: 0.2 * draw(size=leaf.shape).astype(np.float32), nn.unbox(tree))
 
@@ -46,7 +46,7 @@ def random_variables(model):
     (Dense(6, axes=("embed", "mlp")), (2, 5, 4)), (Conv(6, (3,), axes=("embed", "mlp")), (2, 5, 4)),
     (Conv(6, (3, 2), strides=(2, 1), padding=((0, 1), (1, 0)), axes=("embed", "mlp")), (2, 5, 4, 4)),
 ], ids=["dense", "conv", "strided"])
-def test_an_adapted_layer_is_one_with_w_plus_scale_a_b(layer, x):
+def test_an_adapted_layer_equals_the_merged_layer(layer, x):
     x, net = np.random.default_rng(0).normal(size=x).astype(np.float32), nn.Sequential([layer])
     boxed = jax.eval_shape(net.init, jax.random.key(0), x)
     adapters = lora.init(jax.random.key(1), boxed["params"], 3, "layers_0")
@@ -68,11 +68,11 @@ def test_an_adapted_layer_is_one_with_w_plus_scale_a_b(layer, x):
     assert relative_error(merged["params"]["layers_0"][name]["kernel"], by_hand["params"]["layers_0"][name]["kernel"]) < 1e-6
 
 
-def test_the_start_is_the_network_itself_and_merged_weights_compute_what_adapters_do(network):
+def test_initial_adapters_change_nothing_and_merged_weights_equal_adapters(network):
     apply, inputs, variables = network
     adapters = nn.unbox(lora.init(jax.random.key(1), variables["params"], 2, TARGETS))
     plain = apply(variables, *inputs)
-    np.testing.assert_array_equal(apply(lora.attach(variables, adapters, 4.0), *inputs), plain)  # to the last bit
+    np.testing.assert_array_equal(apply(lora.attach(variables, adapters, 4.0), *inputs), plain)  # bit for bit
     attached = lora.attach(variables, randomized(adapters), 2.0)
     adapted = apply(attached, *inputs)
     assert relative_error(plain, adapted) > 0.01
@@ -81,8 +81,8 @@ def test_the_start_is_the_network_itself_and_merged_weights_compute_what_adapter
     assert relative_error(apply(merged, *inputs), adapted) < 1e-5
 
 
-def test_adapters_train_alike_on_one_device_and_on_eight():
-    """Contractions over `fsdp` and over `tensor`, dense and in a convolution; the network itself is split as well."""
+def test_adapters_train_equally_on_one_device_and_on_eight():
+    """The shards cover contractions over `fsdp` and `tensor`, in dense layers and a convolution, also of the base network."""
     dense = [Dense(16, axes=("embed", "mlp")), Dense(8, axes=("mlp", "embed"))]
     net = nn.Sequential([*dense, Conv(4, (3,), axes=("embed", None))])
     x, y = (np.random.default_rng(0).normal(size=(8, 5, width)).astype(np.float32) for width in (8, 4))
@@ -114,7 +114,7 @@ def test_adapters_train_alike_on_one_device_and_on_eight():
 
 
 def test_targets_of_the_mmdit():
-    """Two joint blocks with three streams, of which the last has output and feed-forward for the latent alone; one fused."""
+    """Two joint blocks of three streams; in the last, only the latent has output and feed-forward. One fused block."""
     variables = random_variables(MMDiT(dataclasses.replace(CONFIG, joint_depth=2)))
     adapters = nn.unbox(lora.init(jax.random.key(1), variables["params"], 2, TARGETS))
     layers = {"/".join(path[:-1]) for path in traverse_util.flatten_dict(adapters)}
@@ -132,11 +132,11 @@ def test_targets_of_the_mmdit():
     only_text = lora.init(jax.random.key(1), variables["params"], 2, "^joint.*text/qkv")
     assert only_text.keys() == {"joint_0", "joint_1"}
     chosen, all_of_them = (nn.unbox(tree)["joint_0"]["text"]["qkv"]["a"] for tree in (only_text, adapters))
-    np.testing.assert_array_equal(chosen, all_of_them)  # what else is adapted does not change a layer's start
+    np.testing.assert_array_equal(chosen, all_of_them)  # a layer starts the same whatever else is adapted
     assert float(all_of_them.std()) == pytest.approx((2 / 16) ** 0.5, rel=0.3)
 
 
-def test_float32_adapters_compute_in_the_type_of_the_layer():
+def test_float32_adapters_compute_in_the_dtype_of_the_layer():
     x = np.ones((1, 4), np.float32)
     layer = Dense(6, dtype=jnp.bfloat16)
     variables = nn.unbox(layer.init(jax.random.key(0), x))
@@ -147,9 +147,9 @@ def test_float32_adapters_compute_in_the_type_of_the_layer():
 
 
 @pytest.mark.parametrize(("rank", "targets", "sentence"), [
-    (2, "qvk", "lora_targets='qvk' is found in the name of no layer; one is called audio_input/mlp/w1"),
+    (2, "qvk", "lora_targets='qvk' matches no layer; one of them is audio_input/mlp/w1"),
     (2, "(qkv", r"lora_targets='\(qkv' is not a regular expression"), (-1, "qkv", "lora_rank=-1: .* or 0 to train all"),
 ])
-def test_what_cannot_be_adapted_is_said(rank, targets, sentence):
+def test_invalid_rank_or_targets_raise(rank, targets, sentence):
     with pytest.raises(UserError, match=sentence):
         lora.init(jax.random.key(0), random_variables(MMDiT(CONFIG))["params"], rank, targets)

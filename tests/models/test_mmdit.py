@@ -1,5 +1,6 @@
-"""The MM-DiT against reference tensors of the released architecture, and against facts that need none."""
+"""The MM-DiT against reference tensors of the released architecture, and properties that need none."""
 
+import dataclasses
 import pathlib
 
 from flax import linen as nn
@@ -43,7 +44,7 @@ def to_config(c: dict) -> MMDiTConfig:
 
 
 class Golden:
-    """A reference network: its tensors, our module of the same configuration, and what goes into it."""
+    """A reference network: its tensors, our module of the same configuration, and its inputs."""
 
     def __init__(self, name: str, folder: pathlib.Path = SMALL):
         self.file, config = load(name, folder)
@@ -86,7 +87,7 @@ def test_guided_sample_and_unnormalize(golden):
 
 def test_loss_and_gradient_norm_of_every_parameter(golden):
     file, model = golden.file, golden.model
-    data, noise, t = file["train/data"], file["train/noise"], file["in/t"]
+    data, noise, t = (jnp.asarray(file[key]) for key in ("train/data", "train/noise", "in/t"))
     assert relative_error(flow.interpolate(data, noise, t), file["train/xt"]) < 1e-6
 
     @jax.jit
@@ -111,7 +112,7 @@ def test_loss_and_gradient_norm_of_every_parameter(golden):
     "large_44k_v2": 1_030_575_608,
 }.items())
 def test_published_parameter_counts(preset, published):
-    """The published figures count the buffers, which PyTorch keeps as parameters without gradient."""
+    """The published counts include the buffers, which PyTorch keeps as parameters without gradient."""
     config = PRESETS[preset]
     shapes = jax.eval_shape(MMDiT(config).init, jax.random.key(0), *example_inputs(config))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == published
@@ -149,8 +150,8 @@ def test_zero_at_initialisation(tiny):
     np.testing.assert_array_equal(jax.jit(model.apply)(variables, *random_inputs(TINY_CONFIG, 2)), 0)
 
 
-def test_odd_shapes_of_the_tiny_preset_train_every_parameter(tiny):
-    """Head width 24, 20 clip tokens, 80 sync tokens, 40 latents; noise on the zeros lets every gradient through."""
+def test_every_parameter_of_the_tiny_preset_gets_a_gradient(tiny):
+    """Head width 24, 20 clip tokens, 80 sync tokens, 40 latents; noise opens the zero-initialised gates."""
     model, variables = tiny
     x_t, t, conditions = random_inputs(TINY_CONFIG, 3)
     assert conditions.clip.shape[1:] == (20, 12) and conditions.sync.shape[1:] == (80, 10) and x_t.shape == (3, 40, 32)
@@ -165,10 +166,39 @@ def test_odd_shapes_of_the_tiny_preset_train_every_parameter(tiny):
 
     plain = jax.jit(jax.grad(loss), static_argnums=1)(params, model)
     for path, gradient in jax.tree_util.tree_leaves_with_path(plain):
-        unasked = any(f"['{stream}']['q_norm']" in jax.tree_util.keystr(path) for stream in ("clip", "text"))
-        assert (np.abs(gradient).max() > 0) != unasked, path  # in the last joint block clip and text ask nothing
+        unused = any(f"['{stream}']['q_norm']" in jax.tree_util.keystr(path) for stream in ("clip", "text"))
+        assert (np.abs(gradient).max() > 0) != unused, path  # in the last joint block clip and text have no queries
     remat = jax.jit(jax.grad(loss), static_argnums=1)(params, MMDiT(TINY_CONFIG, remat=True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), plain, remat)
+
+
+@pytest.mark.parametrize("changes", [{}, {"joint_depth": 2}, {"fused_depth": 0}])
+def test_explicit_xla_attention_equals_the_default(changes):
+    """Joint and fused blocks pass the implementation on; on a CPU the default is "xla"."""
+    config = dataclasses.replace(TINY_CONFIG, **changes)
+    default, explicit = MMDiT(config), MMDiT(config, attention_implementation="xla")
+    shapes = nn.unbox(jax.eval_shape(default.init, jax.random.key(0), *example_inputs(config)))
+    draw = np.random.default_rng(1).normal
+    variables = jax.tree.map(lambda leaf: np.float32(0.2) * draw(size=leaf.shape).astype(np.float32), shapes)
+    inputs = random_inputs(config, 2)
+    expected, found = (jax.jit(model.apply)(variables, *inputs) for model in (default, explicit))
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_every_attention_gets_the_chosen_implementation(monkeypatch, remat):
+    chosen, original = [], jax.nn.dot_product_attention
+
+    def recorded(*args, implementation=None, **kwargs):
+        chosen.append(implementation)
+        return original(*args, implementation=implementation, **kwargs)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
+    config = dataclasses.replace(TINY_CONFIG, joint_depth=2, fused_depth=3)
+    model = MMDiT(config, attention_implementation="xla", remat=remat)
+    jax.eval_shape(model.init, jax.random.key(0), *example_inputs(config))
+    assert chosen and set(chosen) == {"xla"}
 
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
@@ -190,14 +220,14 @@ def test_parameters_carry_logical_axes():
     assert specs["mlp"]["w1"]["conv"]["kernel"] == jax.sharding.PartitionSpec(None, "embed", "mlp")
 
 
-def test_negative_prompt_replaces_the_empty_text_only(tiny):
+def test_negative_prompt_replaces_only_the_empty_text(tiny):
     model, variables = tiny
     prompt = jnp.ones((1, TINY_CONFIG.text_tokens, TINY_CONFIG.text_dim))
     null = model.apply(variables, 2, prompt, method="null_conditions")
     assert null.text.shape[0] == 2 and (null.text == 1).all() and not null.clip.any() and not null.sync.any()
 
 
-def test_condition_dropout_is_per_item_and_keeps_a_video_whole():
+def test_condition_dropout_is_per_item_and_drops_a_whole_video():
     batch = 4000
     ones = Conditions(*(jnp.ones((batch, 2, 1)) for _ in range(3)))
     zeros = jax.tree.map(jnp.zeros_like, ones)
@@ -217,7 +247,7 @@ def test_nearest_exact_by_hand():
     np.testing.assert_array_equal(nearest_exact(7, 7), np.arange(7))
 
 
-def test_rope_rotates_pairs_and_scores_depend_on_distance_alone():
+def test_rope_rotates_pairs_and_scores_depend_only_on_distance():
     angles = rope_angles(8, 4, scale=0.5)
     np.testing.assert_allclose(angles[2], [1.0, 0.01])  # position 2 x scale 1/2, frequencies 1 and 1/100
     x = jnp.tile(jnp.array([1.0, 0.0, 0.0, 1.0]), (1, 8, 1, 1))

@@ -1,3 +1,5 @@
+"""The neural codec against the reference networks that it consists of."""
+
 from golden_files import load, relative_error, vae_config, vocoder_config, weights
 import jax
 import numpy as np
@@ -10,7 +12,7 @@ from msg_jax.models.neural_codec import NeuralCodec
 
 @pytest.fixture(scope="module", params=[("vae_16k", "bigvgan_16k"), ("vae_44k", "bigvgan_v2_44k")])
 def released(request):
-    """The codec out of two reference networks, its variables, and their reference tensors."""
+    """The codec of two reference networks, its variables, and the reference tensors of both."""
     (vae, vae_sizes), (vocoder, vocoder_sizes) = map(load, request.param)
     codec = NeuralCodec(ClipSpec(), vae_config(vae_sizes), vocoder_config(vocoder_sizes))
     _, from_vae = from_torch("vae", weights(vae, "raw"), codec.vae_config)
@@ -32,12 +34,12 @@ def test_equals_its_two_networks(released):
     assert relative_error(vocoded, vocoder["out/wav"][:, 0]) < 1e-4
 
 
-def test_the_vocoder_reaches_as_far_as_it_says(released):
-    """What is not a number in one mel frame is heard `context_frames` to its left and right, and no further."""
+def test_context_frames_are_the_reach_of_the_vocoder(released):
+    """NaN in one mel frame spreads exactly `context_frames` to either side."""
     codec, variables, *_ = released
     frames, middle, hop = 100, 50, int(np.prod(codec.vocoder_config.upsample_rates))
     log_mel = np.zeros((1, frames, codec.vocoder_config.bands), np.float32)
     log_mel[:, middle] = np.nan
     waveform = jax.jit(codec.apply, static_argnames="method")(variables, log_mel, method="vocode")
-    heard = np.flatnonzero(np.isnan(waveform[0])) // hop
-    assert (middle - heard[0], heard[-1] - middle) == (codec.context_frames, codec.context_frames)
+    reached = np.flatnonzero(np.isnan(waveform[0])) // hop
+    assert (middle - reached[0], reached[-1] - middle) == (codec.context_frames, codec.context_frames)

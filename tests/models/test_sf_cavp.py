@@ -1,4 +1,4 @@
-"""SF-CAVP: unit embeddings at one common rate, windows with a known reach, scores by hand, honest crops."""
+"""SF-CAVP: unit embeddings at a common rate, receptive fields of windows, hand-computed scores, synchronous crops."""
 
 import dataclasses
 import math
@@ -32,7 +32,7 @@ def small():
     batch = random_batch(TINY)
     params = jax.jit(SFCAVP(SMALL).init)(jax.random.key(1), batch)
     rng = np.random.default_rng(0)
-    # open the residual branches, which start closed; leave the scalars (inverse temperatures) alone
+    # Open the residual branches, which start at zero. Leave the scalars (inverse temperatures) alone.
     return batch, jax.tree.map(lambda p: p + 0.1 * (p.ndim > 0) * rng.standard_normal(p.shape, np.float32), params)
 
 
@@ -45,7 +45,7 @@ def test_embeddings_have_unit_norm_at_one_rate(small):
             np.testing.assert_allclose(jnp.linalg.norm(embedding, axis=-1), 1.0, atol=1e-5)
 
 
-def test_inverse_temperatures_start_at_clip_s_and_are_clamped(small):
+def test_inverse_temperatures_start_at_clips_value_and_are_clamped(small):
     batch, params = small
     apply = jax.jit(SFCAVP(SMALL).apply)
     scales = apply(params, batch).scales
@@ -55,7 +55,7 @@ def test_inverse_temperatures_start_at_clip_s_and_are_clamped(small):
         assert float(scale) == pytest.approx(100.0, rel=1e-5)
 
 
-def test_a_window_sees_its_frames_and_their_receptive_field_only(small):
+def test_receptive_field_of_a_window_is_that_of_its_frames(small):
     batch, params = small
     model = SFCAVP(SMALL)
 
@@ -75,17 +75,17 @@ def test_r50_brings_both_modalities_to_the_same_number_of_steps(clip):
     output, _ = jax.eval_shape(lambda b: model.init_with_output(jax.random.key(0), b), batch)
     assert output.video.dynamic.shape == output.audio.dynamic.shape == (2, 200, 512)
     assert output.video.local.shape == output.audio.local.shape == (2, 49, 512)
-    assert output.video.dynamic.dtype == jnp.float32  # norms and cosines are not left to bfloat16
+    assert output.video.dynamic.dtype == jnp.float32  # norms and cosines need more than bfloat16
 
 
-def test_tiny_is_small():
+def test_tiny_has_three_million_parameters():
     batch = jax.eval_shape(lambda: random_batch(TINY))
     params = jax.eval_shape(lambda b: SFCAVP(sf_cavp.tiny()).init(jax.random.key(0), b), batch)
     assert sum(math.prod(p.shape) for p in jax.tree.leaves(params)) == pytest.approx(3.0e6, rel=0.05)
 
 
-def test_resampling_keeps_instants():
-    """A ramp of seconds at 21.53 Hz (hop 2048 at 44.1 kHz) is still a ramp of seconds at 25 Hz."""
+def test_resampling_preserves_times():
+    """A ramp of seconds at 21.53 Hz (hop 2048 at 44.1 kHz) stays a ramp of seconds at 25 Hz."""
     hz = 44_100 / 2048
     seconds = (jnp.arange(172) + 0.5) / hz
     resampled = sf_cavp._resample(seconds[None, :, None], 25 / hz, 199)
@@ -93,7 +93,7 @@ def test_resampling_keeps_instants():
 
 
 @pytest.mark.parametrize("clip", [MMAUDIO_16K, MMAUDIO_44K])
-def test_mel_is_centred_whatever_the_logarithm(clip):
+def test_mel_centring_is_independent_of_the_logarithm_base(clip):
     magnitudes = np.array([clip.mel.floor, 1.0])
     log_mel = np.log(magnitudes) / np.log(clip.mel.log_base)
     np.testing.assert_allclose(sf_cavp._centred(log_mel, clip.mel), [-1, 1], atol=1e-6)
@@ -105,7 +105,7 @@ def test_score_by_hand():
     audio = Embeddings(
         semantic=jnp.array([[0.6, 0.8]]), dynamic=jnp.stack([e0, e0, e0, e1])[None], local=jnp.stack([e1, e1])[None]
     )
-    scores = score(video, audio, RewardWeights(semantic=1.0, dynamic=2.0, window=4.0))
+    scores = score(video, audio, RewardWeights(semantic=1.0, dynamic=2.0, window=4.0, events=8.0))
     assert {name: round(float(value[0]), 5) for name, value in scores.items()} == {
         "semantic": 0.6, "dynamic": 0.75, "window": 0.5, "reward": 0.6 + 1.5 + 2.0
     }
@@ -129,8 +129,8 @@ def test_random_crop_cuts_both_modalities_at_the_same_instant(clip):
     assert len(np.unique(starts)) > 20 and float(starts.max() - starts.min()) > 0.9 * (clip.duration_sec - 1.6)
 
 
-def test_random_view_changes_no_time_and_no_pairing():
-    """Each clip is mirrored or not, lit by one gain per colour, and its sound lowered towards a floor that stays."""
+def test_random_view_preserves_time_and_pairing():
+    """Each clip is mirrored or not, scaled by one gain per colour channel, and its log-mel lowered towards its floor."""
     batch = random_batch(TINY, size=16)
     view = random_view(batch, jax.random.key(3))
     mirrored = 0
@@ -143,8 +143,8 @@ def test_random_view_changes_no_time_and_no_pairing():
     assert lowered.min() > -0.05 and lowered.max() < 1.0 and lowered.std() > 0.1
 
 
-def test_semantic_parts_hear_the_order_that_a_plain_mean_cannot():
-    """Two halves of a clip swapped: one mean cannot tell, two parts can."""
+def test_semantic_parts_encode_the_order_that_a_plain_mean_loses():
+    """Swapping the halves of a clip changes the embedding of two parts, and not that of one mean."""
     clip = dataclasses.replace(TINY, duration_sec=6.4)
     halves = random_batch(TINY, size=2)
     ab = jnp.concatenate([halves.mel[:1], halves.mel[1:]], axis=1)
@@ -158,8 +158,8 @@ def test_semantic_parts_hear_the_order_that_a_plain_mean_cannot():
     assert cosines[0] > 0.99 > cosines[1] + 0.005
 
 
-def test_the_shortest_clip_has_a_step_of_everything():
-    """Eight parts of slow features at 6.25 Hz; a window of 0.32 s; a lag of 40 steps at 25 Hz and one step beside it."""
+def test_shortest_clip_by_hand():
+    """Eight parts of slow features at 6.25 Hz; a window of 0.32 s; a lag of 40 steps at 25 Hz plus one step."""
     assert sf_cavp.tiny().shortest_sec() == pytest.approx(8 / 6.25)
     assert sf_cavp.r50(MMAUDIO_16K).shortest_sec() == pytest.approx(0.32)
     assert sf_cavp.r50(MMAUDIO_16K).shortest_sec((-40, 4)) == pytest.approx(41 / 25)

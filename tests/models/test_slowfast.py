@@ -1,4 +1,4 @@
-"""SlowFast: the papers' shapes and size, factored against 3-D convolutions, exact receptive fields, no aliasing."""
+"""SlowFast: the papers' shapes and size, factored and 3-D convolutions, exact receptive fields, no aliasing."""
 
 import dataclasses
 import math
@@ -30,14 +30,14 @@ SMALL = SlowFastConfig(
 
 
 def abstract(config, shape):
-    """Output and parameter shapes, without computing anything."""
+    """Return output shapes and parameter count, without computing anything."""
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     (slow, fast), params = jax.eval_shape(lambda x: SlowFast(config).init_with_output(jax.random.key(0), x), x)
     return slow, fast, sum(math.prod(p.shape) for p in jax.tree.leaves(params))
 
 
 def initialised(config, shape):
-    """Parameters with no zeros among them, so that every branch is open (residual branches start closed)."""
+    """Return parameters without zeros, so that every branch is open (residual branches start at zero)."""
     params = jax.jit(SlowFast(config).init)(jax.random.key(0), jnp.zeros(shape))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), params)
@@ -86,22 +86,22 @@ def convolve_3d(x, kernel, strides):
     return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=("NTHWC", "THWIO", "NTHWC"))
 
 
-def test_low_pass_gives_an_event_the_same_weight_wherever_it_falls_on_the_grid():
+def test_low_pass_weighs_an_event_equally_at_every_position_of_the_grid():
     impulses = jnp.eye(32)[8:24]  # one impulse per row, at frames 8..23
     weights = low_pass_subsample(impulses, 4, 8).sum(axis=1)
     np.testing.assert_allclose(weights, 1 / 4, atol=1e-6)
     plain = low_pass_subsample(impulses, 4, 1)
-    np.testing.assert_array_equal(plain, impulses[:, ::4])  # and plain subsampling misses three events of four
+    np.testing.assert_array_equal(plain, impulses[:, ::4])  # plain subsampling misses three events of four
     assert (plain.sum(axis=1) == 0).sum() == 12
 
 
 @pytest.mark.parametrize("frames", [31, 32])
-def test_low_pass_keeps_a_constant(frames):
+def test_low_pass_preserves_a_constant(frames):
     smoothed = low_pass_subsample(jnp.ones((1, frames)), 4, 8)
     np.testing.assert_allclose(smoothed, np.ones((1, 8)), atol=1e-6)
 
 
-def test_fast_features_see_exactly_their_receptive_field():
+def test_fast_features_depend_exactly_on_their_receptive_field():
     x = jax.random.normal(jax.random.key(2), (1, 40, 8, 1, 1))
     params = initialised(SMALL, x.shape)
     seen = jax.jit(jax.grad(lambda x: (SlowFast(SMALL).apply(params, x)[1][0, 20] ** 2).sum()))(x)
@@ -110,7 +110,7 @@ def test_fast_features_see_exactly_their_receptive_field():
     np.testing.assert_array_equal(frames, np.arange(20 - 4, 20 + 5))
 
 
-def test_fast_features_feed_the_slow_stream_and_never_the_reverse():
+def test_lateral_connections_run_from_fast_to_slow_only():
     x = jax.random.normal(jax.random.key(2), (1, 16, 8, 1, 1))
     params = initialised(SMALL, x.shape)
 
@@ -119,7 +119,7 @@ def test_fast_features_feed_the_slow_stream_and_never_the_reverse():
         return {name for name, tree in grads.items() if any(np.any(g) for g in jax.tree.leaves(tree))}
 
     modules = set(params["params"])
-    last_fast = {"fast1_0"}  # after the last lateral connection
+    last_fast = {"fast1_0"}  # comes after the last lateral connection
     assert reaching(0) == modules - last_fast
     assert reaching(1) == {name for name in modules if name.startswith("fast")}
 

@@ -1,4 +1,4 @@
-"""Agreement of two maps of event probabilities, by hand."""
+"""Agreement of two maps of event probabilities, by hand, and the rate of the heads."""
 
 import jax
 import jax.numpy as jnp
@@ -19,21 +19,21 @@ def test_agreement_is_the_cosine_of_root_probabilities():
     np.testing.assert_allclose(jnp.sum(embedding(_logit(a)[None]) ** 2), 1.0, rtol=1e-6)
 
 
-def test_one_event_too_many_and_one_too_few_both_cost():
+def test_extra_and_missing_events_both_lower_the_agreement():
     quiet, sure = 0.001, 0.9
-    promised = np.full((1, 20, 4), quiet)
-    promised[0, [3, 12], [1, 2]] = sure
-    more, fewer, other = promised.copy(), promised.copy(), promised.copy()
+    predicted = np.full((1, 20, 4), quiet)
+    predicted[0, [3, 12], [1, 2]] = sure
+    more, fewer, other = predicted.copy(), predicted.copy(), predicted.copy()
     more[0, 17, 0] = sure
     fewer[0, 12, 2] = quiet
     other[0, 12, [2, 3]] = quiet, sure
     same, *edited = (
-        float(jnp.sum(embedding(_logit(promised)) * embedding(_logit(heard)))) for heard in (promised, more, fewer, other)
+        float(jnp.sum(embedding(_logit(predicted)) * embedding(_logit(found)))) for found in (predicted, more, fewer, other)
     )
     assert same > 0.9999 and max(edited) < 0.9 and edited[2] < min(edited[:2])
 
 
-def test_heads_work_at_the_rate_of_the_fast_features():
+def test_heads_run_at_the_rate_of_the_fast_features():
     model = SoundEvents(SoundEventsConfig(kinds=3, width=8))
     slow, fast = jnp.ones((2, 5, 12)), jnp.ones((2, 20, 4))
     params = model.init(jax.random.key(0), (slow, fast), (slow[..., :6], fast))

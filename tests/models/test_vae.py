@@ -1,3 +1,5 @@
+"""The mel VAE against the released architecture, its sizes, and its magnitude-preserving operations."""
+
 import functools
 
 from golden_files import load, relative_error, vae_config, weights
@@ -16,7 +18,7 @@ from msg_jax.models.vae import PRESETS, VAE, mp_silu, mp_sum, unit_magnitude
 def test_equals_the_released_architecture(golden_folder, name, spelling):
     arrays, config = load(name, golden_folder)
     if f"{spelling}/data_mean" not in arrays:
-        pytest.skip("the toy-width file holds raw weights only")
+        pytest.skip("the toy-width file has raw weights only")
     model, variables = from_torch("vae", weights(arrays, spelling), vae_config(config))
 
     def time_major(key):
@@ -36,7 +38,7 @@ def test_published_parameter_counts(preset, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
 
 
-def test_magnitude_is_preserved():
+def test_operations_preserve_magnitude():
     x, branch = jax.random.normal(jax.random.key(0), (2, 1_000_000))
     assert jnp.mean(jnp.square(mp_silu(x))) == pytest.approx(1.0, abs=0.01)
     assert jnp.mean(jnp.square(mp_sum(x, branch))) == pytest.approx(1.0, abs=0.01)
@@ -45,7 +47,7 @@ def test_magnitude_is_preserved():
 
 
 @pytest.mark.parametrize("frames, tokens", [(24, 12), (25, 12)])
-def test_two_frames_make_a_token_and_an_odd_last_frame_is_dropped(frames, tokens):
+def test_two_frames_give_a_token_and_an_odd_last_frame_is_dropped(frames, tokens):
     config = PRESETS["16k"]
     model = VAE(config)
     shapes = shapes_of(model, jnp.zeros((1, 2, config.bands)))

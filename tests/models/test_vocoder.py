@@ -1,3 +1,5 @@
+"""BigVGAN against the released architecture, its sizes, and its filters against their definitions."""
+
 from golden_files import load, relative_error, vocoder_config, weights
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ def test_published_parameter_counts(preset, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
 
 
-def test_filter_passes_the_lower_half_of_the_band():
+def test_half_band_filter_passes_the_lower_half():
     taps = half_band_filter()
     assert taps.sum() == pytest.approx(1) and np.array_equal(taps, taps[::-1])
     frequencies = np.array([0.0, 0.25, 0.45, 0.5])  # cycles per sample; the cut-off is at 0.25
@@ -34,7 +36,7 @@ def test_filter_passes_the_lower_half_of_the_band():
     assert response[2:].max() < 10 ** (-45 / 20)
 
 
-def test_sin2_equals_the_library():
+def test_sin2_equals_numpy():
     x = np.linspace(-20, 20, 10_001, dtype=np.float32)
     assert np.abs(sin2(x) - np.sin(x.astype(np.float64)) ** 2).max() < 3e-6
 
@@ -46,9 +48,9 @@ def test_anti_aliased_snake_equals_its_definition(length):
     taps = half_band_filter()
     expected = np.empty_like(x)
     for channel in range(3):
-        held = np.pad(x[0, :, channel], 5, mode="edge")
-        stuffed = np.zeros(2 * len(held))
-        stuffed[::2] = 2 * held
+        padded = np.pad(x[0, :, channel], 5, mode="edge")
+        stuffed = np.zeros(2 * len(padded))
+        stuffed[::2] = 2 * padded
         doubled = np.convolve(stuffed, taps)[15 : 15 + 2 * length]
         doubled = doubled + np.sin(alpha[channel] * doubled) ** 2 / beta[channel]
         expected[0, :, channel] = np.convolve(np.pad(doubled, (5, 6), mode="edge"), taps, mode="valid")[::2]

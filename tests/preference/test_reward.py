@@ -18,7 +18,8 @@ def random_embeddings(seed, config, steps=20):
 
 
 @pytest.mark.parametrize(("weights", "constant"), [
-    (RewardWeights(0.0, 1.5, 0.0), 0.0), (RewardWeights(0.0, 0.0, 0.0, 2.0), 2.0), (RewardWeights(0.0, 1.0, 0.0, 1.0), 1.0),
+    (RewardWeights(0.0, 1.5, 0.0, 0.0), 0.0), (RewardWeights(0.0, 0.0, 0.0, 2.0), 2.0),
+    (RewardWeights(0.0, 1.0, 0.0, 1.0), 1.0),
 ])
 def test_step_rewards_average_to_the_reward_less_a_constant(weights, constant):
     config = tiny()
@@ -30,7 +31,7 @@ def test_step_rewards_average_to_the_reward_less_a_constant(weights, constant):
 def test_step_rewards_average_the_windows_that_contain_the_step():
     config = tiny()  # windows of 8 steps every 4
     video, audio = (random_embeddings(seed, config) for seed in (0, 1))
-    (steps, _) = step_rewards(Reward(SFCAVP(config), None, RewardWeights(0.0, 0.0, 1.0)), video, audio)
+    (steps, _) = step_rewards(Reward(SFCAVP(config), None, RewardWeights(0.0, 0.0, 1.0, 0.0)), video, audio)
     first, second, third, fourth = (video.local * audio.local).sum(axis=-1)[0]
     want = np.repeat([first, (first + second) / 2, (second + third) / 2, (third + fourth) / 2, fourth], 4)
     np.testing.assert_allclose(steps, want, atol=1e-6)
