@@ -23,8 +23,9 @@ def main(argv: list[str]) -> None:
 
     config = flags.config()
     if isinstance(config, Config):
-        log = dict(profile_steps=_PROFILE.value or config.log.profile_steps, explain_sharding=_EXPLAIN.value)
-        config = tree.replace(config, log=log)
+        profile = _PROFILE.value or config.log.profile_steps
+        explain = _EXPLAIN.value or config.log.explain_sharding
+        config = tree.replace(config, log=dict(profile_steps=profile, explain_sharding=explain))
     with runtime.user_errors():
         runtime.start()
         programs.run(config, flags.workdir())

@@ -92,10 +92,19 @@ def _value(kind: Any, value: Any, arms: ArmKinds | None, path: str) -> Any:
         return {name: _value(parameters[1], each, arms, f"{path}.{name}") for name, each in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if kind is Any or (isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
+    if kind is Any:
+        return _with_tuples(value)
+    if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     wanted = getattr(kind, "__name__", str(kind)) if not isinstance(kind, types.GenericAlias) else str(kind)
     raise UserError(f"{path}={value!r} is not of the type {wanted}.")
+
+
+def _with_tuples(value: Any) -> Any:
+    """Nested dicts with tuples instead of lists."""
+    if isinstance(value, Mapping):
+        return {name: _with_tuples(each) for name, each in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def _arm(value: Any, arms: ArmKinds, path: str) -> Arm:

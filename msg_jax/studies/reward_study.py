@@ -117,7 +117,8 @@ class Cosines:
             if beside and beside["finished"] and beside["upstream"].get("sf_cavp") == record["digest"]:
                 sound_events = networks.sound_events(beside["config"]["sound_events"]["kinds"])
                 params["sound_events"] = checkpoint.load(path.parent / "sound_events" / "params")
-            config, unweighted = tree.from_dict(Config, record["config"]), RewardWeights(semantic=0.0, dynamic=0.0, window=0.0, events=0.0)
+            config = tree.from_dict(Config, record["config"])
+            unweighted = RewardWeights(semantic=0.0, dynamic=0.0, window=0.0, events=0.0)  # the terms are scored apart
             reward = Reward(networks.reward_model(config, self._run.clip), sound_events, unweighted)
             scorer = RewardScorer(
                 reward, self._run.local(params), self._run.local_mesh, self._run.config.evaluate.batch_size
