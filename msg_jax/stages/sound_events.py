@@ -127,8 +127,8 @@ def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
     nats = log_mels * math.log(run.clip.mel.log_base)
     clip, second = codebook.onsets(nats, run.clip.mel.frames_hz, section.onset_threshold)
     audio = features["audio_fast"]
-    some = [features[name][:256] for name in STREAMS]
-    buffers = statistics(tuple(some[:2]), tuple(some[2:]))
+    video_slow, video_fast, audio_slow, audio_fast = (features[name][:256] for name in STREAMS)
+    buffers = statistics((video_slow, video_fast), (audio_slow, audio_fast))
     codes = codebook.cluster_onsets(audio, audio.shape[1] / run.clip.duration_sec, clip, second, section.codes, run.config.seed)
     labels = codebook.one_hot(codes, section.codes)
     logging.info("%-13s %d onsets in %d clips, %d codes", "sound_events", len(clip), count, len(np.unique(codes)))
