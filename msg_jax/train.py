@@ -290,6 +290,6 @@ def _writers(workdir: pathlib.Path, start: int, observe: Observe) -> list[Any]:
 
 def _before(checkpoints: Checkpoints) -> str:
     if checkpoints.latest_step is None:
-        return "there is no checkpoint from before"
+        return "there is no earlier checkpoint"
     last = checkpoints.folder / str(checkpoints.latest_step)
-    return f"the checkpoint from before is {last}, and the same command continues from it"
+    return f"the last checkpoint is {last}, and the same command continues from it"

@@ -22,7 +22,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 # The shapes that tensor functions promise are checked at every call; subprocesses run unchecked, as users do.
-CHECKED_ROOMS = [f"msg_jax.{room}" for room in ("data", "evaluation", "losses", "models", "preference")]
+CHECKED_ROOMS = [f"msg_jax.{room}" for room in ("data", "evaluation", "inference", "losses", "models", "preference")]
 install_import_hook(CHECKED_ROOMS, "type_checks.checked")
 SHARED = ROOT.parent / "shared"
 

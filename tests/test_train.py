@@ -217,7 +217,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
 
 def test_a_step_whose_loss_was_not_looked_at_is_not_saved(tmp_path):
     """Step 7 would be saved: the bad loss of step 6 is found first, although rows are written every 50 steps only."""
-    with pytest.raises(UserError, match=r"loss is nan at step 6 .*there is no checkpoint from before"):
+    with pytest.raises(UserError, match=r"loss is nan at step 6 .*there is no earlier checkpoint"):
         _fit(Regression(poison_at=5), tmp_path, 60, log_every=50)
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
 

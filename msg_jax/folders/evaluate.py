@@ -65,7 +65,7 @@ def run(config: FolderEvaluation, root: pathlib.Path) -> None:
     logging.write_atomically(root / "table.txt", table + "\n")
     report.write_metrics(
         root, shown, subject.spec, intro=subject.intro, examples=subject.examples(config.examples),
-        reference_onsets="true onsets" if config.events else "onsets heard in the real sound",
+        reference_onsets="true onsets" if config.events else "onsets of the real sound",
         facts=facts | {
             "git_revision": git_revision(), "versions": versions(), "config": tree.to_dict(config),
         },
@@ -228,8 +228,8 @@ class Subject:
                 if reader := self.reader(side, name):
                     waveform = reader.waveform(spec.audio_hz)
                     log_mel = onsets.log_mel(waveform)
-                    heard = onsets.sound_onsets(onsets.flux(log_mel))
-                    tracks.append({"name": label, "waveform": waveform, "mel": log_mel, "detected": _of_one_class(heard[:, 0])})
+                    found = onsets.sound_onsets(onsets.flux(log_mel))
+                    tracks.append({"name": label, "waveform": waveform, "mel": log_mel, "detected": _of_one_class(found[:, 0])})
         except UserError:
             return None
         if not tracks:

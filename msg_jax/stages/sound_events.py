@@ -139,9 +139,9 @@ def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
         state = run.fit(task, section, here, seed=run.config.seed)
         variables = run.local({"params": state.params, "buffers": buffers})
         maps = probabilities(variables, features, labels.shape[1])
-        seen, heard = (codebook.probability_at_onsets(each, hz, clip, second) for each in maps)
+        predicted, detected = (codebook.probability_at_onsets(each, hz, clip, second) for each in maps)
         if number == 0:
-            labels = codebook.one_hot(codebook.merge(codes, seen, section.kinds), section.kinds)
+            labels = codebook.one_hot(codebook.merge(codes, predicted, section.kinds), section.kinds)
         elif number < section.rounds:
-            labels = codebook.refine(heard, seen, labels)
+            labels = codebook.refine(detected, predicted, labels)
     return checkpoint.export(folder / "params", variables)
