@@ -1,8 +1,9 @@
 """python benchmarks/faults.py [--only=WORDS] [--json=FILE]
 
-Everything that can go wrong with a training on purpose: what was done to it, what must happen, what happened. A case holds
-when the sentence is the expected one and, where work can go on, the training ends with the bits of one that was left alone.
-Exits with code 1 if a case does not hold.
+Inject faults into a small training, and check that each is reported and that the training recovers.
+
+A case holds if the error message is the expected one and, where the training can continue, it ends with the same bits as an
+undisturbed one. Exits with code 1 if a case does not hold.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "--xla_force_host_platform_device_count=8")  # a worker is told
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "--xla_force_host_platform_device_count=8")  # workers have it set
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 from flax.core import meta
@@ -33,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from msg_jax import train
+from msg_jax.config.schema import Optimizer, Training
 from msg_jax.data import pipeline
 from msg_jax.data.features import FeatureSource, FeatureWriter
 from msg_jax.infra import checkpoint, guard, record, runtime
@@ -41,10 +43,15 @@ from msg_jax.models.layers import Dense
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS, SAVE = 30, 5
-OPTIMIZER = dict(learning_rate=0.1, warmup_steps=3, final_scale=0.1, b1=0.9, b2=0.98, weight_decay=0.0, clip_norm=10.0)
+TRAINING = Training(
+    steps=STEPS, batch_size=16,
+    optimizer=Optimizer(learning_rate=0.1, warmup_steps=3, final_scale=0.1, weight_decay=0.0, clip_norm=10.0),
+)
 
 
 class Points:
+    """A source of 64 random points and their targets."""
+
     split = "train"
 
     def __len__(self):
@@ -57,17 +64,17 @@ class Points:
 
 @dataclasses.dataclass
 class Work(train.Task):
-    """A small regression, and what is done to it."""
+    """A small regression with a fault in it."""
 
     mesh: jax.sharding.Mesh
-    at: int = -1  # step at which `what` happens
-    what: str = ""
-    pause_sec: float = 0.0  # for each step
+    at: int = -1  # step of the faults in the loss and the parameters
+    fault: str = ""  # nan, inf or spike: in the loss; parameters; hang or disk: in the input
+    pause_sec: float = 0.0  # per step
     name: str = "work"
 
     def __post_init__(self):
         self.model = Dense(4, axes=("embed", "mlp"))
-        self.optimizer = train.make_optimizer(OPTIMIZER, STEPS)
+        self.use(TRAINING)
 
     def init(self, rng):
         return train.create_state(self.model.init(rng, jnp.zeros((1, 8)))["params"], self.optimizer, ema=False)
@@ -78,48 +85,50 @@ class Work(train.Task):
     def step(self, state, batch, rng, frozen):
         new, metrics = super().step(state, batch, rng, frozen)
         here = state.step == self.at
-        factor = {"nan": jnp.nan, "inf": jnp.inf, "spike": 1e5}.get(self.what, 1.0)
+        factor = {"nan": jnp.nan, "inf": jnp.inf, "spike": 1e5}.get(self.fault, 1.0)
         metrics |= {"loss": jnp.where(here, metrics["loss"] * factor, metrics["loss"])}
-        if self.what == "parameters":
+        if self.fault == "parameters":
             new = new.replace(params=jax.tree.map(lambda x: jnp.where(here, jnp.nan, x), new.params))
         return new, metrics
 
     def batches(self):
         def disturbed(point):
-            time.sleep(self.pause_sec / 16)
-            if self.what == "hang":
+            time.sleep(self.pause_sec / TRAINING.batch_size)
+            if self.fault == "hang":
                 time.sleep(20)
-            if self.what == "disk":
+            if self.fault == "disk":
                 raise OSError(5, "Input/output error", "/data/clip.mp4")
             return point
 
         return pipeline.batches(
-            Points(), batch_size=16, seed=1, transform=disturbed, read_threads=1, rows=mesh_lib.local_rows(self.mesh, 16)
+            Points(), batch_size=TRAINING.batch_size, seed=1, transform=disturbed, read_threads=1,
+            rows=mesh_lib.local_rows(self.mesh, TRAINING.batch_size),
         )
 
 
 def mesh_of(shape) -> jax.sharding.Mesh:
-    """A mesh of this process's first devices, or of all devices of all processes."""
+    """A mesh of this process's first devices or, with several processes, of all devices."""
     return mesh_lib.make_mesh(shape, jax.devices()[: math.prod(shape)] if jax.process_count() == 1 else jax.devices())
 
 
 def trained(folder, shape=(1, 1, 1), steps=STEPS, **work) -> dict:
-    """Trains, and returns the parameters."""
+    """Train and return the parameters."""
     mesh = mesh_of(shape)
-    watch = train.Watch(guard.Limits(data_timeout_sec=2.0 if work.get("what") == "hang" else 60.0))
+    observe = train.Observe(guard.Limits(data_timeout_sec=2.0 if work.get("fault") == "hang" else 60.0))
     state = train.fit(
-        Work(mesh, **work), steps=steps, workdir=folder, mesh=mesh, seed=0, log_every=SAVE, checkpoint_every=SAVE, watch=watch
+        Work(mesh, **work), steps=steps, workdir=folder, mesh=mesh, seed=0, log_every=SAVE, checkpoint_every=SAVE,
+        observe=observe,
     )
     return mesh_lib.to_host(state.params)
 
 
 def fit(*args, **kwargs) -> str:
-    """Trains, and returns the digest of the parameters."""
+    """Train and return the digest of the parameters."""
     return checkpoint.digest(trained(*args, **kwargs))
 
 
 def restored(folder, shape=(1, 1, 1)) -> tuple[dict, dict]:
-    """The state that a training stands at, and the batch that it meets next, both whole wherever their parts lie."""
+    """The state of a training's latest checkpoint and the batch that comes next, as whole numpy arrays."""
     mesh = mesh_of(shape)
     task, key = Work(mesh), jax.random.key(0)
     with jax.set_mesh(mesh):
@@ -131,10 +140,11 @@ def restored(folder, shape=(1, 1, 1)) -> tuple[dict, dict]:
         return mesh_lib.to_host((state, mesh_lib.put_batch(batch, mesh)))
 
 
-# The worker: one process of a training, started by the cases below.
+# The cases below start workers: processes that take part in a training.
 
 
-def worker(arguments) -> None:
+def worker(arguments: argparse.Namespace) -> None:
+    """Train, or restore, and print a digest."""
     with runtime.user_errors():
         if arguments.file_bytes:
             resource.setrlimit(resource.RLIMIT_FSIZE, (arguments.file_bytes, arguments.file_bytes))
@@ -148,43 +158,49 @@ def worker(arguments) -> None:
 
 
 def start(folder, *flags, devices=1, **variables) -> subprocess.Popen:
+    """Start a worker with its own virtual devices and environment variables."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_NUM")}
     environment |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": str(ROOT)} | variables
     command = [sys.executable, __file__, f"--worker={folder}", *flags]
     return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def start_two(folder, *flags, count=2, told=2) -> list[subprocess.Popen]:
+def start_two(folder, *flags, count=2) -> list[subprocess.Popen]:
+    """Start the first `count` workers of a training of two, with two devices each."""
     with socket.create_server(("", 0)) as free:
         port = free.getsockname()[1]
-    common = dict(JAX_NUM_PROCESSES=str(told), JAX_COORDINATOR_ADDRESS=f"localhost:{port}", JAX_START_TIMEOUT_SEC="60")
+    common = dict(JAX_NUM_PROCESSES="2", JAX_COORDINATOR_ADDRESS=f"localhost:{port}", JAX_START_TIMEOUT_SEC="60")
     return [start(folder, "--mesh=1,2,2", *flags, devices=2, **common, JAX_PROCESS_ID=str(i)) for i in range(count)]
 
 
 def ends(process: subprocess.Popen, within: float = 120) -> tuple[int, str]:
-    """Exit code, and the last line of what it said."""
+    """Wait for a worker; return its exit code and its last message."""
     try:
         out, err = process.communicate(timeout=within)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
         return -1, f"still running after {within:g} s"
-    said = [line for line in err.splitlines() if line.startswith(("error:", "Stopped"))]
-    return process.returncode, (said or out.strip().splitlines() or [err[-200:]])[-1]
+    messages = [line for line in err.splitlines() if line.startswith(("error:", "Stopped"))]
+    return process.returncode, (messages or out.strip().splitlines() or [err[-200:]])[-1]
 
 
 def wait_for_step(folder: pathlib.Path, step: int) -> None:
+    """Wait until a training has saved a step, for two minutes at most."""
     deadline = time.monotonic() + 120
     while not (folder / "checkpoints" / str(step)).exists() and time.monotonic() < deadline:
         time.sleep(0.1)
 
 
-# The cases. Each gets a fresh folder and returns what was observed.
+# A case injects a fault into a training in a fresh folder, and returns what it observed.
 
 CASES: list[tuple[str, str, Callable[[pathlib.Path], str]]] = []
+"""(injected fault, expected observation as a regular expression, function)."""
 
 
 def case(injected: str, expected: str):
+    """Decorator that adds a function to CASES."""
+
     def add(function):
         CASES.append((injected, expected, function))
         return function
@@ -192,7 +208,8 @@ def case(injected: str, expected: str):
     return add
 
 
-def sentence_of(function: Callable[[], object]) -> str:
+def message_of(function: Callable[[], object]) -> str:
+    """The error message that a user would see."""
     try:
         return f"no error: {function()}"
     except Exception as error:
@@ -200,7 +217,7 @@ def sentence_of(function: Callable[[], object]) -> str:
 
 
 def continued(folder, shape=(1, 1, 1)) -> str:
-    """How the same command ends after the fault; on one device as it began with the same bits, else within 1e-4."""
+    """Continue the training after the fault and compare it with an undisturbed one: same bits, or within 1e-4."""
     ours, theirs = trained(folder, shape), undisturbed()
     if checkpoint.digest(ours) == checkpoint.digest(theirs):
         return "continued: same bits"
@@ -211,44 +228,46 @@ def continued(folder, shape=(1, 1, 1)) -> str:
 
 @functools.cache
 def undisturbed() -> dict:
+    """The parameters of a training on one device without a fault."""
     with tempfile.TemporaryDirectory() as folder:
         return trained(folder)
 
 
 def flip(path: pathlib.Path, bit: int = 3) -> None:
+    """Flip a bit in the middle of a file."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1 << bit
     path.write_bytes(data)
 
 
-for _what, _words in (("nan", "loss is nan at step 13"), ("inf", "loss is inf at step 13"),
-                      ("parameters", "loss is nan at step 14")):
-    @case(f"{_what} at step 13", rf"{_words} \(clips point-.*checkpoints/10.*continued: same bits")
-    def _(folder, what=_what):
-        return sentence_of(lambda: fit(folder, at=12, what=what)) + " / " + continued(folder)
+for _fault, _message in (("nan", "loss is nan at step 13"), ("inf", "loss is inf at step 13"),
+                         ("parameters", "loss is nan at step 14")):
+    @case(f"{_fault} at step 13", rf"{_message} \(clips point-.*checkpoints/10.*continued: same bits")
+    def _(folder, fault=_fault):
+        return message_of(lambda: fit(folder, at=12, fault=fault)) + " / " + continued(folder)
 
 
-@case("parameters that are not finite just before a save", r"parameters are not finite at step 15; .*checkpoints/10.*same bits")
+@case("parameters that are not finite before a save", r"parameters are not finite at step 15; .*checkpoints/10.*same bits")
 def _(folder):
-    return sentence_of(lambda: fit(folder, at=14, what="parameters")) + " / " + continued(folder)
+    return message_of(lambda: fit(folder, at=14, fault="parameters")) + " / " + continued(folder)
 
 
 @case("a loss 100000 times the median", r"at step 26 .*more than config.guard.spike=20 times the running median.*25.*same bits")
 def _(folder):
-    return sentence_of(lambda: fit(folder, at=25, what="spike")) + " / " + continued(folder)
+    return message_of(lambda: fit(folder, at=25, fault="spike")) + " / " + continued(folder)
 
 
 @case("a reader that hangs", r"no batch came within config.guard.data_timeout_sec=2 s at step 0.*same bits")
 def _(folder):
-    return sentence_of(lambda: fit(folder, what="hang")) + " / " + continued(folder)
+    return message_of(lambda: fit(folder, fault="hang")) + " / " + continued(folder)
 
 
 @case("a disk that fails while a clip is read", r"/data/clip.mp4: Input/output error; .*same bits")
 def _(folder):
-    return sentence_of(lambda: fit(folder, what="disk")) + " / " + continued(folder)
+    return message_of(lambda: fit(folder, fault="disk")) + " / " + continued(folder)
 
 
-@case("one bit of any file of the newest checkpoint", r"all of [1-9]\d* flips found, continued: same bits")
+@case("a flipped bit in any file of the newest checkpoint", r"all of [1-9]\d* flips found, continued: same bits")
 def _(folder):
     fit(folder / "whole", steps=15)
     files = [path for path in sorted((folder / "whole/checkpoints/15").rglob("*")) if path.is_file() and path.stat().st_size]
@@ -261,7 +280,7 @@ def _(folder):
     return f"{'all' if found == len(files) else found} of {len(files)} flips found, " + continued(folder / "copy0")
 
 
-@case("a checkpoint file that is gone", r"15-0, continued: same bits")
+@case("a missing checkpoint file", r"15-0, continued: same bits")
 def _(folder):
     fit(folder, steps=15)
     next((folder / "checkpoints/15").rglob("_METADATA")).unlink()
@@ -269,7 +288,7 @@ def _(folder):
     return f"{next((folder / 'damaged').iterdir()).name}, {done}"
 
 
-@case("a checkpoint file cut short", r"15-0, continued: same bits")
+@case("a truncated checkpoint file", r"15-0, continued: same bits")
 def _(folder):
     fit(folder, steps=15)
     largest = max((path for path in (folder / "checkpoints/15").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
@@ -283,17 +302,17 @@ def _(folder):
     fit(folder, steps=15)
     for path in (folder / "checkpoints").glob("*/state/_METADATA"):
         flip(path)
-    return sentence_of(lambda: fit(folder))
+    return message_of(lambda: fit(folder))
 
 
-@case("a checkpoint that was half written when the power went", r"continued: same bits")
+@case("a half-written checkpoint", r"continued: same bits")
 def _(folder):
     fit(folder, steps=15)
     shutil.copytree(folder / "checkpoints/15/state", folder / "checkpoints/20.orbax-checkpoint-tmp-1/state")
     return continued(folder)
 
 
-@case("the last line of metrics.jsonl cut", r"6 rows, continued: same bits")
+@case("a truncated last line of metrics.jsonl", r"6 rows, continued: same bits")
 def _(folder):
     fit(folder, steps=15)
     path = folder / "metrics.jsonl"
@@ -313,16 +332,16 @@ def _(folder):
 
     manager.save = full
     try:
-        said = sentence_of(lambda: fit(folder))
+        message = message_of(lambda: fit(folder))
     finally:
         manager.save = real
-    return said + " / " + continued(folder)
+    return message + " / " + continued(folder)
 
 
-@case("files may not grow beyond 200 bytes (RLIMIT_FSIZE)", r"2 error: .*(File too large|cannot be written).*same bits")
+@case("files limited to 200 bytes (RLIMIT_FSIZE)", r"2 error: .*(File too large|cannot be written).*same bits")
 def _(folder):
-    code, said = ends(start(folder, "--file_bytes=200"))
-    return f"{code} {said} / {continued(folder)}"
+    code, message = ends(start(folder, "--file_bytes=200"))
+    return f"{code} {message} / {continued(folder)}"
 
 
 @case("a full file system (tmpfs of 48 kB)", r"2 error: .*No space left on device|not run")
@@ -330,19 +349,19 @@ def _(folder):
     place = folder / "small"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(place)], capture_output=True).returncode:
-        return "not run: no right to mount here"
+        return "not run: no permission to mount"
     try:
-        code, said = ends(start(place))
+        code, message = ends(start(place))
     finally:
         subprocess.run(["umount", "-l", str(place)], check=False)
-    return f"{code} {said}"
+    return f"{code} {message}"
 
 
-@case("a workdir that cannot be made", r"2 error: .*(Not a directory|NotADirectory)")
+@case("a workdir that cannot be created", r"2 error: .*(Not a directory|NotADirectory)")
 def _(folder):
     (folder / "file").write_text("")
-    code, said = ends(start(folder / "file" / "run"))
-    return f"{code} {said}"
+    code, message = ends(start(folder / "file" / "run"))
+    return f"{code} {message}"
 
 
 @case("SIGTERM in the middle", r"0 Stopped by SIGTERM at work step \d+; .* within 30 s / continued: same bits")
@@ -351,18 +370,18 @@ def _(folder):
     wait_for_step(folder, 5)
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    code, said = ends(process)
+    code, message = ends(process)
     late = "within 30 s" if time.monotonic() - begun < 30 else "LATE"
-    return f"{code} {said} {late} / {continued(folder)}"
+    return f"{code} {message} {late} / {continued(folder)}"
 
 
-@case("SIGTERM, then another number of devices", r"0 Stopped .*/ continued: (close|same)")
+@case("SIGTERM, then another mesh", r"0 Stopped .*/ continued: (close|same)")
 def _(folder):
     process = start(folder, "--pause=0.3", "--mesh=2,2,2", devices=8)
     wait_for_step(folder, 5)
     process.send_signal(signal.SIGTERM)
-    code, said = ends(process)
-    return f"{code} {said} / {continued(folder, (1, 4, 1))}"
+    code, message = ends(process)
+    return f"{code} {message} / {continued(folder, (1, 4, 1))}"
 
 
 @case("SIGKILL in the middle", r"-9 / continued: same bits")
@@ -373,7 +392,7 @@ def _(folder):
     return f"{ends(process)[0]} / {continued(folder)}"
 
 
-@case("SIGKILL three times at other moments", r"-9 -9 -9 / continued: same bits")
+@case("SIGKILL three times at different moments", r"-9 -9 -9 / continued: same bits")
 def _(folder):
     codes = []
     for i in range(3):
@@ -392,7 +411,7 @@ def _(folder):
     wait_for_step(folder, 5)
     processes[1].send_signal(signal.SIGTERM)
     ended = [ends(process) for process in processes]
-    return " ".join(f"{code} {said}" for code, said in ended) + f" / {continued(folder, (2, 2, 2))}"
+    return " ".join(f"{code} {message}" for code, message in ended) + f" / {continued(folder, (2, 2, 2))}"
 
 
 @case("one of two processes is killed", r"(2 error: Process 0 of 2 has lost another \(|-6 ).*continued: (close|same)")
@@ -402,37 +421,37 @@ def _(folder):
     processes[1].kill()
     ends(processes[1])
     begun = time.monotonic()
-    code, said = ends(processes[0], within=150)
-    return f"{code} {said} ({time.monotonic() - begun:.0f} s) / {continued(folder, (2, 2, 2))}"
+    code, message = ends(processes[0], within=150)
+    return f"{code} {message} ({time.monotonic() - begun:.0f} s) / {continued(folder, (2, 2, 2))}"
 
 
 @case("one of two processes never starts", r"2 error: Processes 1 of 2 are missing, after 60 s")
 def _(folder):
     (process,) = start_two(folder, count=1)
-    code, said = ends(process)
-    return f"{code} {said}"
+    code, message = ends(process)
+    return f"{code} {message}"
 
 
 @case("the first of two processes never starts", r"2 error: Process 0 is missing at localhost:\d+, after 3 s")
 def _(folder):
     place = dict(JAX_NUM_PROCESSES="2", JAX_COORDINATOR_ADDRESS="localhost:9", JAX_PROCESS_ID="1", JAX_START_TIMEOUT_SEC="3")
-    code, said = ends(start(folder, **place))
-    return f"{code} {said}"
+    code, message = ends(start(folder, **place))
+    return f"{code} {message}"
 
 
-@case("fewer devices than there must be", r"2 error: JAX_NUM_DEVICES=8 but JAX found 1: correct")
+@case("fewer devices than JAX_NUM_DEVICES", r"2 error: JAX_NUM_DEVICES=8 but JAX found 1: correct")
 def _(folder):
-    code, said = ends(start(folder, JAX_NUM_DEVICES="8"))
-    return f"{code} {said}"
+    code, message = ends(start(folder, JAX_NUM_DEVICES="8"))
+    return f"{code} {message}"
 
 
-@case("a coordinator without a number of one's own", r"2 error: JAX_NUM_PROCESSES, JAX_COORDINATOR_ADDRESS and JAX_")
+@case("a coordinator address without a process number", r"2 error: JAX_NUM_PROCESSES, JAX_COORDINATOR_ADDRESS and JAX_")
 def _(folder):
-    code, said = ends(start(folder, JAX_NUM_PROCESSES="2", JAX_COORDINATOR_ADDRESS="localhost:9"))
-    return f"{code} {said}"
+    code, message = ends(start(folder, JAX_NUM_PROCESSES="2", JAX_COORDINATOR_ADDRESS="localhost:9"))
+    return f"{code} {message}"
 
 
-@case("one process of two continues alone", r"continued: (close|same)")
+@case("a training of two processes that one continues alone", r"continued: (close|same)")
 def _(folder):
     for process in start_two(folder, "--steps=15"):
         ends(process)
@@ -442,40 +461,41 @@ def _(folder):
 
 @case("a mesh that does not fit", r"config.mesh=\(3, 1, 1\) does not fit 3? ?.*devices")
 def _(folder):
-    return sentence_of(lambda: mesh_lib.make_mesh((3, 1, 1)))
+    return message_of(lambda: mesh_lib.make_mesh((3, 1, 1)))
 
 
-@case("a bit of an exported network", r"The network at .* cannot be read \(.* is not as it was written\); delete that folder")
+@case("a flipped bit in an exported network",
+      r"The network at .* cannot be read \(.* is not as it was written\); delete that folder")
 def _(folder):
     checkpoint.export(folder / "params", {"x": np.arange(1000.0)})
     flip(max((path for path in (folder / "params").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size))
-    return sentence_of(lambda: checkpoint.load(folder / "params"))
+    return message_of(lambda: checkpoint.load(folder / "params"))
 
 
-@case("an exported network that is gone", r"No network is stored at .*: run its stage first")
+@case("a missing exported network", r"No network is stored at .*: run its stage first")
 def _(folder):
-    return sentence_of(lambda: checkpoint.load(folder / "params"))
+    return message_of(lambda: checkpoint.load(folder / "params"))
 
 
-@case("a bit of a shard of features", r"A shard in /features cannot be read \(Corrupted .*delete")
+@case("a flipped bit in a shard of features", r"A shard in /features cannot be read \(Corrupted .*delete")
 def _(folder):
     writer = FeatureWriter(folder / "features", 4, 4)
     for shard, indices in writer.missing:
         writer.write(shard, [str(i) for i in indices], [{"x": np.full(500, i, np.float32)} for i in indices])
     writer.finish()
     flip(folder / "features/shard-00000.array_record")
-    return sentence_of(lambda: [FeatureSource(folder / "features")[i]["x"].sum() for i in range(4)])
+    return message_of(lambda: [FeatureSource(folder / "features")[i]["x"].sum() for i in range(4)])
 
 
-@case("a bit of run.json", r"run.json is damaged .*: restore it, or delete")
+@case("a truncated run.json", r"run.json is damaged .*: restore it, or delete")
 def _(folder):
     (folder / "run.json").write_text(json.dumps({"stage": "base", "finished": True})[:-3])
-    return sentence_of(lambda: record.read_record(folder))
+    return message_of(lambda: record.read_record(folder))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="cases whose description has these words")
+    parser.add_argument("--only", default="", help="run the cases whose description contains these words")
     parser.add_argument("--json")
     for name, kind, default in (("worker", str, None), ("mesh", str, "1,1,1"), ("steps", int, STEPS), ("pause", float, 0.0),
                                 ("file_bytes", int, 0)):
@@ -501,7 +521,7 @@ def main() -> None:
         rows.append({"injected": injected, "expected": expected, "observed": observed, "holds": holds})
         print(f"{'holds' if holds else 'FAILS'}  {injected}\n       {observed[:300]}", flush=True)
     failed = [row for row in rows if not row["holds"]]
-    print(f"{len(rows)} cases, {len(failed)} that do not hold, {time.monotonic() - begun:.0f} s")
+    print(f"{len(rows)} cases, {len(failed)} failed, {time.monotonic() - begun:.0f} s")
     if arguments.json:
         pathlib.Path(arguments.json).write_text(json.dumps(rows, indent=1))
     sys.exit(bool(failed))

@@ -1,14 +1,24 @@
 """Arms: which settings contradict each other, what an arm is made from, and its label."""
 
+import dataclasses
+import json
+
+import jax
+import numpy as np
 import pytest
 
 from msg_jax import methods
 from msg_jax.config import tree
 from msg_jax.config.schema import Config
 from msg_jax.errors import UserError
+from msg_jax.evaluation import report
+from msg_jax.infra import checkpoint
 from msg_jax.methods import AvpRpo, ContinueFlow, Merge, SyncDpo
+from msg_jax.programs import checks
 from msg_jax.programs.plan import plan
 from msg_jax.recipes import presets, runs
+from msg_jax.run.run import Run
+from msg_jax.run.stage import ensure
 
 
 @pytest.mark.parametrize(("arms", "sentence"), [
@@ -60,3 +70,42 @@ def test_labels():
     assert AvpRpo().describe() == {"label": AvpRpo.title, "note": AvpRpo.summary}
     assert Merge(shares={"a": 0.5}, label="Half").describe() == {"label": "Half", "note": ""}
     assert ContinueFlow(note="longer").describe() == {"label": ContinueFlow.title, "note": "longer"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shrink(methods.Method):
+    """A method that someone adds: every weight of `start`, times `factor`."""
+
+    kind = "shrink"
+    title = "Shrunk"
+    summary = "toy"
+    factor: float = 0.5
+
+    def tune(self, job):
+        return jax.tree.map(lambda x: self.factor * x, job.load(self.start))
+
+    def check(self, name, config):
+        if not 0 < self.factor < 1:
+            raise UserError(f"config.arms.{name}.factor={self.factor} must lie between 0 and 1.")
+
+
+def test_a_new_method_is_one_class_and_one_entry(tmp_path, monkeypatch):
+    monkeypatch.setitem(methods.KINDS, "shrink", Shrink)
+    values = tree.to_dict(presets.get("smoke")) | {"arms": {"mine": dict(kind="shrink", factor=0.25)}}
+    config = tree.from_dict(Config, values, methods.KINDS)
+    checks.check(config)
+    stage = plan(config)["mine"]
+    assert stage.needs == ("base",) and "mine" in plan(config)["evaluate"].needs
+    run = Run.create(config, tmp_path)
+    checkpoint.export(tmp_path / "base" / "params", {"w": np.full(3, 4.0, np.float32)})
+    made = ensure(run, stage, 0, {"base": "digest"})
+    np.testing.assert_array_equal(checkpoint.load(tmp_path / "mine" / "params")["w"], np.ones(3))
+    assert json.loads((tmp_path / "mine" / "run.json").read_text())["settings"]["arms"]["mine"]["factor"] == 0.25
+    assert made == checkpoint.digest(checkpoint.load(tmp_path / "mine" / "params"))
+    table = report.format_table(
+        {"rows": [{"system": "mine", "guidance": 1.0, "split": "test", "seed": 0, "event_f1": 0.5}]},
+        {name: methods.method(config, name).describe() for name in config.arms},
+    )
+    assert "Shrunk" in table
+    with pytest.raises(UserError, match=r"arms\.mine\.factor=2"):
+        methods.check(tree.replace(config, arms={"mine": Shrink(factor=2.0)}))
