@@ -58,12 +58,13 @@ class System:
         A window is a pair of uint8 arrays, `video` and `clip_video` in the sizes of the ClipSpec. Without a prompt the text
         condition is the generator's null text.
         """
+        inputs = self.generator.config.features
         features, motion, rows, size, remaining = [], [], 0, None, iter(windows)
         while batch := list(itertools.islice(remaining, WINDOWS_AT_ONCE)):
             rows, size = rows + len(batch), size or len(batch)
             (frames,) = chunks(tuple(np.stack(stream) for stream in zip(*batch)), size)
             features.append(jax.tree.map(np.asarray, self.encode_frames(self.variables["encoders"], *frames)))
-            if "motion" in getattr(self.generator.config, "features", ()):
+            if "motion" in inputs:
                 motion.append(np.asarray(motion_energy(frames[0], self.clip.sync_tokens)))
         clip, sync = (np.concatenate(parts)[:rows] for parts in zip(*features))
         text = self.embed_text(prompt) if prompt else self._null_text
