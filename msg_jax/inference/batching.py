@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
@@ -16,6 +17,20 @@ def chunks(tree: Any, size: int) -> Iterator[Any]:
     for start in range(0, rows, size):
         index = np.minimum(np.arange(start, start + size), rows - 1)
         yield jax.tree.map(lambda a, index=index: np.asarray(a)[index], tree)
+
+
+def interleave(a: Any, b: Any) -> Any:
+    """The rows of two trees of arrays (B, ...) in turn, (2 B, ...): a[0], b[0], a[1], b[1], ...
+
+    Unlike a concatenation, this keeps every row on its device where the batch is sharded.
+    """
+    return jax.tree.map(lambda x, y: jnp.stack([x, y], axis=1).reshape(-1, *x.shape[1:]), a, b)
+
+
+def deinterleave(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The inverse of `interleave` for one array (2 B, ...)."""
+    pairs = rows.reshape(-1, 2, *rows.shape[1:])
+    return pairs[:, 0], pairs[:, 1]
 
 
 def map_batches(function: Callable, size: int, *arrays: Any, mesh: Mesh | None = None) -> Any:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
-from msg_jax.inference.batching import chunks
+from msg_jax.inference.batching import chunks, deinterleave, interleave
 from msg_jax.losses.diffusion import Diffusion
 from msg_jax.losses.flow import VelocityFn
 from msg_jax.types import Array, Conditions, Params
@@ -131,14 +131,14 @@ def integrate(
 def guided(velocity_fn: Callable, cond, null, guidance_scale: float) -> VelocityFn:
     """Classifier-free guidance: s * velocity(cond) + (1 - s) * velocity(null) (Ho & Salimans, arXiv 2207.12598).
 
-    `velocity_fn(x_t, t, processed)` gets both halves as one batch of 2 B. A scale of 1 needs no null pass.
+    `velocity_fn(x_t, t, processed)` gets both halves as one batch of 2 B, rows in turn. A scale of 1 needs no null pass.
     """
     if guidance_scale == 1:
         return lambda x_t, t: velocity_fn(x_t, t, cond)
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
+    both = interleave(cond, null)
 
     def velocity(x_t, t):
-        towards, away = jnp.split(velocity_fn(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), both), 2)
+        towards, away = deinterleave(velocity_fn(interleave(x_t, x_t), interleave(t, t), both))
         return guidance_scale * towards + (1 - guidance_scale) * away
 
     return velocity

@@ -4,11 +4,11 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from msg_jax import train
 from msg_jax.config.schema import Preference
 from msg_jax.inference import sampling
+from msg_jax.inference.batching import deinterleave, interleave
 from msg_jax.losses import flow
 from msg_jax.losses.preference import PairErrors, preference_loss
 from msg_jax.run.run import Run
@@ -62,13 +62,13 @@ class PreferenceTask(GeneratorTask):
 
     def errors(
         self, variables: Params, pairs: PreferenceBatch, noise: Array, t: Array, guidance_scale: float = 1.0
-    ) -> list[Array]:
-        """Flow errors [(B,), (B,)] of winners and losers, under the velocity that sampling at `guidance_scale` follows."""
-        sides = jnp.concatenate([pairs.winner, pairs.loser])
+    ) -> tuple[Array, Array]:
+        """Flow errors (B,), (B,) of winners and losers, under the velocity that sampling at `guidance_scale` follows."""
+        sides = interleave(pairs.winner, pairs.loser)
 
         def processed(conditions):
             conditions = self.model.apply(variables, conditions, method="preprocess")
-            return jax.tree.map(lambda x: jnp.concatenate([x, x]), conditions)
+            return interleave(conditions, conditions)
 
         velocity = sampling.guided(
             lambda x_t, t, conditions: self.model.apply(variables, x_t, t, conditions, method="velocity"),
@@ -76,10 +76,9 @@ class PreferenceTask(GeneratorTask):
             guidance_scale,
         )
         errors = flow.flow_error(
-            velocity, self.model.apply(variables, sides, method="normalize"), jnp.concatenate([noise, noise]),
-            jnp.concatenate([t, t]),
+            velocity, self.model.apply(variables, sides, method="normalize"), interleave(noise, noise), interleave(t, t),
         )
-        return jnp.split(errors, 2)
+        return deinterleave(errors)
 
     def more_metrics(self, errors: PairErrors, rows: dict) -> dict[str, Array]:
         """Metrics that a subclass adds."""
