@@ -7,13 +7,13 @@ from msg_jax.convert.bundle import VARIANTS, Network, Released, Variant
 from msg_jax.infra import memory
 
 
-def test_versions_say_what_is_missing(monkeypatch):
+def test_versions_name_missing_packages(monkeypatch):
     monkeypatch.setattr(doctor, "PACKAGES", ("jax", "no-such-package"))
     found = dict(doctor.versions())
     assert found["jax"][0].isdigit() and found["no-such-package"] == "MISSING"
 
 
-def test_the_state_of_a_file_is_told_by_its_size(tmp_path):
+def test_the_size_of_a_file_decides_its_state(tmp_path):
     file = Released("x.pth", 1_000_000)
     path = tmp_path / "x.pth"
     assert doctor.state_of(None, file) == "missing"
@@ -23,7 +23,7 @@ def test_the_state_of_a_file_is_told_by_its_size(tmp_path):
 
 
 def test_memory_of_the_released_stages():
-    """Parameters as published (docs/WEIGHTS.md), of which the text projections and the VAE's encoder are not loaded."""
+    """Published parameter counts (docs/WEIGHTS.md), without text projections and VAE encoder, which are not loaded."""
     needed = doctor.stage_bytes(VARIANTS["small_16k"])
     weights = {stage: (needed[stage] - doctor.WORKING_BYTES[stage]) / 4 for stage in bundle.STAGES}
     synchformer, image, text = 122_440_704 - 590_592, 632.68e6, 354.03e6
@@ -43,19 +43,19 @@ def test_the_report_counts_files_and_memory(tmp_path, capsys, monkeypatch):
     write_vocabulary(tmp_path)
     monkeypatch.setattr(bundle, "VARIANTS", {"toy": Variant(variant.clip, networks)})
 
-    def told():
+    def printed():
         assert doctor.main([f"--weights={tmp_path}"]) == 0
         return capsys.readouterr().out
 
     monkeypatch.setattr(memory, "available_bytes", lambda: 10**10)
-    report = told()
+    report = printed()
     assert "10.0 GB free" in report and report.count("  found\n") == 5
     assert report.splitlines()[-1].split()[-2:] == ["enough", "ready"]
 
     (tmp_path / "v1-16.pth").unlink()
     (tmp_path / "best_netG.pt").write_bytes(b"half")
     monkeypatch.setattr(memory, "available_bytes", lambda: 1_300_000_000)
-    report = told()
+    report = printed()
     # the largest stage is the codec with 1.1 GB of work and a toy's 1 MB of weights; the process takes 0.7 GB
     assert "501 MB too little" in report and "2 files missing" in report
     assert "cut short: 0 MB" in report

@@ -1,4 +1,4 @@
-"""The loop on a task whose answer is known: resumed, killed, sharded and poisoned."""
+"""The training loop on a regression with a known answer: resumed, killed, sharded and poisoned."""
 
 import dataclasses
 import itertools
@@ -108,7 +108,7 @@ def test_it_learns_the_known_weights(undisturbed):
 
 def test_a_resumed_run_ends_with_the_same_bits(undisturbed, tmp_path):
     stopped = Regression()
-    _fit(stopped, tmp_path, 25)  # a run cut short: its last checkpoint is step 25 of the same schedule
+    _fit(stopped, tmp_path, 25)  # its last checkpoint is step 25 of the same schedule
     resumed = _fit(Regression(), tmp_path, 60)
     assert checkpoint.digest(resumed) == checkpoint.digest(undisturbed[0])
     resumed_rows, rows = (logging.read_metrics(folder / "metrics.jsonl") for folder in (tmp_path, undisturbed[1]))
@@ -215,7 +215,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     assert (tmp_path / "checkpoints" / "7").is_dir()
 
 
-def test_a_step_whose_loss_was_not_looked_at_is_not_saved(tmp_path):
+def test_a_step_is_not_saved_before_its_loss_is_checked(tmp_path):
     """Step 7 would be saved: the bad loss of step 6 is found first, although rows are written every 50 steps only."""
     with pytest.raises(UserError, match=r"loss is nan at step 6 .*there is no earlier checkpoint"):
         _fit(Regression(poison_at=5), tmp_path, 60, log_every=50)
@@ -231,7 +231,7 @@ def test_a_loss_that_jumps_stops_the_run_and_a_changed_limit_continues_it(undist
     assert checkpoint.digest(state) == checkpoint.digest(undisturbed[0])
 
 
-def test_a_loss_of_many_times_the_median_is_a_jump_only_after_some_losses():
+def test_a_jump_needs_enough_losses_for_a_median():
     watch = guard.LossWatch(guard.Limits(spike=3, window=40), [1.0] * 19)
     watch.add(20, 3.5, None)
     assert watch.check() is None  # the twentieth: now there is a median
@@ -242,7 +242,7 @@ def test_a_loss_of_many_times_the_median_is_a_jump_only_after_some_losses():
     assert "3.01 at step 22 (clips a)" in watch.check()
 
 
-def test_a_reader_that_hangs_ends_in_a_sentence(tmp_path):
+def test_a_reader_that_hangs_is_a_sentence(tmp_path):
     begun = time.monotonic()
     with pytest.raises(UserError, match=r"no batch came within config.guard.data_timeout_sec=0.5 s at step 0"):
         _fit(Regression(hang_at=0), tmp_path, 5, observe=train.Observe(guard.Limits(data_timeout_sec=0.5)))
@@ -262,7 +262,7 @@ def test_micro_batches_must_divide_the_batch(tmp_path):
         _fit(Regression(accumulate=3), tmp_path, 5)
 
 
-def test_rows_of_metrics_say_how_fast_it_goes(undisturbed):
+def test_rows_of_metrics_have_rates(undisturbed):
     rows = logging.read_metrics(undisturbed[1] / "metrics.jsonl")
     for row in rows:
         assert row["examples_per_sec"] == pytest.approx(16 * row["steps_per_sec"])
@@ -273,7 +273,7 @@ def test_rows_of_metrics_say_how_fast_it_goes(undisturbed):
     assert 2 * 2 * 16 * 4 * 2 < flops < 10_000
 
 
-def test_peaks_are_of_the_longest_name():
+def test_the_longest_matching_name_gives_the_peak():
     def named(kind):
         return type("Device", (), {"device_kind": kind})
 
@@ -299,7 +299,7 @@ def test_a_missing_writer_is_a_sentence(tmp_path, monkeypatch, field):
         _fit(Regression(), tmp_path, 5, observe=train.Observe(**{field: "yes"}))
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_counts(undisturbed, tmp_path):
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(undisturbed, tmp_path):
     _fit(Regression(), tmp_path, 25)
     files = [path for path in (tmp_path / "checkpoints" / "25").rglob("*") if path.is_file() and path.stat().st_size]
     _flip(max(files, key=lambda path: path.stat().st_size))
@@ -308,7 +308,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_counts(undisturbed
     assert checkpoint.digest(state) == checkpoint.digest(undisturbed[0])
 
 
-def test_damaged_checkpoints_without_a_sound_one_are_a_sentence(tmp_path):
+def test_damaged_checkpoints_without_a_good_one_are_a_sentence(tmp_path):
     _fit(Regression(), tmp_path, 25)
     for step in ("21", "25"):
         _flip(next((tmp_path / "checkpoints" / step).rglob("_METADATA")))
@@ -366,7 +366,7 @@ def test_after_sigterm_the_step_is_saved_and_the_exit_code_is_0(undisturbed, tmp
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 4, 2)])
-def test_pretrained_parameters_are_where_training_starts_and_lie_on_the_mesh_as_fresh_ones(tmp_path, shape):
+def test_training_starts_from_pretrained_parameters_sharded_as_fresh_ones(tmp_path, shape):
     given = {"dense": {"kernel": jnp.asarray(WEIGHTS), "bias": jnp.zeros(2)}}  # the answer
     task = Regression()
     fresh = _fit(task, tmp_path / "fresh", 1, shape)
@@ -376,7 +376,7 @@ def test_pretrained_parameters_are_where_training_starts_and_lie_on_the_mesh_as_
     assert float(jnp.abs(started.ema_params["dense"]["kernel"] - WEIGHTS).max()) < 1e-3
     assert float(jnp.abs(fresh.params["dense"]["kernel"] - WEIGHTS).max()) > 1
     assert jax.tree.map(lambda x: x.sharding, started) == jax.tree.map(lambda x: x.sharding, fresh)
-    np.testing.assert_array_equal(task.pretrained["dense"]["kernel"], WEIGHTS)  # the step may not take them for its own
+    np.testing.assert_array_equal(task.pretrained["dense"]["kernel"], WEIGHTS)  # the step must not donate them
 
 
 def test_keys_differ_by_seed_purpose_and_step():
@@ -384,7 +384,7 @@ def test_keys_differ_by_seed_purpose_and_step():
     assert len({tuple(np.asarray(jax.random.key_data(key))) for key in keys}) == 4
 
 
-def test_a_step_is_explained_and_the_run_ends(tmp_path, monkeypatch):
+def test_explain_prints_the_step_and_ends_the_run(tmp_path, monkeypatch):
     logged = []
     monkeypatch.setattr(train.logging, "info", lambda message, *args: logged.append(message % args))
     with pytest.raises(SystemExit) as stop:

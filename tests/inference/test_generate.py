@@ -1,4 +1,4 @@
-"""Video files in, sound out: lengths, seeds, windows, seams, what is refused and what is skipped."""
+"""Sound for video files: lengths, seeds, windows, seams, and inputs that are refused or skipped."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ SETTINGS = Settings(steps=2, guidance_scale=1.5)
 
 
 def random_params(variables, seed: int):
-    """Noise in the place of every weight: a generator as initialised answers zero whatever it is asked."""
+    """Add noise to every weight: with its own initialisation a generator gives zeros for any input."""
     leaves, structure = jax.tree.flatten(meta.unbox(variables))
     rng = np.random.default_rng(seed)
     return structure.unflatten([np.float32(leaf + 0.05 * rng.normal(size=leaf.shape)) for leaf in leaves])
@@ -126,14 +126,14 @@ def video_packets(path: pathlib.Path) -> list[bytes]:
 
 
 @pytest.mark.parametrize("name, seconds", [("short", 1.04), ("sub/exact", 3.2), ("long", 7.36)])
-def test_sound_is_as_long_as_the_video_and_the_pictures_stay(finished, videos, name, seconds):
+def test_sound_is_as_long_as_the_video_and_the_video_stream_stays(finished, videos, name, seconds):
     waveform, hz = soundfile.read(finished / f"{name}_0.wav")
     assert (len(waveform), hz) == (round(seconds * 16_000), 16_000)
     assert np.abs(waveform).max() > 1e-3
     muxed = finished / f"{name}_0.mp4"
     assert video_packets(muxed) == video_packets(videos / f"{name}.mp4")
-    heard = media.read_audio(muxed, 0.0, len(waveform), hz)
-    assert np.corrcoef(heard, waveform)[0, 1] > 0.8  # AAC is lossy
+    decoded = media.read_audio(muxed, 0.0, len(waveform), hz)
+    assert np.corrcoef(decoded, waveform)[0, 1] > 0.8  # AAC is lossy
     with av.open(str(muxed)) as container:
         sound = container.streams.audio[0]
         assert abs(float(sound.duration * sound.time_base) - seconds) <= 1024 / sound.codec_context.sample_rate
@@ -155,18 +155,18 @@ def test_a_video_gets_the_same_sound_alone_and_a_variant_is_its_seed(untrained, 
     assert np.abs(alone - read(finished / "long_0.wav")).mean() > 1e-3
 
 
-def test_a_generator_may_look_through_an_sf_cavp_of_its_own(videos, tmp_path):
-    seeing = loading.load_checkpoint(make_run(tmp_path / "run", (0,), encoders="second_sf_cavp") / "base")
-    generate(seeing, [videos / "short.mp4"], tmp_path / "out", SETTINGS)
+def test_a_generator_conditioned_on_a_second_sf_cavp(videos, tmp_path):
+    system = loading.load_checkpoint(make_run(tmp_path / "run", (0,), encoders="second_sf_cavp") / "base")
+    generate(system, [videos / "short.mp4"], tmp_path / "out", SETTINGS)
     waveform = read(tmp_path / "out" / "short.wav")
     assert len(waveform) == 16_640 and np.abs(waveform).max() > 1e-3
     frames = [np.zeros((1, *shape), np.uint8) for shape in ((80, 24, 24, 3), (20, 24, 24, 3))]
-    features = seeing.encode_frames(seeing.variables["encoders"], *frames)
+    features = system.encode_frames(system.variables["encoders"], *frames)
     assert [x.shape[:2] for x in features] == [(1, 20), (1, 80)]
-    assert not np.allclose(seeing.encode_frames(seeing.variables["encoders"], frames[0] + 255, frames[1])[1], features[1])
+    assert not np.allclose(system.encode_frames(system.variables["encoders"], frames[0] + 255, frames[1])[1], features[1])
 
 
-def test_prompts_change_the_sound_only_where_they_can(untrained, videos, finished):
+def test_prompts_change_the_sound_and_negative_ones_need_guidance(untrained, videos, finished):
     video = Video(videos / "short.mp4", "short.mp4")
 
     def sound(**changes):
@@ -208,7 +208,7 @@ def test_windows_see_the_frames_of_their_own_time(untrained, videos, monkeypatch
     seen.clear()
     next(sounds_for(untrained, Video(videos / "short.mp4", "short.mp4"), SETTINGS))
     ((video, _),) = seen
-    np.testing.assert_allclose(video[25:].mean(axis=(1, 2, 3)), 65, atol=2)  # the last picture stays
+    np.testing.assert_allclose(video[25:].mean(axis=(1, 2, 3)), 65, atol=2)  # the last frame is held
 
 
 def test_files_of_other_lengths_compile_nothing_more(untrained, videos, finished):
@@ -218,7 +218,7 @@ def test_files_of_other_lengths_compile_nothing_more(untrained, videos, finished
     )
     try:
         jax.jit(lambda x: x * 3.25 + 1)(1.0)
-        assert compiled  # the listener hears
+        assert compiled  # the listener works
         compiled.clear()
         for name in ("short", "sub/exact", "long"):
             next(sounds_for(untrained, Video(videos / f"{name}.mp4", name), SETTINGS))
@@ -264,8 +264,8 @@ def test_a_stationary_tone_is_as_steady_at_the_joins_as_elsewhere(untrained):
     assert np.ptp(level[near]) <= np.ptp(np.delete(level, near)) * 1.05
 
 
-def test_one_window_is_what_the_networks_give_when_asked_directly(untrained):
-    """No window, no blending, no context: `sampling.sample`, the codec's decoder and its vocoder."""
+def test_one_window_equals_the_networks_applied_directly(untrained):
+    """Without windows, blending or context: `sampling.sample`, the codec's decoder and its vocoder."""
     rng = np.random.default_rng(0)
     window = rng.integers(0, 256, (80, 24, 24, 3), np.uint8), rng.integers(0, 256, (20, 24, 24, 3), np.uint8)
     conditions, noise = untrained.encode([window]), untrained.noise(0, "clip", 40)
@@ -286,14 +286,14 @@ def test_one_window_is_what_the_networks_give_when_asked_directly(untrained):
     waveform = np.asarray(vocode(params, log_mel))[0]
     ours = untrained.decode(latents)
     assert ours.shape == waveform.shape == (51_200,)
-    heard, expected = (mel.log_mel(x, untrained.clip.mel) for x in (ours, waveform))
-    assert np.abs(heard - expected).mean() < 0.1 * np.abs(expected - np.asarray(log_mel)[0]).mean()
+    found, expected = (mel.log_mel(x, untrained.clip.mel) for x in (ours, waveform))
+    assert np.abs(found - expected).mean() < 0.1 * np.abs(expected - np.asarray(log_mel)[0]).mean()
 
 
-# What is refused before any work, and what is skipped
+# Inputs that are refused before any work, or skipped
 
 
-def test_nothing_is_overwritten_unasked(untrained, videos, tmp_path):
+def test_nothing_is_overwritten_without_the_flag(untrained, videos, tmp_path):
     (tmp_path / "long.wav").write_text("precious")
     with pytest.raises(UserError, match=r"long\.wav exists already.*--overwrite"):
         generate(untrained, [videos], tmp_path, SETTINGS)
@@ -317,7 +317,7 @@ def test_two_videos_of_one_name_are_refused(untrained, videos, tmp_path):
         generate(untrained, [videos / "short.mp4", other], tmp_path / "out", SETTINGS)
 
 
-def test_results_inside_the_given_folder_are_no_inputs(videos, tmp_path):
+def test_results_inside_the_given_folder_are_not_inputs(videos, tmp_path):
     for name in ("a.mp4", "out/a.mp4", "deep/b.MKV", ".hidden.mp4", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -329,7 +329,7 @@ def test_results_inside_the_given_folder_are_no_inputs(videos, tmp_path):
 
 @pytest.fixture
 def command(monkeypatch):
-    """`main` without its hold on the process: the session keeps its own compile cache and terminal."""
+    """`main`, which leaves the compile cache and the terminal of the test session alone."""
     monkeypatch.setattr(runtime, "use_compile_cache", lambda: None)
     monkeypatch.setattr(logging, "plain_terminal", lambda: None)
     return command_line.main
@@ -341,7 +341,7 @@ def test_broken_files_are_skipped_with_a_sentence_each(command, run_folder, vide
     good = (videos / "short.mp4").read_bytes()
     (folder / "good.mp4").write_bytes(good)
     (folder / "cut.mp4").write_bytes((videos / "long.mp4").read_bytes()[:-3000])
-    (folder / "text.mp4").write_text("no video at all\n" * 100)
+    (folder / "text.mp4").write_text("not a video\n" * 100)
     (folder / "empty.mp4").touch()
     with av.open(str(folder / "deaf.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=16_000, layout="mono")
@@ -370,7 +370,7 @@ def test_broken_files_are_skipped_with_a_sentence_each(command, run_folder, vide
     (["--sed=1"], "unrecognized arguments: --sed=1"),
     (["--checkpoint=/nowhere"], "/nowhere has no run.json"),
 ])
-def test_a_mistake_is_told_in_one_sentence(command, videos, tmp_path, capfd, flags, sentence):
+def test_a_mistake_is_reported_in_one_sentence(command, videos, tmp_path, capfd, flags, sentence):
     with pytest.raises(SystemExit) as stopped:
         command([str(videos), f"--checkpoint={tmp_path}", f"--out={tmp_path / 'out'}", *flags])
     reported = capfd.readouterr().err
@@ -400,7 +400,7 @@ def test_the_command_takes_its_defaults_from_the_run(command, run_folder, videos
 # Checkpoints
 
 
-def test_a_seed_of_several_finds_its_run(tmp_path):
+def test_a_checkpoint_of_one_of_several_seeds(tmp_path):
     run = make_run(tmp_path / "run", seeds=(0, 1))
     systems = [loading.load_checkpoint(run / f"seed_{seed}" / "base") for seed in (0, 1)]
     assert len({each.digest for each in systems}) == 2
@@ -409,7 +409,7 @@ def test_a_seed_of_several_finds_its_run(tmp_path):
 
 @pytest.fixture
 def records(run_folder, tmp_path) -> pathlib.Path:
-    """The run's records alone, to be spoilt."""
+    """The run's records alone, for tests to damage."""
     for path in run_folder.glob("*/run.json"):
         (tmp_path / path.parent.name).mkdir()
         (tmp_path / path.parent.name / "run.json").write_text(path.read_text())
@@ -422,7 +422,7 @@ def records(run_folder, tmp_path) -> pathlib.Path:
     ("codec", {"digest": "0"}, "made from another codec than the one in"),
     ("encoders", {"finished": False}, "encoders is not finished"),
 ])
-def test_a_checkpoint_that_cannot_be_used_says_why(records, stage, changes, sentence):
+def test_an_unusable_checkpoint_is_refused_with_its_reason(records, stage, changes, sentence):
     path = records / stage / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(UserError, match=sentence):

@@ -126,7 +126,7 @@ class Local(Toy):
 
 
 @pytest.mark.parametrize("hop", [5, 13, 20])
-def test_a_field_that_ignores_position_does_not_notice_the_windows(hop):
+def test_windows_do_not_change_a_field_that_ignores_position(hop):
     starts = sampling.window_starts(107, WINDOW, hop)
     noise = normal(1, 107, 2)
     whole = sampling.integrate(lambda x, t: Local().velocity(x, t, None), noise, steps=5)

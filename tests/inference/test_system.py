@@ -49,7 +49,7 @@ def video(tmp_path_factory):
 
 @pytest.fixture
 def loads(monkeypatch):
-    """The networks that are read from disk, in order; none of them may stay."""
+    """The networks that are read from disk, in order; memory is too small to keep any loaded."""
     seen, load = [], Bundle.load
 
     def spy(self, kind, *prefixes):
@@ -75,9 +75,9 @@ def test_networks_are_loaded_in_turn_and_freed(loads, folder, video):
     assert np.abs(sounds[0] - sounds[1]).max() > 1e-4
 
 
-def test_the_last_one_is_freed_before_the_next_is_loaded():
+def test_lazy_weights_free_an_entry_before_they_load_the_next():
     class Tree(dict):
-        """A dictionary that can be watched."""
+        """A dict that weak references can watch."""
 
     watched, alive = [], []
 
@@ -87,15 +87,15 @@ def test_the_last_one_is_freed_before_the_next_is_loaded():
         watched.append(weakref.ref(tree))
         return tree
 
-    for stay, expected in ((False, [1, 1, 1, 1]), (True, [1, 2, 3])):
+    for keep_all, expected in ((False, [1, 1, 1, 1]), (True, [1, 2, 3])):
         alive.clear(), watched.clear()
-        trees = LazyWeights(dict.fromkeys("abc", load), stay)
+        trees = LazyWeights(dict.fromkeys("abc", load), keep_all)
         for name in "aabbca":
             trees[name]
         assert alive == expected
 
 
-def test_weights_that_fit_stay(folder, loads, video, monkeypatch):
+def test_weights_that_fit_in_memory_stay_loaded(folder, loads, video, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: 10**12)
     system = load_weights(folder)
     for _ in range(2):
@@ -104,7 +104,7 @@ def test_weights_that_fit_stay(folder, loads, video, monkeypatch):
 
 
 def test_conditions_are_those_of_the_published_recipe(released, folder):
-    """CLIP features of every picture, Synchformer features of 16 frames every 8, text features of every token."""
+    """CLIP features of every frame, Synchformer features of 16 frames every 8, text features of every token."""
     rng = np.random.default_rng(0)
     video, clip_video = (
         rng.integers(0, 256, (count, px, px, 3), np.uint8) for count, px in ((24, CLIP.video_px), (8, 28))
@@ -123,12 +123,12 @@ def test_conditions_are_those_of_the_published_recipe(released, folder):
     np.testing.assert_allclose(conditions.text, text, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(conditions.text, axis=-1), 1, atol=1e-5)
 
-    nothing_said = released.encode([(video, clip_video)])
-    np.testing.assert_array_equal(nothing_said.text[0], files.load("mmdit")["buffers"]["empty_text"])
-    np.testing.assert_array_equal(nothing_said.clip, conditions.clip)
+    without_prompt = released.encode([(video, clip_video)])
+    np.testing.assert_array_equal(without_prompt.text[0], files.load("mmdit")["buffers"]["empty_text"])
+    np.testing.assert_array_equal(without_prompt.clip, conditions.clip)
 
 
-def test_latents_are_given_to_the_codec_unnormalised(released, folder):
+def test_the_codec_gets_unnormalised_latents(released, folder):
     files = Bundle(folder, VARIANTS["toy_16k"])
     buffers = files.load("mmdit")["buffers"]
     conditions = released.encode([(np.zeros((24, 32, 32, 3), np.uint8), np.zeros((8, 28, 28, 3), np.uint8))])
@@ -139,8 +139,8 @@ def test_latents_are_given_to_the_codec_unnormalised(released, folder):
     np.testing.assert_allclose(latents, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_clip_pictures_are_whole_and_sync_pictures_are_cropped(released, tmp_path, monkeypatch):
-    """The left quarter of a wide picture is white: only the semantic encoder sees it."""
+def test_clip_frames_are_whole_and_sync_frames_are_cropped(released, tmp_path, monkeypatch):
+    """The left quarter of a wide frame is white: only the semantic encoder sees it."""
     pictures = np.zeros((30, 64, 128, 3), np.uint8)
     pictures[:, :, :32] = 255
     path = tmp_path / "wide.mp4"
@@ -191,8 +191,8 @@ def test_prompts_need_the_vocabulary(released, folder, video, tmp_path):
     finally:
         (folder / "hidden").rename(folder / VOCABULARY.name)
     assert len(made) == 1 and skipped == []
-    said, silent = (soundfile.read(tmp_path / name / "noise.wav")[0] for name in ("with", "out"))
-    assert np.abs(said - silent).max() > 1e-4
+    prompted, plain = (soundfile.read(tmp_path / name / "noise.wav")[0] for name in ("with", "out"))
+    assert np.abs(prompted - plain).max() > 1e-4
 
 
 def test_a_waveform_in_pieces_is_the_waveform_in_one(released):

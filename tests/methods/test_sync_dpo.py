@@ -145,9 +145,9 @@ def _fit(task, folder, steps):
     return task.run.fit(task, replace(task.section, steps=steps), folder, seed=0)
 
 
-def test_a_resumed_run_goes_on_exactly(workdir, tmp_path):
+def test_a_resumed_run_ends_with_the_same_bits(workdir, tmp_path):
     whole = _fit(_task(workdir), tmp_path / "whole", STEPS)
-    _fit(_task(workdir), tmp_path / "cut", 3)  # between two logged rows, whose sums must go on too
+    _fit(_task(workdir), tmp_path / "cut", 3)  # between two logged rows, whose sums must continue
     resumed = _fit(_task(workdir), tmp_path / "cut", STEPS)
     assert checkpoint.digest(resumed) == checkpoint.digest(whole)
     rows = [

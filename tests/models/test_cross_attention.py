@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import vta_ldm
-from msg_jax import networks, sampling, train
+from msg_jax import networks, train
 from msg_jax.clip import TINY
+from msg_jax.config.tree import replace
+from msg_jax.inference import sampling
 from msg_jax.models.cross_attention import FEATURES
 from msg_jax.models.mmdit import drop_conditions, example_inputs
 from msg_jax.models.motion import motion_energy
-from msg_jax.stages.base import flow_draws, flow_loss
+from msg_jax.programs import checks
+from msg_jax.recipes import runs
+from msg_jax.tasks.flow import flow_draws, flow_loss
 
 BATCH = 4
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # fast compilation
@@ -22,10 +25,8 @@ FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes"
 
 def make(joint=False, **changes):
     """Return config, network, random variables, and inputs for it."""
-    config = vta_ldm.get_config("smoke")
-    config.base.update(changes)
-    config.encoders.kind = "joint" if joint else "separate"
-    networks.check(config, TINY)
+    config = replace(runs.vta_ldm("smoke"), base=changes, encoders=dict(kind="joint" if joint else "separate"))
+    checks.check(config)
     pixels = TINY.video_px**2 * 3
     dims = {"clip": pixels, "sync": pixels, "text": 5} if joint else {"clip": 6, "sync": 7, "text": 5}
     model = networks.generator(config, TINY, dims, jnp.float32)
@@ -46,10 +47,10 @@ def leaves(params):
 def trained(steps=3, **changes):
     """Return parameters before and after optimiser steps on one batch (half of it without conditions), and gradients."""
     config, model, variables, x, conditions = make(**changes)
-    section, diffusion = config.base, networks.diffusion(config)
-    section.optimizer.update(weight_decay=0.0, warmup_steps=0)  # only a gradient changes a parameter
-    section.update(condition_dropout=0.5, text_dropout=0.5)
-    optimizer = train.make_optimizer(section.optimizer, 100)
+    diffusion = networks.diffusion(config)
+    only_gradients = dict(weight_decay=0.0, warmup_steps=0)  # nothing else changes a parameter
+    section = replace(config.base, optimizer=only_gradients, condition_dropout=0.5, text_dropout=0.5)
+    optimizer = train.make_optimizer(section.optimizer, train.make_schedule(section.optimizer, 100))
     params = jax.tree.map(lambda x: x.unbox() if hasattr(x, "unbox") else x, variables["params"],
                           is_leaf=lambda x: hasattr(x, "unbox"))
     state, buffers = train.create_state(params, optimizer, ema=False), variables.get("buffers", {})

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from configs.common import LORA
 from flax import linen as nn
 from flax import traverse_util
 from golden_files import relative_error
@@ -13,13 +12,14 @@ import numpy as np
 import pytest
 
 from msg_jax import networks
+from msg_jax.config.schema import Lora
 from msg_jax.errors import UserError
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.models import lora
 from msg_jax.models.layers import Conv, Dense
 from msg_jax.models.mmdit import MMDiT, MMDiTConfig, example_inputs
 
-TARGETS = LORA["lora_targets"]
+TARGETS = Lora().lora_targets
 CONFIG = MMDiTConfig(
     latent_channels=5, latent_tokens=10, clip_tokens=4, sync_tokens=8, text_tokens=3, clip_dim=6, sync_dim=6, text_dim=6,
     hidden=16, heads=2, joint_depth=1, fused_depth=1,

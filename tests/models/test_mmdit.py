@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from msg_jax import sampling
 from msg_jax.clip import MMAUDIO_16K, MMAUDIO_44K, TINY
 from msg_jax.convert import from_torch
 from msg_jax.convert.mmdit import table
+from msg_jax.inference import sampling
 from msg_jax.losses import flow
 from msg_jax.models.mmdit import (
     PRESETS,

@@ -1,4 +1,4 @@
-"""The main job at the smoke preset: what it leaves, and that it is not done twice."""
+"""The main job at the smoke preset: its files, and that finished stages are not made again."""
 
 import html.parser
 import json
@@ -62,9 +62,21 @@ def test_a_round_leaves_candidates_scores_and_pairs(smoke_run):
         assert pair["gap"] == pytest.approx(winner - loser, abs=2e-5)
         rewards = np.array([row["reward"] for row in scores if row["id"] == pair["id"]])
         inside.append((steps.mean(axis=1) - steps.mean(), rewards - rewards.mean()))
-    # Step by step and as a whole, the reward finds the same differences between a video's candidates.
+    # Per step and for whole clips, the reward finds the same differences between a video's candidates.
     assert np.corrcoef(*np.concatenate(inside, axis=1))[0, 1] > 0.95
     assert sum(pair["kept"] for pair in pairs) == 4
+
+
+def test_every_training_logs_its_gradient_norm_and_its_loss_on_held_out_clips(smoke_run):
+    trainings = sorted(str(path.parent.relative_to(smoke_run)) for path in smoke_run.rglob("metrics.jsonl"))
+    held_out = {"judge", "sf_cavp", "encoders", "base", "continue_cfm/training"}
+    held_out |= {f"{arm}/round_0/training" for arm in ("avp_rpo", "random_pairs")}
+    assert held_out < set(trainings)
+    for training in trainings:
+        rows = [json.loads(line) for line in (smoke_run / training / "metrics.jsonl").read_text().splitlines()]
+        assert all(row["grad_norm"] > 0 and row["learning_rate"] > 0 for row in rows[1:]), training
+        last = rows[-1].get("held_out_loss")
+        assert last is None if training.startswith("sound_events") else np.isfinite(last), training
 
 
 def test_the_report_is_one_page_that_loads_nothing(smoke_run):
@@ -95,12 +107,12 @@ def test_a_run_of_other_settings_is_refused(smoke_run, scenes_cache, argument, s
     assert sentence in done.stderr and "--workdir" in done.stderr
 
 
-def test_quiet_is_quiet(smoke_run, scenes_cache):
+def test_verbosity_minus_1_prints_nothing(smoke_run, scenes_cache):
     done = _run(f"--workdir={smoke_run}", f"--config.data.cache={scenes_cache}", "--verbosity=-1")
     assert done.returncode == 0 and done.stdout == ""
 
 
-def test_the_main_job_runs_on_real_videos_and_says_what_it_could_not_measure(shared, tmp_path):
+def test_the_main_job_on_real_videos_gives_reasons_for_missing_metrics(shared, tmp_path):
     done = _run(f"--workdir={tmp_path}", f"--config.data.source=folder:{shared}/media")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())

@@ -1,4 +1,4 @@
-"""Training jobs on released networks: the whole chain at toy widths, what it refuses, and that presets are the full size."""
+"""Training on released networks: the whole chain at toy widths, what it refuses, and the size of the presets."""
 
 import json
 import re
@@ -71,7 +71,7 @@ def _rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_every_stage_is_made_and_records_the_files_that_it_read(run_folder, inputs):
+def test_every_stage_is_made_and_records_the_files_it_read(run_folder, inputs):
     records = {stage: json.loads((run_folder / stage / "run.json").read_text()) for stage in STAGES}
     assert all(record["finished"] for record in records.values())
     files = Bundle(inputs[0], VARIANTS[released_run.NAME])
@@ -116,7 +116,7 @@ def test_features_are_those_that_generate_computes(run_folder, inputs):
     assert np.abs(features[0]["text"] - features[1]["text"]).max() > 1e-2
 
 
-def test_networks_are_loaded_in_turn_and_only_the_sides_that_are_needed(run_folder, inputs, monkeypatch):
+def test_networks_are_loaded_one_at_a_time_and_only_the_needed_sides(run_folder, inputs, monkeypatch):
     loads, load = [], Bundle.load
     monkeypatch.setattr(frozen.memory, "available_bytes", lambda: 0)
     monkeypatch.setattr(Bundle, "load", lambda self, kind, *parts: loads.append((kind, *parts)) or load(self, kind, *parts))
@@ -166,7 +166,7 @@ def test_other_files_are_refused_by_name(run_folder, inputs, tmp_path, monkeypat
         loading.load_checkpoint(run_folder / "avp_rpo")
 
 
-def test_a_run_whose_released_files_are_gone_says_so(run_folder, inputs, monkeypatch):
+def test_a_run_whose_released_files_are_gone_is_refused(run_folder, inputs, monkeypatch):
     monkeypatch.setattr(frozen, "open_weights", lambda path, variant: Bundle(run_folder, VARIANTS[variant]))
     with pytest.raises(UserError, match=r"was made with released files: .* lacks 5 of the files"):
         loading.load_checkpoint(run_folder / "base")
@@ -186,7 +186,7 @@ def test_a_run_whose_released_files_are_gone_says_so(run_folder, inputs, monkeyp
     (dict(base=dict(initial=""), encoders=dict(kind="sf_cavp")),
      r"12 slow and 48 fast steps, and the clip 15 clip frames and 40 sync"),
 ])
-def test_what_does_not_fit_is_one_sentence_before_any_work(inputs, tmp_path, changes, sentence):
+def test_settings_that_do_not_fit_are_one_sentence_before_any_work(inputs, tmp_path, changes, sentence):
     with pytest.raises(UserError, match=sentence) as error:
         programs.run(_config(inputs, **changes), tmp_path)
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
@@ -200,7 +200,7 @@ def test_the_reward_model_alone_needs_no_released_files(tmp_path):
 
 
 @pytest.mark.parametrize("preset", ["small_16k", "small_44k", "medium_44k", "large_44k_v2"])
-def test_presets_are_the_published_size(preset):
+def test_presets_have_the_published_size(preset):
     """The published counts include the buffers."""
     document = (ROOT / DOCUMENT).read_text()
     published = re.search(rf"^\| `mmaudio_{preset}\.pth` .* \| ([\d,]+) \|", document, re.MULTILINE)[1]
@@ -212,7 +212,7 @@ def test_presets_are_the_published_size(preset):
 
 
 def test_a_step_of_the_full_size_reward_model_has_shapes_that_fit(tmp_path):
-    """8 s at 25 fps, at toy pictures; nothing is computed."""
+    """8 s at 25 fps with small frames; nothing is computed."""
     config = replace(runs.sf_cavp("small_44k"), clip=dict(video_px=32), sf_cavp=dict(batch_size=8))
     run = Run.create(config, tmp_path)
     task = SFCAVPTask(run)

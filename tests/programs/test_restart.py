@@ -28,13 +28,13 @@ def test_killed_ten_times_the_run_ends_with_the_same_parameters(smoke_run, scene
         killed += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert killed >= 5, "the run ended before it was killed often enough to mean something"
+    assert killed >= 5, "the run ended before it was killed often enough"
     subprocess.run(arguments, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
     assert _digests(tmp_path) == _digests(smoke_run)
 
 
 def _wait_for_work(workdir, process):
-    """Returns when the run has written something: kills are to fall into stages, not into imports."""
+    """Return when the run has written something, so that kills fall into stages, not into imports."""
     before = _newest(workdir)
     while process.poll() is None and _newest(workdir) == before:
         time.sleep(0.1)

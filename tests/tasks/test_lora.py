@@ -38,7 +38,7 @@ def flat(tree):
 
 
 def only_targets_differ(before, after):
-    """The kernels of attention and feed-forward in the blocks, all of them and nothing else, to the last bit."""
+    """Whether exactly the kernels of attention and feed-forward in the blocks differ."""
     before, after = flat(before), flat(after)
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     targets = re.compile(r"params/(joint|fused).*(qkv|out|w\d)/(dense|conv)/kernel")
@@ -149,7 +149,7 @@ def test_the_ema_of_the_adapters_is_merged(toy):
         FlowTask(toy.run, toy.pairs, section, 0)
 
 
-def test_an_arm_with_adapters_is_cut_short_resumes_and_leaves_a_plain_network(smoke_run, tmp_path, monkeypatch):
+def test_an_arm_with_adapters_resumes_after_a_stop_and_leaves_a_plain_network(smoke_run, tmp_path, monkeypatch):
     for made in smoke_run.iterdir():
         if made.name != "avp_rpo":
             (tmp_path / made.name).symlink_to(made)
