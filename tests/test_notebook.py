@@ -1,4 +1,4 @@
-"""The notebook runs unchanged on its own example, reduced to a few clips."""
+"""The notebook runs on its own example, reduced to a few clips."""
 
 import nbclient
 import nbformat
