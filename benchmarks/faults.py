@@ -364,7 +364,7 @@ def _(folder):
     return f"{code} {message}"
 
 
-@case("SIGTERM in the middle", r"0 Stopped by SIGTERM at work step \d+; .* within 30 s / continued: same bits")
+@case("SIGTERM in the middle", r"143 Stopped by SIGTERM at work step \d+; .* within 30 s / continued: same bits")
 def _(folder):
     process = start(folder, "--pause=0.3")
     wait_for_step(folder, 5)
@@ -375,7 +375,7 @@ def _(folder):
     return f"{code} {message} {late} / {continued(folder)}"
 
 
-@case("SIGTERM, then another mesh", r"0 Stopped .*/ continued: (close|same)")
+@case("SIGTERM, then another mesh", r"143 Stopped .*/ continued: (close|same)")
 def _(folder):
     process = start(folder, "--pause=0.3", "--mesh=2,2,2", devices=8)
     wait_for_step(folder, 5)
@@ -405,7 +405,7 @@ def _(folder):
 
 
 @case("one of two processes gets SIGTERM",
-      r"0 Stopped by SIGTERM at work (step \d+); .*0 Stopped by SIGTERM at work \1; .*continued: (close|same)")
+      r"143 Stopped by SIGTERM at work (step \d+); .*143 Stopped by SIGTERM at work \1; .*continued: (close|same)")
 def _(folder):
     processes = start_two(folder, "--pause=0.3")
     wait_for_step(folder, 5)
@@ -414,7 +414,7 @@ def _(folder):
     return " ".join(f"{code} {message}" for code, message in ended) + f" / {continued(folder, (2, 2, 2))}"
 
 
-@case("one of two processes is killed", r"(2 error: Process 0 of 2 has lost another \(|-6 ).*continued: (close|same)")
+@case("one of two processes is killed", r"(75 error: Process 0 of 2 has lost another \(|-6 ).*continued: (close|same)")
 def _(folder):
     processes = start_two(folder, "--pause=0.3")
     wait_for_step(folder, 5)

@@ -347,7 +347,7 @@ def test_sigterm_is_noted(monkeypatch):
         signal.signal(signal.SIGTERM, before)
 
 
-def test_after_sigterm_the_step_is_saved_and_the_exit_code_is_0(undisturbed, tmp_path, monkeypatch):
+def test_after_sigterm_the_step_is_saved_and_the_exit_code_is_143(undisturbed, tmp_path, monkeypatch):
     calls = iter(range(1, 100))
 
     def requested():
@@ -359,7 +359,7 @@ def test_after_sigterm_the_step_is_saved_and_the_exit_code_is_0(undisturbed, tmp
     monkeypatch.setattr(preemption, "requested", requested)
     with pytest.raises(SystemExit) as stop:
         _fit(Regression(), tmp_path, 60)
-    assert stop.value.code == 0
+    assert stop.value.code == preemption.EXIT_CODE == 143
     assert checkpoint.Checkpoints(tmp_path / "checkpoints").latest_step > 7
     monkeypatch.undo()
     assert checkpoint.digest(_fit(Regression(), tmp_path, 60)) == checkpoint.digest(undisturbed[0])

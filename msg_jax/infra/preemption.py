@@ -1,4 +1,4 @@
-"""Preemption by SIGTERM: finish the current step or shard, save, exit with code 0."""
+"""Preemption by SIGTERM: finish the current step or shard, save, exit with code 143."""
 
 import collections
 import functools
@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
+
+EXIT_CODE = 128 + signal.SIGTERM  # 143: the work is saved but not finished; the launchers restart it
 
 _requested = False
 _LAG = 4  # steps between a process's SIGTERM and the step after which all processes stop
@@ -56,9 +58,9 @@ class Agreement:
 
 
 def stop(what: str) -> None:
-    """Ends the process with code 0 once everything is saved; `what` tells the user where the work stands."""
+    """Ends the process with `EXIT_CODE` once everything is saved; `what` tells the user where the work stands."""
     print(f"Stopped by SIGTERM at {what}; run the same command to continue from here.", file=sys.stderr)
-    sys.exit(0)
+    sys.exit(EXIT_CODE)
 
 
 def exit_if_requested(what: str) -> None:

@@ -5,8 +5,10 @@ import contextlib
 import errno
 import itertools
 import os
+import pathlib
 import sys
 import threading
+import time
 from typing import Any
 
 import jax
@@ -18,9 +20,12 @@ from msg_jax.errors import UserError
 from msg_jax.infra import logging, preemption
 from msg_jax.infra.rollcall import roll_call
 
+USER_ERROR = 2  # exit code: the user must change something first; the launchers never restart it
+LOST_PROCESS = 75  # exit code (EX_TEMPFAIL): a host is gone or late, the same command may succeed; the launchers restart it
 _STORAGE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)  # Python does not always name the file of these
 _BARRIER_SEC = 6 * 3600  # the slowest share of a stage; a lost process ends the wait
 _HEARTBEAT_SEC = 60  # a process silent for this long counts as lost, and the others end
+_SHARED_SEC = 10  # how late a shared disk may show a new file to another host
 
 
 def start() -> None:
@@ -80,7 +85,7 @@ def _join(processes: str) -> None:
 def _exit_on_timeout(seconds: int, processes: str) -> None:
     print(f"error: The processes of this run (JAX_NUM_PROCESSES={processes}) did not meet within JAX_START_TIMEOUT_SEC="
           f"{seconds}: check that every host of the job runs and reaches the first.", file=sys.stderr)
-    leave(2)
+    leave(LOST_PROCESS)
 
 
 def _expect(name: str, found: int, wanted: str | None) -> None:
@@ -126,6 +131,37 @@ def first_process_alone(function: Callable[[], object], name: str) -> None:
         raise failure
 
 
+def check_shared(folder: pathlib.Path) -> None:
+    """Raises UserError in every process unless all processes see `folder` on one disk. Creates the folder.
+
+    Process 0 writes a file with a random name, and every process looks for it. A single process checks nothing.
+    """
+    if jax.process_count() == 1:
+        return
+    barrier("start of the workdir check")
+    name = multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(8), np.uint8))
+    token = folder / f".shared-{np.asarray(name).tobytes().hex()}"
+
+    def write() -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            token.write_text("")
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}; give a --workdir that process 0 can write.") from error
+
+    first_process_alone(write, str(folder))
+    deadline = time.monotonic() + _SHARED_SEC
+    while not (seen := token.exists()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    everywhere = multihost_utils.process_allgather(np.array(seen))
+    if jax.process_index() == 0:
+        token.unlink(missing_ok=True)
+    if blind := np.flatnonzero(~everywhere).tolist():
+        raise UserError(f"The workdir {folder} is not shared between the processes: {', '.join(map(str, blind))} of "
+                        f"{len(everywhere)} do not see what process 0 writes there; put --workdir on a disk that all hosts "
+                        "mount at the same path.")
+
+
 def user_message(error: Exception) -> str | None:
     """The message for an error that the user can fix: bad input, storage, a lost process. None for a bug of the program."""
     if isinstance(error, UserError):
@@ -142,7 +178,10 @@ def user_message(error: Exception) -> str | None:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Context for all work of a command: an error with a `sentence` prints it and exits with code 2."""
+    """Context for all work of a command: prints the user message of an error and exits with 2, or 75 for a lost process.
+
+    An error without a user message is a bug of the program and passes.
+    """
     try:
         yield
     except Exception as error:
@@ -150,7 +189,7 @@ def user_errors() -> Iterator[None]:
         if text is None:
             raise
         print(f"error: {text}", file=sys.stderr)
-        leave(2)
+        leave(LOST_PROCESS if isinstance(error, jax.errors.JaxRuntimeError) else USER_ERROR)
 
 
 def leave(code: int) -> None:

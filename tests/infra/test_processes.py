@@ -1,11 +1,17 @@
 """Training on two processes with two devices each; benchmarks/faults.py breaks them in more ways."""
 
+import socket
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
 
 from benchmarks import faults
+from msg_jax.errors import UserError
 from msg_jax.infra import checkpoint, logging, runtime
+from tests.conftest import environment
 
 
 def test_two_processes_train_as_one_and_one_continues_their_run(tmp_path):
@@ -45,3 +51,49 @@ def test_a_process_lost_during_a_save_is_not_reported_as_a_storage_error(tmp_pat
         faults.trained(tmp_path, steps=5)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     assert runtime.user_message(error.value).startswith("Process 0 of 2 has lost another (UNKNOWN: Gloo AllGather failed")
+
+
+@pytest.mark.parametrize(("error", "code"), [
+    (jax.errors.JaxRuntimeError("UNKNOWN: Connection closed by peer"), 75), (UserError("The clip is too short."), 2),
+    (OSError(28, "No space left on device", "/run/metrics.jsonl"), 2),
+])
+def test_launchers_can_tell_a_lost_process_from_a_mistake_of_the_user(error, code, monkeypatch):
+    codes = []
+    monkeypatch.setattr(runtime, "leave", codes.append)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with runtime.user_errors():
+        raise error
+    assert codes == [code]
+
+
+_CHECKS = """
+import pathlib
+from msg_jax.infra import runtime
+with runtime.user_errors():
+    runtime.start()
+    runtime._SHARED_SEC = 1
+    runtime.check_shared(pathlib.Path("../both"))
+    print("both is shared", flush=True)
+    runtime.check_shared(pathlib.Path("run"))
+"""
+
+
+def test_two_processes_without_a_shared_workdir_say_so(tmp_path):
+    """Both processes see the folder `../both`, but each has its own `run`."""
+    with socket.create_server(("", 0)) as free:
+        port = free.getsockname()[1]
+    both = environment() | dict(JAX_NUM_PROCESSES="2", JAX_COORDINATOR_ADDRESS=f"localhost:{port}")
+    processes = []
+    for i in range(2):
+        (tmp_path / str(i)).mkdir()
+        processes.append(subprocess.Popen(
+            [sys.executable, "-c", _CHECKS], env=both | dict(JAX_PROCESS_ID=str(i)), cwd=tmp_path / str(i),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ))
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 2, err
+        assert "both is shared" in out
+        assert err.strip().splitlines()[-1].startswith(
+            "error: The workdir run is not shared between the processes: 1 of 2 do not see what process 0 writes there; put ")
+    assert [list((tmp_path / folder).iterdir()) for folder in ("both", "0/run")] == [[], []]  # the tokens are gone
