@@ -1,5 +1,6 @@
 """The preference step: the loss by hand on known errors, and its work shared out over devices."""
 
+from flax.core import meta
 import jax
 import numpy as np
 import pytest
@@ -32,7 +33,8 @@ def test_errors_are_those_of_each_side_alone(task):
     """Winners and losers share a batch, and guidance doubles it; each row is still its own clip's."""
     batch = {name: array[:4] for name, array in task.source.arrays.items()}
     conditions = Conditions.from_batch(batch)
-    noise, t = np.float32(np.random.default_rng(0).normal(size=batch["winner"].shape)), np.linspace(0.1, 0.9, 4, dtype=np.float32)
+    noise = np.random.default_rng(0).normal(size=batch["winner"].shape).astype(np.float32)
+    t = np.linspace(0.1, 0.9, 4, dtype=np.float32)
 
     def errors(winner, loser):
         pairs = PreferenceBatch(winner=winner, loser=loser, real=winner, conditions=conditions)
@@ -44,17 +46,12 @@ def test_errors_are_those_of_each_side_alone(task):
     np.testing.assert_allclose(loser, swapped_loser, rtol=1e-5)
     assert np.abs(winner - loser).min() > 1e-3
 
-    model, x_t = task.model, (1 - t)[:, None, None] * noise + t[:, None, None] * model_normalized(task, batch["winner"])
-    towards, away = (
-        model.apply(task.reference, x_t, t, c)
-        for c in (conditions, model.apply(task.reference, 4, method="null_conditions"))
-    )
-    expected = np.square(2 * towards - away - (model_normalized(task, batch["winner"]) - noise)).mean(axis=(1, 2))
+    model, data = task.model, np.asarray(task.model.apply(task.reference, batch["winner"], method="normalize"))
+    x_t = (1 - t)[:, None, None] * noise + t[:, None, None] * data
+    null = model.apply(task.reference, 4, method="null_conditions")
+    towards, away = (model.apply(task.reference, x_t, t, each) for each in (conditions, null))
+    expected = np.square(2 * towards - away - (data - noise)).mean(axis=(1, 2))
     np.testing.assert_allclose(winner, expected, rtol=1e-4)
-
-
-def model_normalized(task, latents):
-    return np.asarray(task.model.apply(task.reference, latents, method="normalize"))
 
 
 def test_every_device_does_its_share_of_the_step(task):
@@ -65,12 +62,10 @@ def test_every_device_does_its_share_of_the_step(task):
         with jax.set_mesh(mesh):
             abstract = jax.eval_shape(task.init, jax.random.key(0))
             layout = mesh_lib.shardings(abstract, mesh)
-            state = jax.jit(lambda key: jax.tree.map(lambda x: x, task.init(key)), out_shardings=layout)(jax.random.key(0))
+            state = jax.jit(lambda key: meta.unbox(task.init(key)), out_shardings=layout)(jax.random.key(0))
             frozen = mesh_lib.put(task.frozen, mesh_lib.shardings(task.frozen, mesh))
             batch = mesh_lib.put_batch(task.source.arrays, mesh)
-            compiled = jax.jit(task.step, out_shardings=(layout, None)).lower(
-                jax.tree.map(lambda x: x, state), batch, jax.random.key(1), frozen
-            ).compile()
-        return compiled.cost_analysis()["flops"]
+            step = jax.jit(task.step, out_shardings=(layout, None))
+            return step.lower(state, batch, jax.random.key(1), frozen).compile().cost_analysis()["flops"]
 
     assert operations((8, 1, 1)) < 1.15 * operations((1, 1, 1)) / 8
