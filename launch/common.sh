@@ -5,6 +5,10 @@
 set -euo pipefail
 DRY_RUN=0
 ARGUMENTS=()
+# GCS FUSE must not cache metadata, or a host does not see what another writes: on TPU machines entries never expire by default.
+# Folders are renamed when they are complete. On TPU VMs, tpu_worker.sh gives the same options.
+# shellcheck disable=SC2034  # gke.sh and xpk.sh read it
+MOUNT_OPTIONS=implicit-dirs,rename-dir-limit=200000,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0
 
 die() {
   echo "error: $*" >&2
@@ -26,6 +30,19 @@ parse() {
     shift
   done
   ((${#ARGUMENTS[@]})) || die "no arguments of msg_jax.main: add them after --, for example -- --config=configs/avp_rpo.py."
+  local argument
+  for argument in "${ARGUMENTS[@]}"; do
+    [[ "$argument" != *workdir=*://* ]] || die "$argument is a URL: name the bucket in BUCKET and give a folder below /workdir."
+  done
+}
+
+# default_workdir FOLDER: add --workdir=FOLDER to the arguments unless they have a workdir.
+default_workdir() {
+  local argument
+  for argument in "${ARGUMENTS[@]}"; do
+    [[ "$argument" =~ ^--?workdir(=|$) ]] && return
+  done
+  ARGUMENTS+=("--workdir=$1")
 }
 
 # run COMMAND...: run the command; with --dry_run, print it.
@@ -43,4 +60,15 @@ quoted() {
   local text
   printf -v text '%q ' "$@"
   echo "${text% }"
+}
+
+# wait_for PID: wait until the process has ended, also while traps run; set CODE to its exit code.
+# shellcheck disable=SC2034  # the callers read CODE
+wait_for() {
+  local ended=0
+  until ((ended)); do
+    kill -0 "$1" 2> /dev/null || ended=1
+    CODE=0
+    wait "$1" || CODE=$?
+  done
 }

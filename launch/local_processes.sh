@@ -48,7 +48,9 @@ while ((${#running[@]})); do
     else
       code=0
       wait "$pid" || code=$?
-      if ((code)); then
+      if ((code == 143)); then  # stopped by SIGTERM, everything is saved
+        ((worst)) || worst=$code
+      elif ((code)); then
         for ((i = 0; i < PROCESSES; i++)); do
           [[ "${pids[i]}" == "$pid" ]] && echo "error: process $i exited with code $code; see its output." >&2
         done
