@@ -193,7 +193,7 @@ def differences(ours: Any, theirs: Any, floor: float = 0.0) -> dict[str, float]:
     }
 
 
-def compared_meshes(names: Sequence[str], config: Config, folder: pathlib.Path, shapes: list[tuple]) -> Iterator[dict]:
+def compare_meshes(names: Sequence[str], config: Config, folder: pathlib.Path, shapes: list[tuple]) -> Iterator[dict]:
     """For each stage, yield the row of its nudged training and one row per mesh."""
     for name in names:
         states: list[TrainState] = []
@@ -206,7 +206,7 @@ def compared_meshes(names: Sequence[str], config: Config, folder: pathlib.Path, 
             yield report(name, shape, steps, differences(found, one), time.process_time() - begun)
 
 
-def compared_processes(names: Sequence[str], config: Config, folder: pathlib.Path, shapes: list[tuple]) -> Iterator[dict]:
+def compare_processes(names: Sequence[str], config: Config, folder: pathlib.Path, shapes: list[tuple]) -> Iterator[dict]:
     """Yield one row per stage and mesh of all processes' devices; the reference is the run in `folder`, made by one process."""
     for name, shape in itertools.product(names, shapes):
         begun, place = time.process_time(), folder.with_name(f"{jax.process_count()}_processes") / name
@@ -244,15 +244,15 @@ def main() -> None:
     shapes = [tuple(int(size) for size in shape.split(",")) for shape in arguments.meshes.split(";") if shape]
     with tempfile.TemporaryDirectory() as temporary:
         workdir = pathlib.Path(arguments.workdir or temporary)
-        config, compared = settings(arguments.steps, workdir / "data"), compared_processes
+        config, compare = settings(arguments.steps, workdir / "data"), compare_processes
         if jax.process_count() > 1 and not arguments.workdir:
             parser.error("several processes need the --workdir of an earlier call on one device")
         if jax.process_count() == 1:
             make_on_one_device(names, config, workdir / "run")
             print(f"on one device: {time.process_time():.0f} s\n")
-            compared = compared_meshes
+            compare = compare_meshes
         print(f"{'stage':<13} {'mesh':<7} {'a step':>8} {'worst':>8} {arguments.steps:>2} steps {'CPU s':>6}")
-        rows = list(compared(names, config, workdir / "run", shapes)) if shapes else []
+        rows = list(compare(names, config, workdir / "run", shapes)) if shapes else []
     if arguments.json:
         pathlib.Path(arguments.json).write_text(json.dumps(rows, indent=1))
     sys.exit(any(np.median(row["steps"]) > LIMIT for row in rows if row["steps"]))
