@@ -21,7 +21,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from msg_jax.data import media
+from msg_jax.data import containers, media
 from msg_jax.errors import UserError
 
 _DEFAULT_AUDIO_CODEC = {".webm": "libopus", ".avi": "pcm_s16le"}  # AVI cannot declare AAC's priming: PCM has none
@@ -72,9 +72,9 @@ def mux(
         raise UserError(f"{out_path} has no video container's suffix; use one of {', '.join(media.VIDEO_SUFFIXES)}")
     audio_codec = audio_codec or _DEFAULT_AUDIO_CODEC.get(suffix, "aac")
     duration_sec = media.probe(video_path).duration_sec
-    with media.open_media(video_path) as source, _new_file(out_path, overwrite) as unfinished:
-        source_video = media.video_stream(source, video_path)
-        with _writing(out_path), av.open(media.file_url(unfinished), "w", metadata_errors="surrogateescape") as out:
+    with containers.open_media(video_path) as source, _new_file(out_path, overwrite) as unfinished:
+        source_video = containers.video_stream(source, video_path)
+        with _writing(out_path), av.open(containers.file_url(unfinished), "w", metadata_errors="surrogateescape") as out:
             out.metadata.update(source.metadata)
             video = _add_copied_stream(out, source_video, out_path)
             audio_packets = _encode_audio(out, audio_codec, waveform, hz, duration_sec, out_path)
@@ -96,7 +96,7 @@ def encode_video(
     rate = Fraction(hz).limit_denominator(1001)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "clip.mp4"
-        with av.open(media.file_url(path), "w", container_options={"movflags": "faststart"}) as out:
+        with av.open(containers.file_url(path), "w", container_options={"movflags": "faststart"}) as out:
             video = out.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast"})
             video.pix_fmt = "yuv420p"
             video.height, video.width = (size * factor + pad for size, (_, pad) in zip(frames.shape[1:3], even))
@@ -189,7 +189,7 @@ def _add_copied_stream(out: OutputContainer, source_video: av.VideoStream, path:
         codec = source_video.codec_context.name
         raise UserError(f"{path}: a {path.suffix} file cannot hold {codec} video; use the suffix .mkv") from error
     if path.suffix.lower() == ".avi":  # AVI numbers its frames: one tick must be one frame
-        video.time_base = media.frame_sec(source_video)
+        video.time_base = containers.frame_sec(source_video)
     video.metadata.update({key: value for key, value in source_video.metadata.items() if key != "DURATION"})
     return video
 
@@ -198,7 +198,7 @@ def _packets_from_zero(
     source: InputContainer, source_video: av.VideoStream, video: av.VideoStream
 ) -> Iterator[av.Packet]:
     """Yields the packets of `source_video` for `video`, shifted so that the first picture is at time 0."""
-    start = media.start_ticks(source_video)
+    start = containers.start_ticks(source_video)
     for packet in source.demux(source_video):
         if packet.size == 0:  # demux ends with an empty packet that only flushes the decoder
             continue
