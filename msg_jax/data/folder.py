@@ -152,10 +152,10 @@ def _read_captions(root: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
             line = _next_line(lines, reader.line_num)
             for row in reader:
                 more, name, caption = row.pop(None, ()), row["file"], row["caption"]
-                breaks = sum(len((value or "").splitlines()) > 1 for value in row.values())
+                spans_lines = any(end in (value or "") for value in row.values() for end in "\r\n")
                 if any(more):
                     raise UserError(f'{path} line {line} has more than {len(row)} columns; put a caption with commas in "..."')
-                if breaks:
+                if spans_lines:
                     raise UserError(f"{path} line {line} has a quote that is not closed on that line; close it")
                 video = known.get(name, known.get(_nfc(name)))
                 if (video or name) in seen or caption is None:
@@ -169,8 +169,8 @@ def _read_captions(root: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
                 line = _next_line(lines, reader.line_num)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} cannot be read ({error}); save it as comma-separated UTF-8 text") from error
-    except (csv.Error, OSError) as error:
-        raise UserError(f"{path} line {line} cannot be read ({error}); save it as comma-separated UTF-8 text") from error
+    except csv.Error as error:
+        raise UserError(f"{path} line {line} cannot be read ({error}); close every quote, and double those inside") from error
     if absent:
         _warn_once(f"{path}: {absent} of {len(seen)} rows name videos that are not under {root}; they are not used")
     return captions
@@ -178,7 +178,7 @@ def _read_captions(root: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
 
 def _next_line(lines: Sequence[str], read: int) -> int:
     """The number of the first line that is not blank after the first `read` lines."""
-    return next((i + 1 for i in range(read, len(lines)) if lines[i].strip()), len(lines))
+    return next((i + 1 for i in range(read, len(lines)) if lines[i].strip("\r\n")), len(lines))
 
 
 def _nfc(name: str) -> str:
