@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 import dataclasses
+import logging
 import pathlib
 
 from jaxtyping import Float32, UInt8
 import numpy as np
 
-from msg_jax.data import media
+from msg_jax.data import files, media
 from msg_jax.errors import UserError
 
 
@@ -20,7 +21,7 @@ class ClipFiles:
 
 
 def find_clips(folder: pathlib.Path) -> dict[str, ClipFiles]:
-    """Finds all clips below a folder, keyed by relative path without suffix and sorted; skips names that begin with a dot.
+    """Finds all clips below a folder, keyed by relative path without suffix and sorted (`files.find_files`).
 
     Raises UserError if `folder` is not a folder or holds no clip, or if two files of one kind have the same stem.
     """
@@ -28,11 +29,11 @@ def find_clips(folder: pathlib.Path) -> dict[str, ClipFiles]:
         raise UserError(f"{folder} is not a folder; give the folder that holds the clips")
     kinds = dict.fromkeys(media.SOUND_SUFFIXES, "sound") | dict.fromkeys(media.VIDEO_SUFFIXES, "video")
     found: dict[str, dict[str, pathlib.Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        kind = kinds.get(path.suffix.lower())
-        relative = path.relative_to(folder)
-        if kind is None or any(part.startswith(".") for part in relative.parts) or not path.is_file():
-            continue
+    paths, unlisted = files.find_files(folder, kinds)
+    for row in unlisted:
+        logging.getLogger("msg_jax").warning("skipped: %s", row["reason"])
+    for path in paths:
+        kind, relative = kinds[path.suffix.lower()], path.relative_to(folder)
         mine = found.setdefault(relative.with_suffix("").as_posix(), {})
         if kind in mine:
             raise UserError(f"{mine[kind]} and {path} have the same stem, by which clips are paired; remove or rename one")
@@ -83,6 +84,9 @@ def longest_sec(clips: Mapping[str, ClipFiles]) -> float:
 
 
 def stamp(path: pathlib.Path) -> str:
-    """Path, size and modification time: a cache key for results that depend on the file."""
-    stat = path.stat()
+    """Path, size and modification time: a cache key for results that depend on the file. Raises UserError if it is gone."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from error
     return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"

@@ -1,25 +1,29 @@
 """A folder of videos, with or without captions, as a random-access source of fixed windows."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+import contextlib
 import csv
 import dataclasses
+import functools
 import hashlib
 import json
+import logging
 import math
 import os
 import pathlib
+import unicodedata
 
 import numpy as np
 
 from msg_jax.clip import ClipSpec
-from msg_jax.data import media
+from msg_jax.data import files, media
 from msg_jax.data.scenes import MAX_EVENTS, SPLITS
 from msg_jax.errors import UnreadableError, UserError
 
 
 class FolderSource:
-    """Windows of `clip.duration_sec` from all videos under `root`, recursively.
+    """Windows of `clip.duration_sec` from all videos under `root`, recursively, also behind links to folders.
 
     Windows begin every `stride_sec` (default: one window), at most `windows_per_video` per file (default: all that fit).
 
@@ -27,10 +31,10 @@ class FolderSource:
     for testing, the next `validation_share` for validation, the rest for training. Every split gets at least one file.
 
     Captions come from `root/captions.csv`, if it exists, with the columns `file` (relative to `root`) and `caption`. A file
-    without a row has the caption "".
+    without a row has the caption "". A warning counts the rows without a file. Names match in any Unicode normal form.
 
-    `skipped` lists unusable videos as {"path", "reason"}: unreadable, without sound, or more than one frame shorter than a
-    window. Names that begin with a dot are ignored.
+    `skipped` lists unusable videos as {"path", "reason"}: unreadable, without sound, with samples that are NaN, or more than
+    one frame shorter than a window. Names that begin with a dot are ignored.
 
     `index_path`, if given, is a JSON file that caches probing, by size and modification time of each file. With
     `index_is_final` the index alone decides which files exist, whatever was added or changed since, so that windows keep
@@ -70,11 +74,12 @@ class FolderSource:
             if index_path is None:
                 raise ValueError("index_is_final needs an index_path")
             found = {name: info for name, (_, info) in _load_index(pathlib.Path(index_path)).items()}
+            self.skipped: list[dict] = []
         else:
-            found = _probe_all(self._root, _video_names(self._root), index_path)
+            names, self.skipped = _video_names(self._root)
+            found = _probe_all(self._root, names, index_path)
         self._captions = _read_captions(self._root, found)
         usable: dict[str, media.MediaInfo] = {}
-        self.skipped: list[dict] = []
         for name, info in found.items():
             reason = info if isinstance(info, str) else _unusable_because(info, clip)
             if isinstance(info, str) or reason is not None:
@@ -119,42 +124,70 @@ class FolderSource:
         }
 
 
-def _video_names(root: pathlib.Path) -> list[str]:
+def _video_names(root: pathlib.Path) -> tuple[list[str], list[dict]]:
+    """The videos below `root` by relative path, sorted, and rows for folders that cannot be listed."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder that holds the videos")
-    return sorted(
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*")
-        if path.suffix.lower() in media.VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    paths, unlisted = files.find_files(root, media.VIDEO_SUFFIXES)
+    return sorted(path.relative_to(root).as_posix() for path in paths), unlisted
 
 
 def _read_captions(root: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
+    """The caption of each file that has one. Raises UserError, naming the line, for a row that is not a file and a caption."""
     path = root / "captions.csv"
     if not path.exists():
         return {}
-    known, captions = set(names), {}
+    names = list(names)
+    known = {_nfc(name): name for name in names} | {name: name for name in names}
+    captions, seen, absent, line = {}, set(), 0, 1
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            lines = list(file)
+            reader = csv.DictReader(lines, strict=True, skipinitialspace=True)
             missing = {"file", "caption"} - set(reader.fieldnames or ())
             if missing:
                 raise UserError(
                     f"{path} lacks the column {' and '.join(sorted(missing))}; its first line must name both"
                 )
+            line = _next_line(lines, reader.line_num)
             for row in reader:
-                name, caption = row["file"], row["caption"]
-                if name not in known:
-                    raise UserError(
-                        f"{path} line {reader.line_num}: there is no video {name!r} under {root}; correct the path"
-                    )
-                if name in captions or caption is None:
-                    fault = "appears twice" if name in captions else "has no caption"
-                    raise UserError(f"{path} line {reader.line_num}: {name} {fault}; give each file one caption")
-                captions[name] = caption.strip()
-    except (UnicodeDecodeError, csv.Error) as error:
+                more, name, caption = row.pop(None, ()), row["file"], row["caption"]
+                spans_lines = any(end in (value or "") for value in row.values() for end in "\r\n")
+                if any(more):
+                    raise UserError(f'{path} line {line} has more than {len(row)} columns; put a caption with commas in "..."')
+                if spans_lines:
+                    raise UserError(f"{path} line {line} has a quote that is not closed on that line; close it")
+                video = known.get(name, known.get(_nfc(name)))
+                if (video or name) in seen or caption is None:
+                    fault = "has no caption" if caption is None else "appears twice"
+                    raise UserError(f"{path} line {line}: {name} {fault}; give each file one caption")
+                seen.add(video or name)
+                if video is None:
+                    absent += 1
+                else:
+                    captions[video] = caption.strip()
+                line = _next_line(lines, reader.line_num)
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} cannot be read ({error}); save it as comma-separated UTF-8 text") from error
+    except csv.Error as error:
+        raise UserError(f"{path} line {line} cannot be read ({error}); close every quote, and double those inside") from error
+    if absent:
+        _warn_once(f"{path}: {absent} of {len(seen)} rows name videos that are not under {root}; they are not used")
     return captions
+
+
+def _next_line(lines: Sequence[str], read: int) -> int:
+    """The number of the first line that is not blank after the first `read` lines."""
+    return next((i + 1 for i in range(read, len(lines)) if lines[i].strip("\r\n")), len(lines))
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)  # macOS writes names in NFD
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logging.getLogger("msg_jax").warning(message)  # each split reads the captions
 
 
 def _probe_all(
@@ -164,12 +197,17 @@ def _probe_all(
     index = {} if index_path is None else _load_index(pathlib.Path(index_path))
 
     def probe(name: str) -> tuple[list[int], media.MediaInfo | str]:
-        stat = (root / name).stat()
-        stamp = [stat.st_size, stat.st_mtime_ns]
+        path, stamp = root / name, [0, 0]
+        with contextlib.suppress(OSError):  # `media.probe` says what is wrong
+            stat = path.stat()
+            stamp = [stat.st_size, stat.st_mtime_ns]
         if name in index and index[name][0] == stamp:
             return index[name]
         try:
-            return stamp, media.probe(root / name)
+            info = media.probe(path)
+            if info.has_audio:
+                media.check_sound(path)
+            return stamp, info
         except UserError as error:
             return stamp, str(error)
 
@@ -220,7 +258,7 @@ def _split_files(
             f"{root} has {len(names)} usable videos, and at least {len(SPLITS)} are needed, one for each of "
             f"{', '.join(SPLITS)}; add videos with sound that last at least one window"
         )
-    shuffled = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    shuffled = sorted(names, key=lambda name: hashlib.sha256(os.fsencode(f"{seed}:{name}")).digest())
     test = min(max(1, round(len(names) * test_share)), len(names) - 2)
     validation = min(max(1, round(len(names) * validation_share)), len(names) - test - 1)
     parts = {

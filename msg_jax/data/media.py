@@ -3,7 +3,7 @@
 Second 0 is the moment the first picture is shown, whatever the container's own clock says; sound is placed on the same
 clock. (AVI counts from the start of decoding. With B-frames its first picture appears one frame late, for players as for
 us.) Containers round timestamps, Matroska to milliseconds, so times within half a millisecond are equal. Every function
-raises UserError, one sentence that names the file, for a file that it cannot use.
+raises UserError, one sentence that names the file, for a file that it cannot use, whatever goes wrong inside it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,29 +12,41 @@ import dataclasses
 from fractions import Fraction
 import math
 import os
-import pathlib
-import re
 from typing import Any
 
 import av
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.sidedata.sidedata import Type as SideDataType
-from av.stream import Disposition, Stream
+from av.stream import Stream
 from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import Float, Float32, UInt8
 import numpy as np
 import soxr
 
+from msg_jax.data import containers, sound_headers
+from msg_jax.data.containers import SOUND_SUFFIXES, VIDEO_SUFFIXES, is_sound, open_media
 from msg_jax.errors import UserError
 
-VIDEO_SUFFIXES: tuple[str, ...] = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
-SOUND_SUFFIXES: tuple[str, ...] = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac")
+__all__ = [
+    "SOUND_SUFFIXES", "VIDEO_SUFFIXES", "FrameGrid", "MediaInfo", "check_sound", "declared_sec", "fit_length", "is_sound",
+    "probe", "read_audio", "read_video",
+]
 
 _ROUNDING_SEC = 0.0005 + 1e-9
 _SEEK_SLACK_SEC = 1.0  # containers index by decode time, which B-frames shift; audio decoders need packets to settle
 _GAP_SEC = 0.002  # smaller jumps between audio timestamps are rounding; closing them avoids clicks
-_TRUNCATED_SEC = 0.25  # a file that ends this much before its declared duration counts as cut short
+_FLOAT_CODECS = ("pcm_f", "wavpack")  # the beginnings of names of codecs whose samples may be NaN
+
+
+def _unnamed(cls: type[SideDataType], value: int) -> SideDataType:
+    member = object.__new__(cls)
+    member._name_, member._value_ = f"UNNAMED_{value}", value
+    return member
+
+
+# PyAV raises ValueError for all side data of a frame if it has no name for one of them (EXIF, 3D displays, ...).
+setattr(SideDataType, "_missing_", classmethod(_unnamed))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,41 +80,28 @@ def probe(path: str | os.PathLike) -> MediaInfo:
     Raises UserError if the file is missing, empty or not a video, or if no picture can be decoded.
     """
     with open_media(path) as container:
-        video, audio = video_stream(container, path), _audio_stream(container)
+        video, audio = containers.video_stream(container, path), containers.audio_stream(container)
         first, shown = None, []
-        with _reading(path):
-            for packet in container.demux(video):
-                if first is None:
-                    first = next(iter(packet.decode()), None)
-                ticks = packet.pts if packet.pts is not None else packet.dts
-                if ticks is not None and not packet.is_discard:
-                    shown.append((ticks, packet.duration or 0))
+        for packet in containers.packets(container, video, path):
+            if first is None:
+                first = next(iter(packet.decode()), None)
+            shown.append(containers.Shown.of(packet))
+        shown = [each for each in shown if each is not None]
         if first is None or not shown:
             raise UserError(f"{path} has no picture that can be decoded; replace the file or leave it out")
-        time_base = _time_base(video)
+        extent, time_base = containers.Extent.of(container, video, shown), containers.time_base(video)
         width, height = _shown_size(first, video)
         if _is_sideways(_display_matrix(first)):
             width, height = height, width
-        (start, _), (end, last_ticks) = min(shown), max(shown)
-        # MP4 stores durations in decoding order, so with B-frames the last one is not that of the last picture shown.
-        if last_ticks and (shown[-1][0] == end or "mp4" not in container.format.name):
-            end += last_ticks
-        else:
-            end += Fraction(end - start, len(shown) - 1) if len(shown) > 1 else frame_sec(video) / time_base
-        duration_sec = float((end - start) * time_base)
+        duration_sec = float((extent.end - extent.start) * time_base)
         return MediaInfo(
             duration_sec=duration_sec,
-            start_sec=float(start * time_base),
-            video_hz=len(shown) / duration_sec,
+            start_sec=float(extent.start * time_base),
+            video_hz=extent.pictures / duration_sec,
             width=width,
             height=height,
             has_audio=audio is not None,
         )
-
-
-def is_sound(path: str | os.PathLike) -> bool:
-    """Whether the suffix is that of a sound file."""
-    return pathlib.Path(path).suffix.lower() in SOUND_SUFFIXES
 
 
 def declared_sec(path: str | os.PathLike) -> float:
@@ -126,9 +125,9 @@ def read_video(
     opened and a `start_sec` after the end of the video.
     """
     with open_media(path) as container:
-        video = video_stream(container, path)
+        video = containers.video_stream(container, path)
         video.thread_type = "AUTO"
-        frames = _decode_from(container, video, video, start_sec)
+        frames = _decode_from(container, video, video, start_sec, path)
         samplers = [_GridSampler(grid, start_sec, video) for grid in streams]
         shown, shown_sec, failure = None, 0.0, None
         try:
@@ -140,26 +139,47 @@ def read_video(
                     break
                 shown, shown_sec = frame, time
         except FFmpegError as error:
-            failure = error.strerror
+            failure = containers.what(error)
         if shown is None:
             raise UserError(f"{path} has no picture that can be decoded; replace the file or leave it out")
         if not all(sampler.is_full for sampler in samplers):
-            time_base = _time_base(video)
-            shown_until = shown_sec + float((shown.duration or frame_sec(video) / time_base) * time_base)
-            declared = _declared_sec(video)
-            if failure or declared - shown_until > _TRUNCATED_SEC:
-                reason = failure or f"{declared:.2f} s declared"
-                raise UserError(
-                    f"{path} breaks off at {shown_until:.2f} s ({reason}), inside the window from {start_sec:.2f} s; "
-                    "replace the file or use an earlier window"
-                )
-            if start_sec >= shown_until:
-                raise UserError(
-                    f"{path} ends at {shown_until:.2f} s: no window can start at {start_sec:.2f} s; use an earlier window"
-                )
+            _refuse_window(container, video, path, start_sec, shown, shown_sec, failure)
             for sampler in samplers:
                 sampler.fill(shown, until_sec=math.inf)
         return [sampler.out for sampler in samplers]
+
+
+def _refuse_window(
+    container: InputContainer, video: av.VideoStream, path: str | os.PathLike, start_sec: float,
+    shown: av.VideoFrame, shown_sec: float, failure: str | None,
+) -> None:
+    """Raises UserError unless the picture at `shown_sec`, the last that decodes, is the video's last and not before the window.
+
+    Decoding ended there with the error `failure`, or with the file.
+    """
+    time_base, declared = containers.time_base(video), containers.declared_sec(video)
+    shown_until = shown_sec + float((shown.duration or containers.frame_sec(video) / time_base) * time_base)
+    is_cut = containers.is_cut(container, video)
+    if not (failure or is_cut) and declared - shown_until <= containers.TRUNCATED_SEC and start_sec < shown_until:
+        return
+    with open_media(path) as again:  # the packets know better how long a picture is shown, but they must all be read
+        video = containers.video_stream(again, path)
+        extent = containers.measure(again, video, path)
+    assert extent is not None
+    last_sec, end_sec = (float((ticks - extent.start) * time_base) for ticks in (extent.last, extent.end))
+    slack_sec = max(containers.TRUNCATED_SEC, 1.5 * float(extent.longest * time_base))
+    is_last = last_sec - shown_sec <= containers.TRUNCATED_SEC
+    end_sec = max(shown_until, end_sec) if is_last else shown_until
+    if failure or is_cut or not is_last or declared - end_sec > slack_sec:
+        reason = failure or f"{max(declared, last_sec):.2f} s declared"
+        raise UserError(
+            f"{path} breaks off at {shown_until:.2f} s ({reason}), inside the window from {start_sec:.2f} s; "
+            "replace the file or use an earlier window"
+        )
+    if start_sec >= end_sec:
+        raise UserError(
+            f"{path} ends at {end_sec:.2f} s: no window can start at {start_sec:.2f} s; use an earlier window"
+        )
 
 
 def read_audio(path: str | os.PathLike, start_sec: float, samples: int, hz: int) -> Float32[np.ndarray, " {samples}"]:
@@ -169,13 +189,12 @@ def read_audio(path: str | os.PathLike, start_sec: float, samples: int, hz: int)
     begins late or has a hole is silent there, and zeros follow its end. Mono is the plain mean of all channels, also of 5.1,
     so it cannot clip. Rates are converted by soxr HQ.
 
-    Raises UserError if there is no audio stream, or if it breaks off before the window is full.
+    Raises UserError if there is no audio stream, if it breaks off before the window is full, or if samples are NaN or
+    infinite.
     """
     with open_media(path) as container:
-        video = None if is_sound(path) else video_stream(container, path)
-        audio = _audio_stream(container)
-        if audio is None:
-            raise UserError(f"{path} has no audio stream; give a video with sound")
+        video = None if is_sound(path) else containers.video_stream(container, path)
+        audio = _audible(container, path)
         clock = audio if video is None else video
         native_hz = audio.codec_context.sample_rate
         # Margins for the resampling filter: whole samples at both rates, so that output sample 0 falls on start_sec.
@@ -186,113 +205,79 @@ def read_audio(path: str | os.PathLike, start_sec: float, samples: int, hz: int)
         native = np.zeros(math.ceil(samples * native_hz / hz) + 2 * native_margin, np.float32)
 
         cursor = None
-        with _reading(path):
-            for time, block in _mono_blocks(_decode_from(container, audio, clock, first / native_hz), native_hz):
-                position = round(time * native_hz) - first
-                if cursor is None or abs(position - cursor) > _GAP_SEC * native_hz:
-                    cursor = position
-                if cursor >= len(native):
-                    break
-                kept = block[max(-cursor, 0) : len(native) - cursor]
-                native[max(cursor, 0) : max(cursor, 0) + len(kept)] = kept
-                cursor += len(block)
+        frames = _decode_from(container, audio, clock, first / native_hz, path)
+        for time, block in _mono_blocks(frames, native_hz):
+            position = round(time * native_hz) - first
+            if cursor is None or abs(position - cursor) > _GAP_SEC * native_hz:
+                cursor = position
+            if cursor >= len(native):
+                break
+            kept = block[max(-cursor, 0) : len(native) - cursor]
+            native[max(cursor, 0) : max(cursor, 0) + len(kept)] = kept
+            cursor += len(block)
+        end_sec = ((cursor or 0) + first) / native_hz
+        if end_sec < start_sec + samples / hz and _sound_is_missing(container, audio, clock, end_sec, path):
+            raise UserError(
+                f"{path} breaks off: its sound is cut short at {end_sec:.2f} s, inside the window from {start_sec:.2f} s; "
+                "replace the file or use an earlier window"
+            )
     if cursor is None and is_sound(path) and start_sec <= 0:
         raise UserError(f"{path} holds no sound that can be decoded; replace the file or leave it out")
+    _refuse_nan(native, path)
     if native_hz != hz:
         native = soxr.resample(native, native_hz, hz, quality="HQ")
     return fit_length(np.clip(native[margin:], -1, 1), samples)
 
 
-# Opening
+def check_sound(path: str | os.PathLike) -> None:
+    """Raises UserError if the first audio stream has samples that are NaN or infinite, which only float codecs can have."""
+    with open_media(path) as container:
+        audio = _audible(container, path)
+        if audio.codec_context.name.startswith(_FLOAT_CODECS):
+            for packet in containers.packets(container, audio, path):
+                for frame in packet.decode():
+                    _refuse_nan(frame.to_ndarray(), path)
 
 
-def file_url(path: str | os.PathLike) -> str:
-    """The path as FFmpeg's URL; FFmpeg takes a plain name with a colon for a protocol."""
-    return f"file:{os.fspath(path)}"
+def _audible(container: InputContainer, path: str | os.PathLike) -> av.AudioStream:
+    audio = containers.audio_stream(container)
+    if audio is None:
+        raise UserError(f"{path} has no audio stream; give a video with sound")
+    return audio
 
 
-@contextlib.contextmanager
-def open_media(path: str | os.PathLike) -> Iterator[InputContainer]:
-    """Opens a video or sound file. Raises UserError if it is missing, empty or neither."""
-    path, kind = pathlib.Path(path), "sound" if is_sound(path) else "video"
-    if not path.is_file():
-        raise UserError(f"{path} {f'is a folder, not a {kind}' if path.is_dir() else 'does not exist'}; check the path")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty (0 bytes); replace the file or leave it out")
-    try:
-        container = av.open(file_url(path), metadata_errors="surrogateescape")
-    except FFmpegError as error:
-        raise UserError(
-            f"{path} cannot be opened as a {kind} ({error.strerror}): it is cut short or not a {kind}; "
-            "replace the file or leave it out"
-        ) from error
-    with container:
-        yield container
+def _refuse_nan(samples: np.ndarray, path: str | os.PathLike) -> None:
+    if not np.isfinite(samples).all():
+        raise UserError(f"{path} has sound samples that are NaN or infinite; replace the file or leave it out")
 
 
-@contextlib.contextmanager
-def _reading(path: str | os.PathLike) -> Iterator[None]:
-    try:
-        yield
-    except FFmpegError as error:
-        raise UserError(f"{path} is damaged ({error.strerror}); replace the file or leave it out") from error
-
-
-# Streams and their clocks
-
-
-def video_stream(container: InputContainer, path: str | os.PathLike) -> av.VideoStream:
-    """The first video stream that is not a cover picture. Raises UserError if there is none, or no decoder for it."""
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            if stream.codec_context is None:
-                raise UserError(f"{path}: its video codec is not supported; convert it to H.264 first")
-            return stream
-    raise UserError(f"{path} has no video stream; give a file with pictures")
-
-
-def _audio_stream(container: InputContainer) -> av.AudioStream | None:
-    return next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
-
-
-def start_ticks(stream: Stream) -> int:
-    """The stream's start on the container's clock, in units of its time base."""
-    return stream.start_time or 0
-
-
-def _time_base(stream: Stream) -> Fraction:
-    """Seconds per tick. PyAV's type allows None, but an opened stream always has one."""
-    assert stream.time_base is not None
-    return stream.time_base
-
-
-def _declared_sec(video: av.VideoStream) -> float:
-    """The duration that the header declares, 0 if none. In Matroska it is a tag that counts from the container's 0."""
-    if video.duration:
-        return float(video.duration * _time_base(video))
-    tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", video.metadata.get("DURATION", ""))
-    if tag is None:
-        return 0.0
-    hours, minutes, seconds = map(float, tag.groups())
-    return 3600 * hours + 60 * minutes + seconds - float(start_ticks(video) * _time_base(video))
-
-
-def frame_sec(video: av.VideoStream) -> Fraction:
-    """The mean frame interval in seconds; 1 / 25 if the container declares no rate."""
-    return 1 / (video.average_rate or video.guessed_rate or Fraction(25))
+def _sound_is_missing(
+    container: InputContainer, audio: av.AudioStream, clock: Stream, end_sec: float, path: str | os.PathLike
+) -> bool:
+    """Whether the file declares more sound than up to `end_sec`. Only some containers declare it exactly."""
+    if containers.is_cut(container, audio) or sound_headers.missing_wav_bytes(path):
+        return True
+    kinds = set(container.format.name.split(","))
+    if not kinds & {"matroska", "flac"} and not ("mp3" in kinds and sound_headers.counts_mp3_frames(path)):
+        return False
+    offset_sec = float(
+        containers.start_ticks(audio) * containers.time_base(audio) - containers.start_ticks(clock) * containers.time_base(clock)
+    )
+    return offset_sec + containers.declared_sec(audio) - end_sec > containers.TRUNCATED_SEC
 
 
 def _decode_from(
-    container: InputContainer, stream: av.VideoStream | av.AudioStream, clock: Stream, start_sec: float
+    container: InputContainer, stream: av.VideoStream | av.AudioStream, clock: Stream, start_sec: float, path: str | os.PathLike
 ) -> Iterator[tuple[float, Any]]:
     """Yields (seconds since the start of `clock`, frame) of `stream`, from `start_sec` or a little earlier on."""
-    start, time_base, clock_base = start_ticks(clock), _time_base(stream), _time_base(clock)
+    start, time_base, clock_base = containers.start_ticks(clock), containers.time_base(stream), containers.time_base(clock)
 
     def timed():
-        for frame in container.decode(stream):
-            ticks = frame.pts if frame.pts is not None else frame.dts
-            if ticks is not None:
-                yield float(ticks * time_base - start * clock_base), frame
+        for packet in containers.packets(container, stream, path):
+            for frame in packet.decode():
+                ticks = frame.pts if frame.pts is not None else frame.dts
+                if ticks is not None:
+                    yield float(ticks * time_base - start * clock_base), frame
 
     if start_sec > _SEEK_SLACK_SEC:
         # Seek by the video stream, also for sound: every container indexes it.

@@ -13,15 +13,17 @@ import pathlib
 import tempfile
 
 import av
-from av.container import InputContainer, OutputContainer
+from av.container import OutputContainer
 from av.error import FFmpegError
+from av.stream import Disposition
 from av.video.reformatter import Colorspace
 from jaxtyping import Float, UInt8
 import numpy as np
 import soundfile
 import soxr
 
-from msg_jax.data import media
+from msg_jax.data import containers, media, stream_copy
+from msg_jax.data.files import new_file
 from msg_jax.errors import UserError
 
 _DEFAULT_AUDIO_CODEC = {".webm": "libopus", ".avi": "pcm_s16le"}  # AVI cannot declare AAC's priming: PCM has none
@@ -38,7 +40,7 @@ def write_audio(
     if path.suffix.lower() not in (".wav", ".flac"):
         raise UserError(f"{path}: sound is written as .wav or .flac; choose one of these suffixes")
     pcm16 = np.clip(np.round(np.asarray(waveform) * 32768.0), -32768, 32767).astype(np.int16)
-    with _new_file(path, overwrite) as unfinished, unfinished.open("wb") as file:
+    with new_file(path, overwrite) as unfinished, unfinished.open("wb") as file:
         soundfile.write(file, pcm16, hz, format=path.suffix[1:], subtype="PCM_16")
 
 
@@ -50,12 +52,14 @@ def mux(
     *,
     audio_codec: str | None = None,
     overwrite: bool = False,
-) -> None:
+) -> list[str]:
     """Writes a copy of a video with `waveform`, in [-1, 1] at `hz`, as its only sound.
 
-    Video packets are copied, not re-encoded: bytes, time differences, rotation and metadata stay. (H.264 from .avi is the
-    exception: other containers frame its bytes differently.) The first picture moves to second 0, where the waveform begins;
-    the waveform is cut or padded with silence to the video's duration.
+    Video packets are copied, not re-encoded: bytes, time differences, codec tag, pixel aspect ratio, rotation, colour and
+    metadata stay. (H.264 from .avi is the exception: other containers frame its bytes differently.) The first picture moves
+    to second 0, where the waveform begins; the waveform is cut or padded with silence to the video's duration. Subtitles,
+    chapters, attachments, covers and data tracks are copied too. Returns a description of each that the container cannot
+    hold, and of each further sound track, because these are left out.
 
     The suffix of `out_path` chooses the container. `audio_codec` is an FFmpeg encoder name ("aac", "flac", "libopus", ...);
     the default is AAC, Opus in .webm and PCM in .avi. AAC and Opus begin with priming samples. MP4's edit list and
@@ -63,24 +67,37 @@ def mux(
     one more codec frame (1024 samples) of silence. FLAC and PCM have neither and are exact to the sample. A rate that the
     codec lacks is resampled to its next higher one.
 
-    The file gets its name only when complete. Raises UserError if `out_path` exists (unless `overwrite`), if the container
-    cannot hold the video or `audio_codec`, and if `video_path` cannot be read.
+    The file gets its name only when complete. Raises UserError if `out_path` exists (unless `overwrite`) or cannot be
+    written, if the container cannot hold the video or `audio_codec`, and if `video_path` cannot be read.
     """
-    out_path = pathlib.Path(out_path)
+    video_path, out_path = pathlib.Path(video_path), pathlib.Path(out_path)
     suffix = out_path.suffix.lower()
     if suffix not in media.VIDEO_SUFFIXES:
         raise UserError(f"{out_path} has no video container's suffix; use one of {', '.join(media.VIDEO_SUFFIXES)}")
     audio_codec = audio_codec or _DEFAULT_AUDIO_CODEC.get(suffix, "aac")
-    duration_sec = media.probe(video_path).duration_sec
-    with media.open_media(video_path) as source, _new_file(out_path, overwrite) as unfinished:
-        source_video = media.video_stream(source, video_path)
-        with _writing(out_path), av.open(media.file_url(unfinished), "w", metadata_errors="surrogateescape") as out:
-            out.metadata.update(source.metadata)
-            video = _add_copied_stream(out, source_video, out_path)
-            audio_packets = _encode_audio(out, audio_codec, waveform, hz, duration_sec, out_path)
-            video_packets = _packets_from_zero(source, source_video, video)
-            for packet in heapq.merge(video_packets, audio_packets, key=_decode_time):
+    with new_file(out_path, overwrite) as unfinished:
+        try:
+            return _mux(video_path, waveform, hz, out_path, unfinished, audio_codec, extras=True)
+        except _ExtrasError:  # a subtitle that the container takes only in its header
+            return _mux(video_path, waveform, hz, out_path, unfinished, audio_codec, extras=False)
+
+
+class _ExtrasError(Exception):
+    """The container refuses a packet, which may be one of the other streams."""
+
+
+def _mux(
+    video_path: pathlib.Path, waveform: np.ndarray, hz: int, out_path: pathlib.Path, unfinished: pathlib.Path, audio_codec: str,
+    extras: bool,
+) -> list[str]:
+    with containers.open_media(video_path) as source:
+        copy = stream_copy.StreamCopy(source, video_path, out_path, extras)
+        with _writing(out_path, copy.has_extras), copy.open(unfinished) as out:
+            audio_packets = _encode_audio(out, audio_codec, waveform, hz, float(copy.duration_sec), out_path)
+            copy.add_extras(out)
+            for packet in heapq.merge(copy.packets(), audio_packets, key=_decode_time):
                 out.mux(packet)
+        return copy.left_out
 
 
 def encode_video(
@@ -96,7 +113,7 @@ def encode_video(
     rate = Fraction(hz).limit_denominator(1001)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "clip.mp4"
-        with av.open(media.file_url(path), "w", container_options={"movflags": "faststart"}) as out:
+        with av.open(containers.file_url(path), "w", container_options={"movflags": "faststart"}) as out:
             video = out.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast"})
             video.pix_fmt = "yuv420p"
             video.height, video.width = (size * factor + pad for size, (_, pad) in zip(frames.shape[1:3], even))
@@ -112,32 +129,18 @@ def encode_video(
 
 
 @contextlib.contextmanager
-def _writing(path: pathlib.Path) -> Iterator[None]:
+def _writing(path: pathlib.Path, has_extras: bool) -> Iterator[None]:
     try:
         yield
-    except FFmpegError as error:
+    except (FFmpegError, ValueError) as error:
         if isinstance(error, OSError):  # the disk failed, not the container
-            raise
+            raise UserError(f"{path} cannot be written ({containers.what(error)}); choose another place") from error
+        if has_extras:
+            raise _ExtrasError from error
         raise UserError(
-            f"{path}: a {path.suffix} file cannot take this video as it is ({error.strerror}); use the suffix .mkv"
+            f"{path}: a {path.suffix} file cannot take this video as it is ({containers.what(error)}); "
+            f"{stream_copy.advice(path.suffix)}"
         ) from error
-
-
-@contextlib.contextmanager
-def _new_file(path: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
-    """Yields a temporary path beside `path`: renamed to it on success, removed on any exception."""
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists already; pass --overwrite to replace it, or choose another name")
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield unfinished
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); choose another place") from error
 
 
 # Sound
@@ -164,6 +167,7 @@ def _encode_audio(
             f"{path}: a {path.suffix} file cannot hold {codec_name} sound; omit the audio codec to use the container's default"
         ) from error
     assert isinstance(stream, av.AudioStream)
+    stream.disposition = Disposition.default
     if stream_hz != hz:
         waveform = soxr.resample(np.asarray(waveform, np.float32), hz, stream_hz, quality="HQ")
     waveform = np.clip(media.fit_length(waveform, round(duration_sec * stream_hz)), -1, 1)
@@ -177,35 +181,6 @@ def _encode_audio(
         for converted in converter.resample(frame):
             packets += stream.encode(converted)
     return packets + stream.encode(None)
-
-
-# Copying pictures
-
-
-def _add_copied_stream(out: OutputContainer, source_video: av.VideoStream, path: pathlib.Path) -> av.VideoStream:
-    try:
-        video = out.add_stream_from_template(source_video, opaque=True)
-    except ValueError as error:
-        codec = source_video.codec_context.name
-        raise UserError(f"{path}: a {path.suffix} file cannot hold {codec} video; use the suffix .mkv") from error
-    if path.suffix.lower() == ".avi":  # AVI numbers its frames: one tick must be one frame
-        video.time_base = media.frame_sec(source_video)
-    video.metadata.update({key: value for key, value in source_video.metadata.items() if key != "DURATION"})
-    return video
-
-
-def _packets_from_zero(
-    source: InputContainer, source_video: av.VideoStream, video: av.VideoStream
-) -> Iterator[av.Packet]:
-    """Yields the packets of `source_video` for `video`, shifted so that the first picture is at time 0."""
-    start = media.start_ticks(source_video)
-    for packet in source.demux(source_video):
-        if packet.size == 0:  # demux ends with an empty packet that only flushes the decoder
-            continue
-        packet.stream = video
-        packet.pts = None if packet.pts is None else packet.pts - start
-        packet.dts = None if packet.dts is None else packet.dts - start
-        yield packet
 
 
 def _decode_time(packet: av.Packet) -> Fraction:

@@ -129,7 +129,10 @@ def test_record(root):
 @pytest.mark.parametrize("text, fault", [
     (b"file,text\na.mp4,x\n", "captions.csv lacks the column caption"),
     (b"", "captions.csv lacks the column caption and file"),
-    (b"file,caption\na.mp4,x\nz.mp4,y\n", r"captions.csv line 3: there is no video 'z.mp4'"),
+    (b"file,caption\na.mp4,dog barks, a car passes\n", "captions.csv line 2 has more than 2 columns"),
+    (b'file,caption\na.mp4,x\nb.mp4,"dog\n', "captions.csv line 3 cannot be read"),
+    (b'file,caption\n\na.mp4,"dog\nb.mp4,"cat"\n', "captions.csv line 3 cannot be read"),
+    (b'file,caption\na.mp4,x\nb.mp4,"dog\nc.mp4,"\nd.mp4,y\n', "captions.csv line 3 has a quote that is not closed"),
     (b"file,caption\na.mp4,x\na.mp4,y\n", "captions.csv line 3: a.mp4 appears twice"),
     (b"file,caption\na.mp4\n", "captions.csv line 2: a.mp4 has no caption"),
     (b"file,caption\na.mp4,caf\xe9\n", "captions.csv cannot be read .* UTF-8"),

@@ -1,0 +1,61 @@
+"""Find media files below a folder, and write files that are never half made."""
+
+from collections.abc import Collection, Iterator
+import contextlib
+import hashlib
+import os
+import pathlib
+
+from msg_jax.errors import UserError
+
+
+def find_files(root: pathlib.Path, suffixes: Collection[str]) -> tuple[list[pathlib.Path], list[dict]]:
+    """All files below `root` with one of `suffixes`, sorted, and rows {"path", "reason"} for folders that cannot be listed.
+
+    Links to folders are followed; every folder is visited once, by its own name rather than a link's, and a link to a folder
+    that holds `root` is left out. Skips names that begin with a dot.
+    """
+    found, unlisted, visited = [], [], set()
+    real_root, pending = os.path.realpath(root), [str(root)]
+
+    def report(error: OSError) -> None:
+        path = error.filename or str(root)
+        unlisted.append({"path": path, "reason": f"{path} cannot be listed ({error.strerror}); make it readable or leave it out"})
+
+    while pending:
+        for folder, subfolders, names in os.walk(pending.pop(0), onerror=report):
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            real = os.path.realpath(folder)
+            if real in visited:
+                subfolders.clear()
+                continue
+            visited.add(real)
+            links = [path for path in (os.path.join(folder, name) for name in subfolders) if os.path.islink(path)]
+            pending += [path for path in links if os.path.commonpath([real_root, os.path.realpath(path)]) != os.path.realpath(path)]
+            paths = [os.path.join(folder, name) for name in names if not name.startswith(".")]
+            found += [
+                pathlib.Path(path) for path in paths
+                if os.path.splitext(path)[1].lower() in suffixes and (os.path.isfile(path) or os.path.islink(path))
+            ]
+    return sorted(found), unlisted
+
+
+@contextlib.contextmanager
+def new_file(path: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
+    """Yields a temporary path beside `path`: renamed to it on success, removed on any exception.
+
+    Raises UserError if `path` exists (unless `overwrite`) or cannot be written.
+    """
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]  # `path` may have the longest name that there can be
+    unfinished = path.with_name(f".{name}.{os.getpid()}.unfinished{path.suffix}")
+    try:
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists already; pass --overwrite to replace it, or choose another name")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield unfinished
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another place") from error
