@@ -25,7 +25,7 @@ _EDITS = ("mp4", "mov")  # formats that can hide pictures
 _DISPLAY_SIZE = ("matroska", "webm")  # formats whose pixel aspect ratio PyAV cannot set
 _UNOFFICIAL = {"strict": "unofficial"}  # with it, MP4 keeps Dolby Vision and 3D side data
 _MDTA = {"movflags": "use_metadata_tags"}  # with it, MP4 keeps any key, but where fewer players look
-_STRUCTURE = {"major_brand", "minor_version", "compatible_brands", "encoder", "software", "duration", "creation_time"}
+_STRUCTURE = {"major_brand", "minor_version", "compatible_brands", "encoder", "software", "duration"}
 _ADVICE = "use a .mkv file (--container=mkv)"
 
 Add = Callable[[OutputContainer], Stream]
@@ -57,7 +57,8 @@ class StreamCopy:
         self.left_out: list[str] = []
         for stream in source.streams:
             self._plan(stream, extras)
-        self._metadata = {key: value for key, value in source.metadata.items() if self._format != "mp4" or key not in _STRUCTURE}
+        structure = _STRUCTURE if self._format in _EDITS else ()
+        self._metadata = {key: value for key, value in source.metadata.items() if key.lower() not in structure}
         self._plan_metadata()
         self._chapters = self._shifted_chapters()
         if self._chapters and (self._format == "avi" or not extras):
@@ -126,7 +127,8 @@ class StreamCopy:
 
         if _is_cover(stream) and self._format == "matroska":
             add = self._attached_cover(stream)
-        if extras and self._takes(self._add_video, add):
+        is_lost = _is_cover(stream) and self._format == "mov"  # it takes a cover, but does not write it
+        if extras and not is_lost and self._takes(self._add_video, add):
             self._extras.append((stream, add))
         else:
             self.left_out.append(_describe(stream))
@@ -154,7 +156,8 @@ class StreamCopy:
         if self._format in ("matroska", "webm"):
             return
         wanted, lost = {key.lower() for key in self._metadata} - _STRUCTURE, {}
-        for options in ({}, _MDTA) if self._format in _EDITS else ({},):
+        has_cover = any(_is_cover(stream) for stream, _ in self._extras)  # lost with _MDTA
+        for options in ({}, _MDTA) if self._format in _EDITS and not has_cover else ({},):
             def add(out: OutputContainer) -> Stream:
                 out.metadata.update(self._metadata)
                 return self._add_video(out)
@@ -219,7 +222,8 @@ class StreamCopy:
 
     def packets(self) -> Iterator[av.Packet]:
         """The packets of all copied streams, in the file's order. Raises UserError if the source cannot be read to its end."""
-        copied = [self._video, *(stream for stream, _ in self._extras if not isinstance(stream, AttachmentStream))]
+        streams = [self._video, *(stream for stream, _ in self._extras)]
+        copied = [stream for stream in streams if not isinstance(self._copies[stream.index], AttachmentStream)]
         repair = {stream.index: _Repair(self._copies[stream.index], self._format) for stream in copied}
         hidden, start = list[av.Packet](), containers.start_ticks(self._video)
         for packet in _demux(self._source, copied, self._video_path):
