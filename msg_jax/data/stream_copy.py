@@ -75,10 +75,11 @@ class StreamCopy:
         for way in (*ways, self._by_parameters):
             if self._takes(way):
                 return way
-        codec = self._video.codec_context.name
-        raise UserError(
-            f"{self._path}: a {self._path.suffix} file cannot hold {codec} video; {advice(self._path.suffix)}"
-        )
+        raise self._refusal(self._video.codec_context.name)
+
+    def _refusal(self, codec: str) -> UserError:
+        suffix = self._path.suffix
+        return UserError(f"{self._path}: a {suffix} file cannot hold {codec} video; {advice(suffix)}")
 
     def _by_template(self, tag: str) -> Add:
         def add(out: OutputContainer) -> Stream:
@@ -119,14 +120,7 @@ class StreamCopy:
                 self.left_out.append(_describe(stream))
             return
 
-        def add(out: OutputContainer) -> Stream:
-            copy = out.add_stream_from_template(stream, opaque=True)
-            copy.metadata.update({key: value for key, value in stream.metadata.items() if key != "DURATION"})
-            copy.disposition = stream.disposition
-            return copy
-
-        if _is_cover(stream) and self._format == "matroska":
-            add = self._attached_cover(stream)
+        add = self._attached_cover(stream) if _is_cover(stream) and self._format == "matroska" else _by_template(stream)
         is_lost = _is_cover(stream) and self._format == "mov"  # it takes a cover, but does not write it
         if extras and not is_lost and self._takes(self._add_video, add):
             self._extras.append((stream, add))
@@ -265,6 +259,10 @@ class StreamCopy:
         ticks = packet.pts if packet.pts is not None else packet.dts
         if ticks is None:
             return False
+        if stream.type == "video":  # its pictures refer to each other, so that none can be left out
+            packet.pts = None if packet.pts is None else packet.pts - shift
+            packet.dts = None if packet.dts is None else packet.dts - shift
+            return True
         first, last = ticks - shift, ticks - shift + (packet.duration or 0)
         if first >= end or (last <= 0 and first < 0):
             return False
@@ -277,14 +275,15 @@ class StreamCopy:
             container_patch.set_shown_duration(file, self.duration_sec)
         context = self._video.codec_context
         if self._format in _DISPLAY_SIZE and self._aspect:
-            container_patch.set_pixel_aspect(file, context.width, context.height, self._aspect)
+            try:
+                container_patch.set_pixel_aspect(file, context.width, context.height, self._aspect)
+            except ValueError:
+                self.left_out.append(f"the pixel aspect ratio {self._aspect}")
         if context.name == "rawvideo":  # its pixel format is a four-character code, if the container has one for it
             with containers.open_media(file) as copy:
                 theirs = containers.video_stream(copy, file).codec_context
             if (theirs.name, theirs.pix_fmt) != (context.name, context.pix_fmt):
-                raise UserError(
-                    f"{self._path}: a {self._path.suffix} file cannot hold raw {context.pix_fmt} video; {advice(self._path.suffix)}"
-                )
+                raise self._refusal(f"raw {context.pix_fmt}")
 
 
 class _Repair:
@@ -325,6 +324,16 @@ def _demux(source: InputContainer, streams: list, path: pathlib.Path) -> Iterato
         yield from source.demux(streams)
     except FFmpegError as error:
         raise UserError(f"{path} is damaged ({containers.what(error)}); replace the file or leave it out") from error
+
+
+def _by_template(stream: Stream) -> Add:
+    def add(out: OutputContainer) -> Stream:
+        copy = out.add_stream_from_template(stream, opaque=True)
+        copy.metadata.update({key: value for key, value in stream.metadata.items() if key != "DURATION"})
+        copy.disposition = stream.disposition
+        return copy
+
+    return add
 
 
 def _tag(video: av.VideoStream) -> str:
