@@ -4,16 +4,22 @@ python -m msg_jax.generate VIDEO_OR_FOLDER ... --weights=FOLDER_OR_FILE --out=DI
 For NAME.mp4 (also below a folder) writes NAME.wav, exactly as long as the video, and NAME.mp4, the untouched video stream
 with that sound. `--variants=N` writes NAME_0 to NAME_{N-1}; variant i is what `--seed=SEED+i` gives.
 
+Subtitles, chapters, covers and attachments are copied too. What the container cannot hold, and further sound tracks, are left
+out and named. `--container=mkv` holds most.
+
 `DIR/generated.jsonl` has a row for each sound in DIR. `DIR/skipped.jsonl` has a row for each file that this call could not
 use; the exit code is then 2.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
+import os
 import pathlib
 import sys
 
 from msg_jax.errors import UserError, fail
+
+CONTAINERS = ("mp4", "m4v", "mov", "mkv", "webm", "avi")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,14 +56,24 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--steps", type=_whole(1), help="solver steps (default: as the run was evaluated, or 25)")
     flags.add_argument("--guidance", type=float, help="guidance scale, 1 for none (default: as evaluated, or 4.5)")
     flags.add_argument("--audio_format", choices=("wav", "flac"), default="wav")
+    flags.add_argument("--container", choices=CONTAINERS, default="", help="of the videos with sound (default: as the input)")
     flags.add_argument("--overwrite", action="store_true", help="replace results that exist")
-    flags.add_argument("--verbosity", type=int, default=0, help="-1: no progress bar, only skipped files")
+    flags.add_argument("--verbosity", type=int, default=0, help="-1: no progress bar, only what is skipped or left out")
     return flags
+
+
+def _files_with_a_dash(argv: Sequence[str]) -> list[str]:
+    """The arguments, with "./" before each that begins with a dash and is a file, as names of VGGSound may."""
+
+    def is_file(text: str) -> bool:
+        return os.path.exists(text) or ("=" not in text and text.lower().endswith(tuple(f".{each}" for each in CONTAINERS)))
+
+    return [f"./{each}" if each.startswith("-") and is_file(each) else each for each in argv]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code: 0, or 2 if a file was skipped."""
-    args = parser().parse_intermixed_args(argv)
+    args = parser().parse_intermixed_args(_files_with_a_dash(sys.argv[1:] if argv is None else argv))
     if args.variant and not args.weights:
         fail("--variant chooses among the files of --weights; leave it out.")
     from msg_jax.inference.generate import Settings, generate  # after the flags, whose mistakes need not wait for jax
@@ -73,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             steps=args.steps or system.steps,
             guidance_scale=system.guidance_scale if args.guidance is None else args.guidance,
             seed=args.seed, variants=args.variants, prompt=args.prompt, negative_prompt=args.negative_prompt,
-            audio_format=args.audio_format, overwrite=args.overwrite,
+            audio_format=args.audio_format, container=args.container, overwrite=args.overwrite,
         )
         made, skipped = generate(system, args.inputs, args.out, settings, quiet)
     except UserError as error:

@@ -75,9 +75,9 @@ class Reader:
 def longest_sec(clips: Mapping[str, ClipFiles]) -> float:
     """The longest sound among the clips, as declared in their headers. Ignores files that cannot be opened."""
     lengths = [0.0]
-    for files in clips.values():
+    for each in clips.values():
         try:
-            lengths.append(media.declared_sec(files.sound))
+            lengths.append(media.declared_sec(each.sound))
         except UserError:
             continue
     return max(lengths)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 from fractions import Fraction
+import itertools
 import os
 import pathlib
 import re
@@ -172,7 +173,7 @@ class Extent:
         start, last = times[0], times[-1]
         last_duration = max((each.ticks, each.duration) for each in shown)[1]
         mean = Fraction(last - start, len(shown) - 1) if len(shown) > 1 else frame_sec(video) / time_base(video)
-        longest = max((after - before for before, after in zip(times, times[1:])), default=mean)
+        longest = max((after - before for before, after in itertools.pairwise(times)), default=mean)
         # MP4 stores durations in decoding order, so with B-frames the last one is not that of the last picture shown.
         if last_duration and (shown[-1].ticks == last or "mp4" not in container.format.name):
             end = last + last_duration

@@ -20,23 +20,24 @@ def find_files(root: pathlib.Path, suffixes: Collection[str]) -> tuple[list[path
 
     def report(error: OSError) -> None:
         path = error.filename or str(root)
-        unlisted.append({"path": path, "reason": f"{path} cannot be listed ({error.strerror}); make it readable or leave it out"})
+        reason = f"{path} cannot be listed ({error.strerror}); make it readable or leave it out"
+        unlisted.append({"path": path, "reason": reason})
 
     while pending:
         for folder, subfolders, names in os.walk(pending.pop(0), onerror=report):
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             real = os.path.realpath(folder)
             if real in visited:
                 subfolders.clear()
                 continue
             visited.add(real)
-            links = [path for path in (os.path.join(folder, name) for name in subfolders) if os.path.islink(path)]
-            pending += [path for path in links if os.path.commonpath([real_root, os.path.realpath(path)]) != os.path.realpath(path)]
-            paths = [os.path.join(folder, name) for name in names if not name.startswith(".")]
-            found += [
-                pathlib.Path(path) for path in paths
-                if os.path.splitext(path)[1].lower() in suffixes and (os.path.isfile(path) or os.path.islink(path))
-            ]
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            for path in (os.path.join(folder, name) for name in subfolders):
+                target = os.path.realpath(path)
+                if os.path.islink(path) and os.path.commonpath([real_root, target]) != target:
+                    pending.append(path)
+            for path in (os.path.join(folder, name) for name in names if not name.startswith(".")):
+                if os.path.splitext(path)[1].lower() in suffixes and (os.path.isfile(path) or os.path.islink(path)):
+                    found.append(pathlib.Path(path))
     return sorted(found), unlisted
 
 

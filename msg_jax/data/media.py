@@ -46,7 +46,7 @@ def _unnamed(cls: type[SideDataType], value: int) -> SideDataType:
 
 
 # PyAV raises ValueError for all side data of a frame if it has no name for one of them (EXIF, 3D displays, ...).
-setattr(SideDataType, "_missing_", classmethod(_unnamed))
+SideDataType._missing_ = classmethod(_unnamed)  # pyright: ignore[reportAttributeAccessIssue] a hook of Enum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,10 +260,8 @@ def _sound_is_missing(
     kinds = set(container.format.name.split(","))
     if not kinds & {"matroska", "flac"} and not ("mp3" in kinds and sound_headers.counts_mp3_frames(path)):
         return False
-    offset_sec = float(
-        containers.start_ticks(audio) * containers.time_base(audio) - containers.start_ticks(clock) * containers.time_base(clock)
-    )
-    return offset_sec + containers.declared_sec(audio) - end_sec > containers.TRUNCATED_SEC
+    begin, zero = (containers.start_ticks(each) * containers.time_base(each) for each in (audio, clock))
+    return float(begin - zero) + containers.declared_sec(audio) - end_sec > containers.TRUNCATED_SEC
 
 
 def _decode_from(

@@ -82,7 +82,7 @@ def mux(
             return _mux(video_path, waveform, hz, out_path, unfinished, audio_codec, extras=False)
 
 
-class _ExtrasError(Exception):
+class _ExtrasError(UserError):
     """The container refuses a packet, which may be one of the other streams."""
 
 

@@ -25,7 +25,7 @@ _EDITS = ("mp4", "mov")  # formats that can hide pictures
 _DISPLAY_SIZE = ("matroska", "webm")  # formats whose pixel aspect ratio PyAV cannot set
 _UNOFFICIAL = {"strict": "unofficial"}  # with it, MP4 keeps Dolby Vision and 3D side data
 _MDTA = {"movflags": "use_metadata_tags"}  # with it, MP4 keeps any key, but where fewer players look
-_STRUCTURE = {"major_brand", "minor_version", "compatible_brands", "encoder", "software", "duration", "creation_time"}
+_STRUCTURE = {"major_brand", "minor_version", "compatible_brands", "encoder", "software", "duration"}
 _ADVICE = "use a .mkv file (--container=mkv)"
 
 Add = Callable[[OutputContainer], Stream]
@@ -57,7 +57,8 @@ class StreamCopy:
         self.left_out: list[str] = []
         for stream in source.streams:
             self._plan(stream, extras)
-        self._metadata = {key: value for key, value in source.metadata.items() if self._format != "mp4" or key not in _STRUCTURE}
+        structure = _STRUCTURE if self._format in _EDITS else ()
+        self._metadata = {key: value for key, value in source.metadata.items() if key.lower() not in structure}
         self._plan_metadata()
         self._chapters = self._shifted_chapters()
         if self._chapters and (self._format == "avi" or not extras):
@@ -74,10 +75,11 @@ class StreamCopy:
         for way in (*ways, self._by_parameters):
             if self._takes(way):
                 return way
-        codec = self._video.codec_context.name
-        raise UserError(
-            f"{self._path}: a {self._path.suffix} file cannot hold {codec} video; {advice(self._path.suffix)}"
-        )
+        raise self._refusal(self._video.codec_context.name)
+
+    def _refusal(self, codec: str) -> UserError:
+        suffix = self._path.suffix
+        return UserError(f"{self._path}: a {suffix} file cannot hold {codec} video; {advice(suffix)}")
 
     def _by_template(self, tag: str) -> Add:
         def add(out: OutputContainer) -> Stream:
@@ -118,15 +120,9 @@ class StreamCopy:
                 self.left_out.append(_describe(stream))
             return
 
-        def add(out: OutputContainer) -> Stream:
-            copy = out.add_stream_from_template(stream, opaque=True)
-            copy.metadata.update({key: value for key, value in stream.metadata.items() if key != "DURATION"})
-            copy.disposition = stream.disposition
-            return copy
-
-        if _is_cover(stream) and self._format == "matroska":
-            add = self._attached_cover(stream)
-        if extras and self._takes(self._add_video, add):
+        add = self._attached_cover(stream) if _is_cover(stream) and self._format == "matroska" else _by_template(stream)
+        is_lost = _is_cover(stream) and self._format == "mov"  # it takes a cover, but does not write it
+        if extras and not is_lost and self._takes(self._add_video, add):
             self._extras.append((stream, add))
         else:
             self.left_out.append(_describe(stream))
@@ -154,7 +150,8 @@ class StreamCopy:
         if self._format in ("matroska", "webm"):
             return
         wanted, lost = {key.lower() for key in self._metadata} - _STRUCTURE, {}
-        for options in ({}, _MDTA) if self._format in _EDITS else ({},):
+        has_cover = any(_is_cover(stream) for stream, _ in self._extras)  # lost with _MDTA
+        for options in ({}, _MDTA) if self._format in _EDITS and not has_cover else ({},):
             def add(out: OutputContainer) -> Stream:
                 out.metadata.update(self._metadata)
                 return self._add_video(out)
@@ -219,7 +216,8 @@ class StreamCopy:
 
     def packets(self) -> Iterator[av.Packet]:
         """The packets of all copied streams, in the file's order. Raises UserError if the source cannot be read to its end."""
-        copied = [self._video, *(stream for stream, _ in self._extras if not isinstance(stream, AttachmentStream))]
+        streams = [self._video, *(stream for stream, _ in self._extras)]
+        copied = [stream for stream in streams if not isinstance(self._copies[stream.index], AttachmentStream)]
         repair = {stream.index: _Repair(self._copies[stream.index], self._format) for stream in copied}
         hidden, start = list[av.Packet](), containers.start_ticks(self._video)
         for packet in _demux(self._source, copied, self._video_path):
@@ -261,6 +259,10 @@ class StreamCopy:
         ticks = packet.pts if packet.pts is not None else packet.dts
         if ticks is None:
             return False
+        if stream.type == "video":  # its pictures refer to each other, so that none can be left out
+            packet.pts = None if packet.pts is None else packet.pts - shift
+            packet.dts = None if packet.dts is None else packet.dts - shift
+            return True
         first, last = ticks - shift, ticks - shift + (packet.duration or 0)
         if first >= end or (last <= 0 and first < 0):
             return False
@@ -273,14 +275,15 @@ class StreamCopy:
             container_patch.set_shown_duration(file, self.duration_sec)
         context = self._video.codec_context
         if self._format in _DISPLAY_SIZE and self._aspect:
-            container_patch.set_pixel_aspect(file, context.width, context.height, self._aspect)
+            try:
+                container_patch.set_pixel_aspect(file, context.width, context.height, self._aspect)
+            except ValueError:
+                self.left_out.append(f"the pixel aspect ratio {self._aspect}")
         if context.name == "rawvideo":  # its pixel format is a four-character code, if the container has one for it
             with containers.open_media(file) as copy:
                 theirs = containers.video_stream(copy, file).codec_context
             if (theirs.name, theirs.pix_fmt) != (context.name, context.pix_fmt):
-                raise UserError(
-                    f"{self._path}: a {self._path.suffix} file cannot hold raw {context.pix_fmt} video; {advice(self._path.suffix)}"
-                )
+                raise self._refusal(f"raw {context.pix_fmt}")
 
 
 class _Repair:
@@ -321,6 +324,16 @@ def _demux(source: InputContainer, streams: list, path: pathlib.Path) -> Iterato
         yield from source.demux(streams)
     except FFmpegError as error:
         raise UserError(f"{path} is damaged ({containers.what(error)}); replace the file or leave it out") from error
+
+
+def _by_template(stream: Stream) -> Add:
+    def add(out: OutputContainer) -> Stream:
+        copy = out.add_stream_from_template(stream, opaque=True)
+        copy.metadata.update({key: value for key, value in stream.metadata.items() if key != "DURATION"})
+        copy.disposition = stream.disposition
+        return copy
+
+    return add
 
 
 def _tag(video: av.VideoStream) -> str:

@@ -65,7 +65,7 @@ def mean_interval(values: Real[np.ndarray, " N"], **options: Any) -> dict[str, f
 
 def jackknife_groups(names: Sequence[str], groups: int = 20) -> Int[np.ndarray, " N"]:
     """Assign each clip to a group (N,), by a hash of its name: two systems leave out the same clips together."""
-    return np.array([zlib.crc32(name.encode()) % groups for name in names])
+    return np.array([zlib.crc32(name.encode(errors="surrogateescape")) % groups for name in names])
 
 
 def jackknife(

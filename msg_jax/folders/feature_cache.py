@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+import hashlib
 import os
 import pathlib
 from typing import Any
@@ -81,7 +82,8 @@ def _read(path: pathlib.Path) -> Features | None:
 def write(path: pathlib.Path, **arrays: Any) -> None:
     """Write an .npz file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]  # `path` may have the longest name that there can be
+    beside = path.with_name(f".{name}.{os.getpid()}")
     with beside.open("wb") as file:
         np.savez(file, **arrays)
     beside.replace(path)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
+import os
 import pathlib
 import sys
 import time
@@ -10,7 +11,7 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from msg_jax.data import media, media_writer
+from msg_jax.data import containers, files, media, media_writer
 from msg_jax.errors import UserError
 from msg_jax.inference.system import System
 from msg_jax.infra import logging
@@ -29,6 +30,7 @@ class Settings:
     prompt: str = ""
     negative_prompt: str = ""
     audio_format: str = "wav"
+    container: str = ""  # of the videos with sound, for example "mkv"; "" for each video's own
     overwrite: bool = False
 
 
@@ -42,47 +44,52 @@ class Video:
     def outputs(self, out: pathlib.Path, settings: Settings) -> list[tuple[pathlib.Path, pathlib.Path]]:
         """Paths of (sound, video with sound) of each variant."""
         stem = self.name.removesuffix(self.path.suffix)
+        suffix = f".{settings.container}" if settings.container else self.path.suffix
         tags = [""] if settings.variants == 1 else [f"_{i}" for i in range(settings.variants)]
-        return [(out / f"{stem}{tag}.{settings.audio_format}", out / f"{stem}{tag}{self.path.suffix}") for tag in tags]
+        return [(out / f"{stem}{tag}.{settings.audio_format}", out / f"{stem}{tag}{suffix}") for tag in tags]
 
 
 def find_videos(inputs: Iterable[pathlib.Path], out: pathlib.Path) -> tuple[list[Video], list[dict]]:
-    """Find the videos among files and folders; return also rows {"path", "reason"} for inputs without any.
+    """Find the videos among files and folders (`files.find_files`); return also rows {"path", "reason"} for inputs without any.
 
     Earlier results are not taken as inputs if `out` lies inside a given folder.
     """
-    videos, skipped = {}, []
+    videos, skipped, real_out = {}, [], os.path.realpath(out)
     for given in inputs:
-        if given.is_dir():
-            inside = [
-                Video(path, path.relative_to(given).as_posix()) for path in sorted(given.rglob("*"))
-                if path.suffix.lower() in media.VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
-                and not (given.resolve() in out.resolve().parents and out.resolve() in path.resolve().parents)
-            ]
+        if os.path.isdir(given):
+            paths, unlisted = files.find_files(given, media.VIDEO_SUFFIXES)
+            skipped += unlisted
+            if _is_below(real_out, os.path.realpath(given)):
+                paths = [path for path in paths if not _is_below(os.path.realpath(path), real_out)]
+            inside = [Video(path, path.relative_to(given).as_posix()) for path in paths]
             if not inside:
                 skipped.append({"path": str(given), "reason": f"{given} holds no video ({_SUFFIXES})"})
-        elif given.exists() and given.suffix.lower() not in media.VIDEO_SUFFIXES:
+        elif os.path.exists(given) and given.suffix.lower() not in media.VIDEO_SUFFIXES:
             inside = []
             skipped.append({"path": str(given), "reason": f"{given} is not a video ({_SUFFIXES})"})
         else:
             inside = [Video(given, given.name)]
-        videos |= {(video.path.resolve(), video.name): video for video in inside}
+        videos |= {(os.path.realpath(video.path), video.name): video for video in inside}
     return list(videos.values()), skipped
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path != folder and os.path.commonpath([path, folder]) == folder
 
 
 def refuse_collisions(videos: Sequence[Video], out: pathlib.Path, settings: Settings) -> None:
     """Raises UserError if an output exists (unless `overwrite`), is an input, or belongs to two inputs."""
-    sources, owners = {video.path.resolve() for video in videos}, {}
+    sources, owners = {os.path.realpath(video.path) for video in videos}, {}
     for video in videos:
         for path in (path for pair in video.outputs(out, settings) for path in pair):
-            if path.resolve() in sources:
+            if os.path.realpath(path) in sources:
                 raise UserError(f"{path} is itself an input and would be replaced; choose another --out")
             if path in owners:
                 raise UserError(
                     f"{owners[path]} and {video.path} would both be written to {path}; give their common folder, or "
                     "each its own --out"
                 )
-            if path.exists() and not settings.overwrite:
+            if os.path.exists(path) and not settings.overwrite:
                 raise UserError(f"{path} exists already; pass --overwrite to replace it, or choose another --out")
             owners[path] = video.path
 
@@ -122,8 +129,10 @@ def generate(
 ) -> tuple[list[dict], list[dict]]:
     """Make sound for all videos among files and folders; return the new rows of generated.jsonl and skipped.jsonl.
 
-    A video's sound does not depend on the other videos. Raises UserError, before anything is computed, if `out` cannot be a
-    folder, if an output would overwrite a file (`refuse_collisions`), or if the system cannot read a prompt.
+    A video's sound does not depend on the other videos, and whatever goes wrong with one video, the others get theirs. A
+    variant has both its files and its row, or none. Raises UserError, before anything is computed, if `out` cannot be a
+    folder, if an output would overwrite a file (`refuse_collisions`), or if the system cannot read a prompt; and at the end
+    if skipped.jsonl cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -133,38 +142,89 @@ def generate(
     refuse_collisions(videos, out, settings)
     for prompt in filter(None, (settings.prompt, settings.negative_prompt)):
         system.embed_text(prompt)
-    rows = {row["outputs"][0]: row for row in logging.read_metrics(out / "generated.jsonl")}
-    made = []
+    record = _Record(out)
     for row in skipped:
-        _report(row, quiet)
+        _report(f"skipped: {row['reason']}", quiet)
     for video in tqdm(videos, unit="video", disable=quiet):
         begun = time.monotonic()
         try:
             for variant, waveform in enumerate(sounds_for(system, video, settings)):
-                sound, picture = video.outputs(out, settings)[variant]
-                media_writer.mux(video.path, waveform, system.clip.audio_hz, picture, overwrite=settings.overwrite)
-                media_writer.write_audio(sound, waveform, system.clip.audio_hz, overwrite=settings.overwrite)
-                made.append({
-                    "input": str(video.path),
-                    "outputs": [path.relative_to(out).as_posix() for path in (sound, picture)],
-                    "seed": settings.seed + variant,
-                    "steps": settings.steps,
-                    "guidance": settings.guidance_scale,
-                    "prompt": settings.prompt,
-                    "negative_prompt": settings.negative_prompt,
-                    "checkpoint": system.digest,
-                    "seconds": round(time.monotonic() - begun, 3),
-                })
+                with record.adding(video.outputs(out, settings)[variant]) as row:
+                    left_out = _write(video, waveform, system.clip.audio_hz, video.outputs(out, settings)[variant], settings)
+                    row |= {
+                        "input": str(video.path),
+                        "outputs": [path.relative_to(out).as_posix() for path in video.outputs(out, settings)[variant]],
+                        "seed": settings.seed + variant,
+                        "steps": settings.steps,
+                        "guidance": settings.guidance_scale,
+                        "prompt": settings.prompt,
+                        "negative_prompt": settings.negative_prompt,
+                        "checkpoint": system.digest,
+                        "seconds": round(time.monotonic() - begun, 3),
+                    } | ({"left_out": left_out} if left_out else {})
+                if left_out and variant == 0:
+                    _report(f"left out of the copy of {video.path}: {', '.join(left_out)}", quiet)
                 begun = time.monotonic()
-                rows[made[-1]["outputs"][0]] = made[-1]
-        except UserError as error:
-            skipped.append({"path": str(video.path), "reason": str(error)})
-            _report(skipped[-1], quiet)
-        logging.write_jsonl(out / "generated.jsonl", rows.values())
-    logging.write_jsonl(out / "skipped.jsonl", skipped)
-    return made, skipped
+        except Exception as error:
+            reason = str(error) if isinstance(error, UserError) else f"{video.path} gets no sound ({containers.what(error)})"
+            skipped.append({"path": str(video.path), "reason": reason})
+            _report(f"skipped: {reason}", quiet)
+    try:
+        logging.write_jsonl(out / "skipped.jsonl", skipped)
+    except OSError as error:
+        raise UserError(
+            f"{out / 'skipped.jsonl'} cannot be written ({containers.what(error)}); make room, then run the command again"
+        ) from error
+    return record.made, skipped
 
 
-def _report(row: dict, quiet: bool) -> None:
+def _write(
+    video: Video, waveform: np.ndarray, hz: int, paths: tuple[pathlib.Path, pathlib.Path], settings: Settings
+) -> list[str]:
+    """Writes the sound and the video with it; returns what the copy of the video lacks."""
+    sound, picture = paths
+    left_out = media_writer.mux(video.path, waveform, hz, picture, overwrite=settings.overwrite)
+    media_writer.write_audio(sound, waveform, hz, overwrite=settings.overwrite)
+    return left_out
+
+
+class _Record:
+    """generated.jsonl of an output folder; `made` are the rows of this call."""
+
+    def __init__(self, out: pathlib.Path):
+        self._path, self.made = out / "generated.jsonl", []
+        self._rows = {row["outputs"][0]: row for row in logging.read_metrics(self._path)}
+
+    @contextlib.contextmanager
+    def adding(self, paths: tuple[pathlib.Path, pathlib.Path]) -> Iterator[dict]:
+        """Records the row that the block fills. If that fails, deletes the block's files, unless it has not touched them."""
+        before, row, key = [_stamp(path) for path in paths], {}, paths[0].relative_to(self._path.parent).as_posix()
+        try:
+            yield row
+            try:
+                logging.write_jsonl(self._path, (self._rows | {key: row}).values())
+            except OSError as error:
+                raise UserError(f"{paths[0]} is not kept: {self._path} cannot be written ({containers.what(error)})") from error
+        except BaseException:
+            if [_stamp(path) for path in paths] != before:
+                for path in paths:
+                    path.unlink(missing_ok=True)
+                if self._rows.pop(key, None):
+                    with contextlib.suppress(OSError):
+                        logging.write_jsonl(self._path, self._rows.values())
+            raise
+        self._rows[key] = row
+        self.made.append(row)
+
+
+def _stamp(path: pathlib.Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
+
+
+def _report(sentence: str, quiet: bool) -> None:
     with contextlib.nullcontext() if quiet else tqdm.external_write_mode(file=sys.stderr):
-        print(f"skipped: {row['reason']}", file=sys.stderr)
+        print(sentence, file=sys.stderr)

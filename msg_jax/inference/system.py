@@ -74,7 +74,7 @@ class System:
     def noise(self, seed: int, name: str, tokens: int) -> np.ndarray:
         """Noise (1, tokens, C) for a seed and a clip's name. Longer noise begins with the shorter one's values."""
         window = self.clip.latent_tokens
-        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode(errors="surrogateescape")))
         blocks = [
             jax.random.normal(jax.random.fold_in(key, i), (window, self.clip.latent_channels))
             for i in range(math.ceil(tokens / window))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 import hashlib
+import io
 import json
 import logging
 import math
@@ -21,6 +22,8 @@ _LOGGER = logging.getLogger("msg_jax")
 
 def plain_terminal() -> None:
     """Prints our own lines to stdout without a prefix, and of libraries only errors. `--verbosity=-1` silences ours too."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may not be UTF-8
     _LOGGER.handlers = [logging.StreamHandler(sys.stdout)]
     _LOGGER.setLevel(logging.INFO if absl_logging.get_verbosity() >= absl_logging.INFO else logging.WARNING)
     _LOGGER.propagate = False
@@ -142,7 +145,7 @@ def write_atomically(path: str | pathlib.Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")  # several hosts may share the folder
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names may not be UTF-8
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)

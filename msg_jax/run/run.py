@@ -1,7 +1,9 @@
 """A run: one folder and one configuration."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import pathlib
 import threading
@@ -24,6 +26,16 @@ from msg_jax.infra.record import read_record
 from msg_jax.types import Params
 
 _SKIPPED_LOCK = threading.Lock()  # the threads that read ahead report skipped files
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path) -> Iterator[None]:
+    """Holds an exclusive lock among processes, until the block or the process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +80,12 @@ class Run:
         return source if kept is None else pipeline.Chosen(source, kept)
 
     def report_skipped(self, row: dict) -> None:
-        """Add a row {"path", "reason"} to the run's `skipped.jsonl`, and log it, unless it is there already."""
+        """Add a row {"path", "reason"} to the run's `skipped.jsonl`, and log it, unless it is there already.
+
+        Threads, processes and Beam workers may call it at once, also on hosts that share the folder.
+        """
         path = self.root / "skipped.jsonl"
-        with _SKIPPED_LOCK:
+        with _SKIPPED_LOCK, _lock(self.root / ".skipped.lock"):
             rows = logging.read_metrics(path)
             if row not in rows:
                 logging.write_jsonl(path, [*rows, row])
