@@ -8,6 +8,7 @@ from tasks.test_lora import Pairs, random_like
 
 from msg_jax import networks
 from msg_jax.config import tree
+from msg_jax.infra import explain
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.models.mmdit import example_inputs
 from msg_jax.recipes import presets
@@ -21,7 +22,7 @@ BATCH = 16
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
     config = tree.replace(
-        presets.get("smoke"), arms={}, base=dict(hidden=16, fused_depth=0), preference=dict(batch_size=BATCH, dpo_guidance=2.0)
+        presets.get("smoke"), arms={}, base=dict(hidden=16, fused_depth=0), preference=dict(batch_size=BATCH)
     )
     run = Run.create(config, tmp_path_factory.mktemp("preference"))
     model = networks.generator(config, run.clip, Pairs.dims, networks.compute_dtype())
@@ -55,9 +56,12 @@ def test_errors_are_those_of_each_side_alone(task):
 
 
 def test_every_device_does_its_share_of_the_step(task):
-    """Operations of one of eight devices, as XLA counts them in the compiled step: an eighth of one device's, to 15 %."""
+    """XLA counts an eighth of one device's operations on (4, 2, 1), and hardly any row moves.
 
-    def operations(shape):
+    With winners and losers one after the other it counts 2.9 times as many, and 50 all-to-alls.
+    """
+
+    def compiled(shape):
         mesh = mesh_lib.make_mesh(shape, jax.devices()[: int(np.prod(shape))])
         with jax.set_mesh(mesh):
             abstract = jax.eval_shape(task.init, jax.random.key(0))
@@ -66,6 +70,8 @@ def test_every_device_does_its_share_of_the_step(task):
             frozen = mesh_lib.put(task.frozen, mesh_lib.shardings(task.frozen, mesh))
             batch = mesh_lib.put_batch(task.source.arrays, mesh)
             step = jax.jit(task.step, out_shardings=(layout, None))
-            return step.lower(state, batch, jax.random.key(1), frozen).compile().cost_analysis()["flops"]
+            return step.lower(state, batch, jax.random.key(1), frozen).compile()
 
-    assert operations((8, 1, 1)) < 1.15 * operations((1, 1, 1)) / 8
+    whole, share = compiled((1, 1, 1)), compiled((4, 2, 1))
+    assert share.cost_analysis()["flops"] < 1.25 * whole.cost_analysis()["flops"] / 8
+    assert explain.collectives(share.as_text())["all-to-all"][0] <= 12
