@@ -7,9 +7,9 @@
 #   HOSTS, CHIPS_PER_HOST           e.g. 64 and 4
 #   SERVICE_ACCOUNT  Kubernetes service account of the pods (default: default); needs roles/storage.objectUser on BUCKET
 #   POLL_SEC         seconds between looks at the pods (default: 5)
-# The cluster needs JobSet 0.6 or later, the GCS FUSE CSI driver and Workload Identity. The folder runs is /workdir, so scenes are
-# in /workdir/data; put other data below /workdir too. Make BUCKET with --enable-hierarchical-namespace: only there is the
-# renaming of a complete checkpoint atomic.
+# The cluster needs JobSet 0.6 or later, the GCS FUSE CSI driver and Workload Identity.
+# The folder runs is /workdir, so scenes are in /workdir/data; put other data below /workdir too. Make BUCKET with
+# --enable-hierarchical-namespace: only there is the renaming of a complete checkpoint atomic.
 # The same command follows a JobSet that runs; other arguments, or a JobSet that has ended, replace it.
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

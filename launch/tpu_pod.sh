@@ -94,8 +94,7 @@ clean_up() {
 }
 trap clean_up EXIT
 
-run tar --exclude=./.venv --exclude=./runs --exclude=./.git --exclude=./.cache --exclude=./data_cache --exclude=./logs \
-  -czf "$scratch/msg_jax.tar.gz" .
+run tar --exclude=./{.venv,.git,.cache,runs,data_cache,logs,out} -czf "$scratch/msg_jax.tar.gz" .
 run "${tpu[@]}" scp "$scratch/msg_jax.tar.gz" "$TPU_NAME:msg_jax.tar.gz" --zone="$ZONE" --worker=all
 worker=msg_jax/launch/tpu_worker.sh
 run "${everywhere[@]}" --command="{ [ ! -x $worker ] || $worker stop; } && mkdir -p msg_jax && tar -xzf msg_jax.tar.gz -C msg_jax && \

@@ -4,8 +4,8 @@
 #   WORKLOAD                 name of the workload
 #   TPU_TYPE                 type of the slice, e.g. v5litepod-256
 #   HOSTS, DEVICES           hosts and chips of the slice, e.g. 64 and 256
-#   BUCKET                   Cloud Storage bucket, mounted at /workdir on all hosts; --workdir is /workdir/WORKLOAD if you give none
-#   BASE_IMAGE               image made from Dockerfile; the files of this project are added on top, without those in .dockerignore
+#   BUCKET                   Cloud Storage bucket, mounted at /workdir; --workdir is /workdir/WORKLOAD if you give none
+#   BASE_IMAGE               image made from Dockerfile; xpk adds this project's files, without those in .dockerignore
 # The folder runs is /workdir, so scenes are in /workdir/data; put other data below /workdir too. Make BUCKET with
 # --enable-hierarchical-namespace: only there is the renaming of a complete checkpoint atomic.
 # A workload that is preempted, drained or has lost a host restarts and continues. One that ends with code 1 (a bug) or 2 (a

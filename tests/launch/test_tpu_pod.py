@@ -9,7 +9,7 @@ import tarfile
 
 import pytest
 
-from tests.launch.stand_ins import LAUNCH, ends
+from tests.launch.stand_ins import LAUNCH, VARIABLES, ends
 
 CREATE = "tpu-vm create"
 DELETE = "tpu-vm delete"
@@ -46,6 +46,8 @@ def test_a_slice_that_is_not_ready_is_left_alone(stand_ins):
     ("READY", ["ACTIVE"], []),
     ("PREEMPTED", ["SUSPENDED", "ACTIVE"], [WITHDRAW, ASK]),
     ("PREEMPTED", ["ACTIVE", "PROVISIONING", "ACTIVE"], [WITHDRAW, ASK]),
+    ("", ["SUSPENDED", "ACTIVE"], [WITHDRAW, ASK]),
+    ("READY", ["SUSPENDING", "ACTIVE"], [WITHDRAW, ASK]),
     ("", ["FAILED", "ACTIVE"], [WITHDRAW, ASK]),
 ])
 def test_a_queued_slice_is_waited_for(stand_ins, node, request_, expected):
@@ -108,13 +110,18 @@ esac
     assert "--worker=all" in stand_ins.calls[-1].split() and stand_ins.calls[-1].endswith("tpu_worker.sh stop")
 
 
-def test_the_project_is_copied_without_what_belongs_to_this_machine(stand_ins):
-    stand_ins.script("gcloud", '#!/bin/sh\n[ "$4" != scp ] || cp "$5" "$FOLDER/archive"\n[ "$5" = -x ] || echo READY\n')
-    assert stand_ins.run("tpu_pod.sh")[0] == 0
+def test_the_project_is_copied_without_what_belongs_to_this_machine(stand_ins, tmp_path):
+    stand_ins.script("gcloud", '#!/bin/sh\necho READY\n[ "$4" != scp ] || cp "$5" "$FOLDER/archive"\n')
+    project = tmp_path / "project"
+    shutil.copytree(LAUNCH, project / "launch")
+    for name in ("msg_jax/runs/x", "runs/x", ".venv/x", ".git/x", ".cache/x", "data_cache/x", "logs/x", "out/x"):
+        (project / name).parent.mkdir(parents=True)
+        (project / name).touch()
+    command = [str(project / "launch/tpu_pod.sh"), "--", "--config=base"]
+    subprocess.run(command, env=stand_ins.environment(**VARIABLES["tpu_pod.sh"]), check=True, capture_output=True)
     with tarfile.open(stand_ins.folder / "archive") as archive:
-        names = {name.removeprefix("./") for name in archive.getnames()}
-    assert {"msg_jax/main.py", "launch/tpu_worker.sh", "pyproject.toml"} <= names
-    assert not {name.split("/")[0] for name in names} & {".git", ".venv", ".cache", "runs", "data_cache", "logs"}
+        names = {path.name.removeprefix("./") for path in archive if path.isfile()}
+    assert names == {f"launch/{path.name}" for path in LAUNCH.iterdir()} | {"msg_jax/runs/x"}
 
 
 # The worker's part

@@ -24,7 +24,7 @@ def test_the_bucket_is_attached_and_used_by_the_workload(commands):
     attach, create = commands
     assert attach[:3] == ["storage", "attach", "my-bucket-test"] and create[:2] == ["workload", "create"]
     assert {"--bucket=my_bucket.test", "--mount-point=/workdir", "--readonly=false"} <= set(attach)
-    assert "--storage=my-bucket-test" in create
+    assert {"--storage=my-bucket-test", "--max-restarts=100", "--restart-on-exit-codes=75,143"} <= set(create)
 
 
 def test_the_process_replaces_its_shell_so_that_it_gets_sigterm(commands):
