@@ -207,6 +207,6 @@ class CrossAttentionTransformer(nn.Module):
         """Scale codec latents to zero mean and unit standard deviation per channel."""
         return (latents - self.latent_mean.value) / self.latent_std.value
 
-    def unnormalize(self, latents: Float[AnyArray, "B T C"]) -> Float[AnyArray, "B T C"]:
+    def unnormalize(self, latents: Float[AnyArray, "*B T C"]) -> Float[AnyArray, "*B T C"]:
         """Invert `normalize`."""
         return latents * self.latent_std.value + self.latent_mean.value
