@@ -17,6 +17,7 @@ import numpy as np
 
 from msg_jax.clip import ClipSpec
 from msg_jax.models.condition_encoder import ConditionEncoderConfig, FrameEncoder
+from msg_jax.models.generator import Generator
 from msg_jax.models.layers import Dense, logical
 from msg_jax.models.mmdit import AdaLN, GatedMLP, TimeEmbedding, apply_rope, attend, modulate, rope_angles
 from msg_jax.types import AnyArray, Array, Conditions
@@ -108,7 +109,7 @@ class Block(nn.Module):
         return x + mlp_gate * GatedMLP(self.features, dtype=self.dtype, name="mlp")(modulate(x, mlp_shift, mlp_scale))
 
 
-class CrossAttentionTransformer(nn.Module):
+class CrossAttentionTransformer(Generator):
     """The network; the collections `params` and `buffers` are as in `mmdit.MMDiT`.
 
     Every used feature has a learned null feature of its own width. Unused features have no parameters.
@@ -138,14 +139,7 @@ class CrossAttentionTransformer(nn.Module):
             name: self.param(f"empty_{name}", logical(nn.initializers.normal(0.02), None), (c.shape(name)[1],))
             for name in c.features
         }
-        self.latent_mean = self.variable("buffers", "latent_mean", jnp.zeros, (c.latent_channels,))
-        self.latent_std = self.variable("buffers", "latent_std", jnp.ones, (c.latent_channels,))
-
-    def __call__(
-        self, x_t: Float[AnyArray, "B T C"], t: Float[AnyArray, " B"], conditions: Conditions
-    ) -> Float32[Array, "B T C"]:
-        """Return the network's output at x_t and t."""
-        return self.velocity(x_t, t, self.preprocess(conditions))
+        self.add_latent_statistics(c.latent_channels)
 
     def preprocess(self, conditions: Conditions) -> Float[Array, "B N {self.config.hidden}"]:
         """Compute the context, once per clip."""
@@ -202,11 +196,3 @@ class CrossAttentionTransformer(nn.Module):
             return jnp.broadcast_to(empty, (batch, *c.shape(name)))
 
         return Conditions(**{name: null(name) for name in FEATURES if name != "motion" or name in c.features})
-
-    def normalize(self, latents: Float[AnyArray, "B T C"]) -> Float[AnyArray, "B T C"]:
-        """Scale codec latents to zero mean and unit standard deviation per channel."""
-        return (latents - self.latent_mean.value) / self.latent_std.value
-
-    def unnormalize(self, latents: Float[AnyArray, "*B T C"]) -> Float[AnyArray, "*B T C"]:
-        """Invert `normalize`."""
-        return latents * self.latent_std.value + self.latent_mean.value

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Float32, Int32, Key
 import numpy as np
 
 from msg_jax.clip import MMAUDIO_16K, MMAUDIO_44K, SYNC_STEPS_PER_SEGMENT, ClipSpec
+from msg_jax.models.generator import Generator
 from msg_jax.models.layers import Conv, Dense, logical
 from msg_jax.types import AnyArray, Array, Conditions
 
@@ -341,7 +342,7 @@ class FusedBlock(nn.Module):
         return stream.after(latent, attend(q, k, v, self.attention_implementation), rest)
 
 
-class MMDiT(nn.Module):
+class MMDiT(Generator):
     """The velocity network v(x_t, t | conditions), with t = 0 noise and t = 1 data.
 
     The collection `params` is trained and includes the null features for a dropped clip and sync. The collection `buffers`
@@ -383,14 +384,7 @@ class MMDiT(nn.Module):
         self.empty_clip = self.param("empty_clip", logical(zeros, None), (c.clip_dim,))
         self.empty_sync = self.param("empty_sync", logical(zeros, None), (c.sync_dim,))
         self.empty_text = self.variable("buffers", "empty_text", jnp.zeros, (c.text_tokens, c.text_dim))
-        self.latent_mean = self.variable("buffers", "latent_mean", jnp.zeros, (c.latent_channels,))
-        self.latent_std = self.variable("buffers", "latent_std", jnp.ones, (c.latent_channels,))
-
-    def __call__(
-        self, x_t: Float[AnyArray, "B T C"], t: Float[AnyArray, " B"], conditions: Conditions
-    ) -> Float32[Array, "B T C"]:
-        """Return the velocity at x_t and t."""
-        return self.velocity(x_t, t, self.preprocess(conditions))
+        self.add_latent_statistics(c.latent_channels)
 
     def preprocess(self, conditions: Conditions) -> ProcessedConditions:
         """Do all work that depends on neither x_t nor t, once per clip instead of once per solver step."""
@@ -430,11 +424,3 @@ class MMDiT(nn.Module):
             sync=jnp.broadcast_to(self.empty_sync, (batch, c.sync_tokens, c.sync_dim)),
             text=jnp.broadcast_to(text, (batch, c.text_tokens, c.text_dim)),
         )
-
-    def normalize(self, latents: Float[AnyArray, "B T C"]) -> Float[AnyArray, "B T C"]:
-        """Scale codec latents to zero mean and unit standard deviation per channel."""
-        return (latents - self.latent_mean.value) / self.latent_std.value
-
-    def unnormalize(self, latents: Float[AnyArray, "*B T C"]) -> Float[AnyArray, "*B T C"]:
-        """Invert `normalize`."""
-        return latents * self.latent_std.value + self.latent_mean.value
