@@ -107,14 +107,21 @@ def remux(source, path, change=lambda i, packet: packet, options=None, prepare=l
         stream = out.add_stream_from_template(container.streams.video[0], opaque=True)
         prepare(stream)
         for i, packet in enumerate(packet for packet in container.demux(video=0) if packet.size):
-            time_base, pts, dts, key = packet.time_base, packet.pts, packet.dts, packet.is_keyframe
+            fields = {name: getattr(packet, name) for name in ("time_base", "pts", "dts", "duration", "is_keyframe")}
             packet = change(i, packet)
             if not isinstance(packet, av.Packet):  # other bytes
                 packet = av.Packet(packet)
-                packet.time_base, packet.pts, packet.dts, packet.is_keyframe = time_base, pts, dts, key
+                for name, value in fields.items():
+                    setattr(packet, name, value)
             packet.stream = stream
             out.mux(packet)
     return path
+
+
+def lasting(packet, ms):
+    """The packet, with another duration."""
+    packet.duration = round(ms / 1000 / packet.time_base)
+    return packet
 
 
 _CHILDREN = {b"stsd": 8, b"avc1": 78, b"hvc1": 78}  # where the boxes in a box begin, if not at 0

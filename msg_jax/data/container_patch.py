@@ -240,9 +240,10 @@ def _descriptions(file: BinaryIO, track: Range) -> tuple[int, dict[str, bytes]]:
     for name in _TO_SAMPLES:
         track = _box(file, track, name)
     entry = track[0] + 8
-    end, found = entry + _VISUAL_BYTES, {}
-    for name, (content, end) in _boxes(file, (end, entry + _integer(file, entry, 4))):
+    last, found = entry + _VISUAL_BYTES, {}
+    for name, (content, end) in _boxes(file, (last, entry + _integer(file, entry, 4))):
+        last = end
         if name in _DESCRIBING:
             file.seek(content - 8)
             found[_DESCRIBING[name]] = file.read(end - content + 8)
-    return end, found
+    return last, found

@@ -286,7 +286,7 @@ class StreamCopy:
             return
         if ours.format.name != theirs.format.name:  # raw video: the container has no code for its format
             raise self._refusal(f"raw {theirs.format.name}")
-        lost = sorted({each.type.name for each in theirs.side_data} - {each.type.name for each in ours.side_data})
+        lost = sorted(_side_data(theirs) - _side_data(ours))
         self.left_out += [f"the side data {', '.join(lost)}"] if lost else []
 
 
@@ -328,6 +328,10 @@ def _first_picture(path: pathlib.Path) -> av.VideoFrame | None:
     with contextlib.suppress(UserError), containers.open_media(path) as container:
         return next(container.decode(containers.video_stream(container, path)), None)
     return None
+
+
+def _side_data(picture: av.VideoFrame) -> set[str]:
+    return {picture.side_data[i].type.name for i in range(len(picture.side_data))}
 
 
 def _demux(source: InputContainer, streams: list, path: pathlib.Path) -> Iterator[av.Packet]:
