@@ -1,6 +1,7 @@
 """Test videos made on the fly: frames carry their number, and the sound begins at a known time."""
 
 from fractions import Fraction
+import struct
 
 import av
 import numpy as np
@@ -95,3 +96,76 @@ def plain_video(path, times_ms=EVEN_MS, **more):
     return make_video(
         path, [numbered(i) for i in range(len(times_ms))], times_ms, codec, sound, sound_codec=sound_codec, **more
     )
+
+
+# Files as other programs write them
+
+
+def remux(source, path, change=lambda i, packet: packet, options=None, prepare=lambda stream: None):
+    """Copies the pictures of a video, each packet through `change`; `prepare` may set what the container holds."""
+    with av.open(str(source)) as container, av.open(str(path), "w", container_options=options or {}) as out:
+        stream = out.add_stream_from_template(container.streams.video[0], opaque=True)
+        prepare(stream)
+        for i, packet in enumerate(packet for packet in container.demux(video=0) if packet.size):
+            fields = {name: getattr(packet, name) for name in ("time_base", "pts", "dts", "duration", "is_keyframe")}
+            packet = change(i, packet)
+            if not isinstance(packet, av.Packet):  # other bytes
+                packet = av.Packet(packet)
+                for name, value in fields.items():
+                    setattr(packet, name, value)
+            packet.stream = stream
+            out.mux(packet)
+    return path
+
+
+def lasting(packet, ms):
+    """The packet, with another duration."""
+    packet.duration = round(ms / 1000 / packet.time_base)
+    return packet
+
+
+_CHILDREN = {b"stsd": 8, b"avc1": 78, b"hvc1": 78}  # where the boxes in a box begin, if not at 0
+
+
+def edit_box(data, names, edit):
+    """The bytes of an MP4 file whose index is last, with the content of the first box at this path of names through `edit`."""
+    at = 0
+    while at < len(data):
+        size, name = struct.unpack(">I4s", data[at : at + 8])
+        if name == names[0]:
+            content = data[at + 8 : at + size]
+            if names[1:]:
+                first = _CHILDREN.get(name, 0)
+                content = content[:first] + edit_box(content[first:], names[1:], edit)
+            else:
+                content = edit(content)
+            return data[:at] + struct.pack(">I4s", len(content) + 8, name) + content + data[at + size :]
+        at += size
+    raise ValueError(f"no box {names[0]}")
+
+
+def show_parts(source, path, *parts_ms):
+    """Writes the MP4 with an edit list that shows only these (begin, end) of its pictures."""
+    def edits(content):
+        _, media_time = struct.unpack(">Ii", content[8:16])
+        rows = [struct.pack(">Iii", end - begin, media_time + begin * ticks_hz // 1000, 1 << 16) for begin, end in parts_ms]
+        return struct.pack(">II", 0, len(rows)) + b"".join(rows)
+
+    with av.open(str(source)) as container:
+        ticks_hz = container.streams.video[0].time_base.denominator
+    path.write_bytes(edit_box(source.read_bytes(), [b"moov", b"trak", b"edts", b"elst"], edits))
+    return path
+
+
+def add_sample_box(source, path, entry, name, content):
+    """Writes the MP4 with one more box in the description `entry` of its pictures."""
+    box = struct.pack(">I4s", len(content) + 8, name) + content
+    names = [b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", entry]
+    path.write_bytes(edit_box(source.read_bytes(), names, lambda old: old + box))
+    return path
+
+
+def exif(orientation):
+    """A JPEG's segment of EXIF data with one entry, the orientation."""
+    body = b"Exif\0\0" + b"MM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x112, 3, 1, orientation, 0, 0)
+    return b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body

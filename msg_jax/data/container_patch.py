@@ -1,11 +1,13 @@
-"""Set fields of a finished video file that PyAV cannot set: the pixel aspect ratio, and the length that an edit list shows."""
+"""Set what PyAV cannot set in a finished video file.
+
+That is the pixel aspect ratio in Matroska; in MP4 the length that an edit list shows, and boxes that describe the pictures.
+"""
 
 from collections.abc import Iterator
 from fractions import Fraction
 import math
 import os
 import pathlib
-import struct
 from typing import BinaryIO
 import zlib
 
@@ -85,8 +87,8 @@ def _set_aspect(file: BinaryIO, width: int, height: int) -> None:
 
     tracks = _children(head[tracks_content:tracks_end])
     for i, (name, data) in enumerate(tracks):
-        track = _children(data)
-        if name == _TRACK and (_TRACK_TYPE, b"\1") in track:
+        track = _children(data) if name == _TRACK else []
+        if (_TRACK_TYPE, b"\1") in track:
             place = next(i for i, (name, _) in enumerate(track) if name == _VIDEO)
             video = [(name, data) for name, data in _children(track[place][1]) if name != _DISPLAY_UNIT]
             video += [(_DISPLAY_WIDTH, _bytes(width)), (_DISPLAY_HEIGHT, _bytes(height))]
@@ -133,33 +135,115 @@ def _parts(file: BinaryIO) -> tuple[int, dict[int, tuple[int, int, int]]]:
 
 # MP4 and MOV
 
+_TO_SAMPLES = (b"mdia", b"minf", b"stbl", b"stsd")
+_VISUAL_BYTES = 8 + 78  # of a description of pictures, before the boxes in it
+_DESCRIBING = {  # the boxes that describe pictures, by what they are about
+    b"dvcC": "Dolby Vision", b"dvvC": "Dolby Vision", b"dvwC": "Dolby Vision", b"hvcE": "enhancement layer",
+    b"vexu": "stereo", b"st3d": "stereo", b"hfov": "field of view", b"sv3d": "sphere",
+    b"mdcv": "mastering display", b"clli": "light level", b"amve": "ambient light",
+}
+
 
 def set_shown_duration(path: pathlib.Path, seconds: Fraction) -> None:
     """Sets how much of the first track of an MP4 or MOV file its edit list shows. Raises ValueError if it has none."""
     with path.open("r+b") as file:
-        end = os.path.getsize(path)
-        movie = _box(file, 0, end, b"moov")
-        header, _ = _box(file, *movie, b"mvhd")
-        file.seek(header)
-        file.seek(header + (20 if file.read(1) == b"\1" else 12))
-        (timescale,) = struct.unpack(">I", file.read(4))
-        edits, _ = _box(file, *_box(file, *_box(file, *movie, b"trak"), b"edts"), b"elst")
-        file.seek(edits)
-        version, count = struct.unpack(">B3xI", file.read(8))
-        number, size = (">Q", 20) if version else (">I", 12)
-        file.seek(edits + 8 + (count - 1) * size)
-        file.write(struct.pack(number, round(seconds * timescale)))
+        movie = _box(file, _whole(file), b"moov")
+        edits, _ = _box(file, _box(file, _box(file, movie, b"trak"), b"edts"), b"elst")
+        header, _ = _box(file, movie, b"mvhd")
+        timescale = _integer(file, header + (20 if _integer(file, header, 1) else 12), 4)
+        number = 8 if _integer(file, edits, 1) else 4
+        last = _integer(file, edits + 4, 4) - 1
+        file.seek(edits + 8 + last * (2 * number + 4))
+        file.write(round(seconds * timescale).to_bytes(number, "big"))
 
 
-def _box(file: BinaryIO, at: int, end: int, wanted: bytes) -> tuple[int, int]:
-    """(start, end) of the content of the first box `wanted` between two positions."""
-    while at < end:
-        file.seek(at)
-        size, name = struct.unpack(">I4s", file.read(8))
-        content = at + 8
+def copy_descriptions(source: pathlib.Path, track_id: int, path: pathlib.Path) -> None:
+    """Copies what describes the pictures of a track, and FFmpeg drops, to the first track of an MP4 or MOV file.
+
+    These are the boxes of Dolby Vision, of stereo and spherical pictures, and of HDR. Raises ValueError if the source has any
+    that the file lacks, and its index is not its end, where it can grow.
+    """
+    with source.open("rb") as file, path.open("r+b") as out:
+        try:
+            theirs = _descriptions(file, _track(file, track_id))[1]
+        except ValueError:
+            return
+        movie = _box(out, _whole(out), b"moov")
+        track = _box(out, movie, b"trak")
+        place, ours = _descriptions(out, track)
+        missing = b"".join(box for about, box in theirs.items() if about not in ours)
+        if not missing:
+            return
+        if movie[1] != _whole(out)[1]:
+            raise ValueError("the index is not the file's end")
+        parents, part = [movie, track], track
+        for name in _TO_SAMPLES:
+            part = _box(out, part, name)
+            parents.append(part)
+        starts = [start - 8 for start, _ in parents] + [part[0] + 8]  # the entry is the first in the last box
+        for start in starts:
+            size = _integer(out, start, 4) + len(missing)
+            out.seek(start)
+            out.write(size.to_bytes(4, "big"))
+        out.seek(place)
+        rest = out.read()
+        out.seek(place)
+        out.write(missing + rest)
+
+
+Range = tuple[int, int]  # where the content of a box begins and ends
+
+
+def _whole(file: BinaryIO) -> Range:
+    return 0, file.seek(0, os.SEEK_END)
+
+
+def _integer(file: BinaryIO, at: int, size: int) -> int:
+    file.seek(at)
+    return int.from_bytes(file.read(size), "big")
+
+
+def _boxes(file: BinaryIO, within: Range) -> Iterator[tuple[bytes, Range]]:
+    """(name, content) of each box."""
+    at, end = within
+    while at + 8 <= end:
+        size, content = _integer(file, at, 4), at + 8
+        name = file.read(4)
         if size == 1:
-            (size,), content = struct.unpack(">Q", file.read(8)), at + 16
+            size, content = _integer(file, at + 8, 8), at + 16
+        size = size or end - at
+        if size < 8:  # QuickTime ends a list of boxes with zeros
+            return
+        yield name, (content, at + size)
+        at += size
+
+
+def _box(file: BinaryIO, within: Range, wanted: bytes) -> Range:
+    """The content of the first box `wanted`. Raises ValueError if there is none."""
+    for name, content in _boxes(file, within):
         if name == wanted:
-            return content, at + size
-        at += size or end
+            return content
     raise ValueError(f"no box {wanted.decode()}")
+
+
+def _track(file: BinaryIO, track_id: int) -> Range:
+    for name, content in _boxes(file, _box(file, _whole(file), b"moov")):
+        if name == b"trak":
+            header, _ = _box(file, content, b"tkhd")
+            if _integer(file, header + (20 if _integer(file, header, 1) else 12), 4) == track_id:
+                return content
+    raise ValueError(f"no track {track_id}")
+
+
+def _descriptions(file: BinaryIO, track: Range) -> tuple[int, dict[str, bytes]]:
+    """The end of the boxes in the first description of a track's pictures, and the describing ones by what they are about."""
+    for name in _TO_SAMPLES:
+        track = _box(file, track, name)
+    entry = track[0] + 8
+    last, found = entry + _VISUAL_BYTES, {}
+    for name, (content, end) in _boxes(file, (last, entry + _integer(file, entry, 4))):
+        last = end
+        if name in _DESCRIBING:
+            file.seek(content - 8)
+            found[_DESCRIBING[name]] = file.read(end - content + 8)
+    return last, found

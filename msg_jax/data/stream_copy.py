@@ -257,7 +257,7 @@ class StreamCopy:
         base = containers.time_base(stream)
         shift, end = round(containers.start_ticks(self._video) * video_base / base), round(self.duration_sec / base)
         ticks = packet.pts if packet.pts is not None else packet.dts
-        if ticks is None:
+        if ticks is None or (stream.type == "subtitle" and bytes(packet) == b"\0\0"):  # MP4's gaps, which it writes again
             return False
         if stream.type == "video":  # its pictures refer to each other, so that none can be left out
             packet.pts = None if packet.pts is None else packet.pts - shift
@@ -273,17 +273,21 @@ class StreamCopy:
     def _finish(self, file: pathlib.Path) -> None:
         if self._hides:
             container_patch.set_shown_duration(file, self.duration_sec)
+        if self._format in _EDITS and "mp4" in self._source.format.name:
+            container_patch.copy_descriptions(self._video_path, self._video.id, file)
         context = self._video.codec_context
         if self._format in _DISPLAY_SIZE and self._aspect:
             try:
                 container_patch.set_pixel_aspect(file, context.width, context.height, self._aspect)
             except ValueError:
                 self.left_out.append(f"the pixel aspect ratio {self._aspect}")
-        if context.name == "rawvideo":  # its pixel format is a four-character code, if the container has one for it
-            with containers.open_media(file) as copy:
-                theirs = containers.video_stream(copy, file).codec_context
-            if (theirs.name, theirs.pix_fmt) != (context.name, context.pix_fmt):
-                raise self._refusal(f"raw {context.pix_fmt}")
+        ours, theirs = _first_picture(file), _first_picture(self._video_path)
+        if ours is None or theirs is None:
+            return
+        if ours.format.name != theirs.format.name:  # raw video: the container has no code for its format
+            raise self._refusal(f"raw {theirs.format.name}")
+        lost = sorted(_side_data(theirs) - _side_data(ours))
+        self.left_out += [f"the side data {', '.join(lost)}"] if lost else []
 
 
 class _Repair:
@@ -317,6 +321,17 @@ def _extent(path: pathlib.Path) -> containers.Extent:
     if extent is None:
         raise UserError(f"{path} has no picture that can be decoded; replace the file or leave it out")
     return extent
+
+
+def _first_picture(path: pathlib.Path) -> av.VideoFrame | None:
+    """The first picture with the side data, of the codec and of the container, that describe it; None if it is damaged."""
+    with contextlib.suppress(UserError), containers.open_media(path) as container:
+        return next(container.decode(containers.video_stream(container, path)), None)
+    return None
+
+
+def _side_data(picture: av.VideoFrame) -> set[str]:
+    return {picture.side_data[i].type.name for i in range(len(picture.side_data))}
 
 
 def _demux(source: InputContainer, streams: list, path: pathlib.Path) -> Iterator[av.Packet]:

@@ -1,13 +1,16 @@
 import itertools
 import json
+import os
+import unicodedata
 
 import av
 import grain
 import numpy as np
 import pytest
+from video_files import EVEN_MS, make_video
 
 from msg_jax import clip as clip_module
-from msg_jax.data import folder, media, media_writer
+from msg_jax.data import containers, folder, media, media_writer
 from msg_jax.errors import UnreadableError, UserError
 
 CLIP = clip_module.ClipSpec(duration_sec=0.8, video_px=16, clip_video_px=8)
@@ -142,6 +145,87 @@ def test_bad_captions(tmp_path, text, fault):
     (tmp_path / "captions.csv").write_bytes(text)
     with pytest.raises(UserError, match=fault):
         folder.FolderSource(tmp_path, CLIP, "train")
+
+
+def captions_of(names, root, text):
+    (root / "captions.csv").write_text(text, encoding="utf-8")
+    return folder._read_captions(root, names)
+
+
+def test_captions_may_be_quoted(tmp_path):
+    text = 'file,caption\n\na.mp4, "a dog, and ""cats"""\nb.mp4,a 12" record\n"c, d.mp4",\n'
+    names = ["a.mp4", "b.mp4", "c, d.mp4"]
+    assert captions_of(names, tmp_path, text) == {"a.mp4": 'a dog, and "cats"', "b.mp4": 'a 12" record', "c, d.mp4": ""}
+
+
+def test_rows_without_a_video_are_counted_in_a_warning(tmp_path, caplog):
+    """As after a partial download."""
+    text = "file,caption\na.mp4,dog\nb.mp4,cat\nc.mp4,bird\n"
+    for _ in range(3):  # each split reads them
+        assert captions_of(["b.mp4"], tmp_path, text) == {"b.mp4": "cat"}
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "captions.csv: 2 of 3 rows name videos that are not under" in record.message
+
+
+def test_names_that_are_not_utf8_and_files_behind_links(tmp_path):
+    far, root = tmp_path / "far", tmp_path / "root"
+    names = [os.fsdecode(b"caf\xe9.mp4"), "\u9577" * 80 + ".mp4", "-26aVY_000030.mp4"]
+    for name in names:
+        write(far / name, 1.0)
+    root.mkdir()
+    (root / "link").symlink_to(far)
+    (root / "broken.mp4").symlink_to(far / "nowhere.mp4")
+    for _ in range(2):  # the second time from the index
+        source = sources(root, index_path=tmp_path / "index.json")
+        assert all_ids(root, index_path=tmp_path / "index.json") == sorted(f"link/{name}@0.000" for name in names)
+        (row,) = source["train"].skipped
+        assert row["path"] == str(root / "broken.mp4") and "does not exist" in row["reason"]
+        json.dumps([source["train"][0]["id"], source["train"].skipped])
+
+
+def test_sound_with_nan_is_skipped_when_videos_are_found(tmp_path):
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        write(tmp_path / name, 1.0)
+    sound = np.full((1, 48_000), 0.1, np.float32)
+    sound[0, 40_000] = np.nan  # after the only window
+    pictures = np.zeros((25, 16, 16, 3), np.uint8)
+    make_video(tmp_path / "nan.mkv", list(pictures), EVEN_MS[:25], sound=sound, sound_codec="pcm_f32le")
+    (row,) = folder.FolderSource(tmp_path, CLIP, "train").skipped
+    assert row["path"] == str(tmp_path / "nan.mkv") and "nan.mkv has sound samples that are NaN" in row["reason"]
+
+
+def test_a_surprise_of_a_decoder_is_a_row(tmp_path, monkeypatch):
+    for name in ("a.mp4", "b.mp4", "c.mp4", "d.mp4"):
+        write(tmp_path / name, 1.0)
+    extent_of = containers.Extent.of
+
+    def surprise(container, video, shown):
+        if container.name.endswith("b.mp4"):
+            raise ZeroDivisionError("Fraction(1, 0)")
+        return extent_of(container, video, shown)
+
+    monkeypatch.setattr(containers.Extent, "of", surprise)
+    source = folder.FolderSource(tmp_path, CLIP, "train")
+    assert [row["path"] for row in source.skipped] == [str(tmp_path / "b.mp4")]
+
+    def broken(*_):
+        raise ValueError("31 is not a valid Type")
+
+    monkeypatch.setattr(media, "_shown_size", broken)
+    with pytest.raises(UnreadableError, match=r"is damaged \(31 is not a valid Type\)"):
+        source[0]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_captions_match_in_any_unicode_form(tmp_path, form):
+    """macOS writes file names in NFD, and spreadsheets write NFC."""
+    stored, written = (unicodedata.normalize(each, "caf\u00e9.mp4") for each in (form, "NFD" if form == "NFC" else "NFC"))
+    assert stored != written
+    assert captions_of({stored: ""}, tmp_path, f"file,caption\n{written},dog\n") == {stored: "dog"}
+    both = f"file,caption\n{written},dog\n{stored},cat\n"
+    assert captions_of({stored: "", written: ""}, tmp_path, both) == {written: "dog", stored: "cat"}
+    with pytest.raises(UserError, match="appears twice"):
+        captions_of({stored: ""}, tmp_path, both)
 
 
 def test_too_few_videos_and_bad_arguments(tmp_path):

@@ -1,11 +1,13 @@
 """Reading videos whose frames carry their number and whose sound begins at a known time."""
 
 from fractions import Fraction
+import re
 
 import av
 from av.video.reformatter import Interpolation
 import numpy as np
 import pytest
+import soundfile
 from video_files import (
     ENCODER,
     EVEN_MS,
@@ -16,11 +18,15 @@ from video_files import (
     UNEVEN_MS,
     WIDTH,
     beep,
+    exif,
+    lasting,
     make_video,
     numbered,
     numbers,
     onset_sec,
     plain_video,
+    remux,
+    show_parts,
 )
 
 from msg_jax.data import media, media_writer
@@ -234,6 +240,163 @@ def test_a_file_that_breaks_is_used_as_far_as_it_goes(tmp_path, videos, name):
     assert len(usable) == 20
     with pytest.raises(UserError, match=rf"{name} breaks off at 1\.\d\d s"):
         media.read_video(path, [media.FrameGrid(25.0, 16, 60)], 0.0)
+
+
+# Files as other programs and cameras write them
+
+
+@pytest.mark.parametrize("orientation, corners", [(1, [[0, 1], [2, 3]]), (6, [[2, 0], [3, 1]]), (8, [[1, 3], [0, 2]])])
+def test_side_data_without_a_name(tmp_path, orientation, corners):
+    """Frames with EXIF data, for which PyAV has no name: it raises ValueError for all side data of such a frame."""
+    stored = np.repeat(np.repeat(CORNERS, HEIGHT // 2, 0), WIDTH // 2, 1)[..., None].repeat(3, -1)
+    made = make_video(tmp_path / "a.mov", [stored] * 3, [0, 40, 80], "mjpeg", pix_fmt="yuvj420p")
+    path = remux(made, tmp_path / "exif.mov", lambda i, packet: bytes(packet)[:2] + exif(orientation) + bytes(packet)[2:])
+    (frames,) = media.read_video(path, [media.FrameGrid(25.0, 32, 1)])
+    quarters = frames[0].reshape(2, 16, 2, 16, 3)[:, 4:12, :, 4:12].mean((1, 3, 4))
+    np.testing.assert_allclose(quarters, CORNERS.ravel()[corners], atol=4)
+    assert media.probe(path).duration_sec == pytest.approx(0.12, abs=1e-3)
+
+
+def test_the_length_of_a_variable_rate_with_b_frames(tmp_path):
+    """The last picture lasts 40 ms, the others a second: its own duration is stored with another one."""
+    path = make_video(tmp_path / "vfr.mp4", [numbered(i) for i in range(6)], [1000 * i for i in range(6)])
+    assert media.probe(path).duration_sec == pytest.approx(5.04, abs=5e-3)
+    assert numbers(media.read_video(path, [media.FrameGrid(10.0, 16, 10)], 4.5)[0]) == [4] * 5 + [5] * 5
+    made = make_video(tmp_path / "a.mp4", [numbered(i) for i in range(6)], [0, 40, 80, 120, 160, 200])
+    path = remux(made, tmp_path / "frozen.mp4", lambda i, packet: lasting(packet, 40 if i < 5 else 6000))
+    assert media.probe(path).duration_sec == pytest.approx(6.2, abs=0.05)
+    assert numbers(media.read_video(path, [media.FrameGrid(10.0, 16, 10)], 5.0)[0]) == [5] * 10
+
+
+@pytest.mark.parametrize("begin_ms", [0, 500, 1500, 3000])
+def test_a_cut_at_one_picture_a_second_is_whole(tmp_path, begin_ms):
+    """The header counts from the middle of a picture that is not shown."""
+    made = make_video(tmp_path / "a.mp4", [numbered(i) for i in range(8)], [1000 * i for i in range(8)])
+    whole = remux(made, tmp_path / "whole.mp4", lambda i, packet: lasting(packet, 1000))
+    path = show_parts(whole, tmp_path / "b.mp4", (begin_ms, 8000))
+    first = -(-begin_ms // 1000)
+    assert media.probe(path).duration_sec == pytest.approx(8 - first, abs=0.51)
+    read = numbers(media.read_video(path, [media.FrameGrid(1.0, 16, 9)])[0])
+    assert read == [min(first + i, 7) for i in range(9)]
+
+
+@pytest.mark.parametrize("seconds, breaks", [(0.2, False), (1.5, True)])
+def test_the_header_declares_more_than_there_is(tmp_path, seconds, breaks):
+    """Matroska's duration is a tag. A picture lasts 40 ms, so a second and a half are missing pictures."""
+    with av.open(str(plain_video(tmp_path / "a.mkv"))) as source, av.open(str(tmp_path / "b.mkv"), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0], opaque=True)
+        for packet in source.demux(video=0):
+            if packet.size and packet.pts < 3000 - 1000 * seconds:
+                packet.stream = stream
+                out.mux(packet)
+    path = tmp_path / "b.mkv"
+    path.write_bytes(re.sub(rb"00:00:0[12].\d{9}", b"00:00:03.000000000", path.read_bytes()))
+    if breaks:
+        with pytest.raises(UserError, match=r"b.mkv breaks off at 1\.\d\d s \(3.00 s declared\)"):
+            media.read_video(path, [media.FrameGrid(25.0, 16, 75)])
+    else:
+        media.read_video(path, [media.FrameGrid(25.0, 16, 75)])
+
+
+def test_encrypted_files_are_refused(tmp_path):
+    key = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "00" * 16, "encryption_kid": "11" * 16}
+    with av.open(str(plain_video(tmp_path / "a.mp4"))) as source, av.open(
+        str(tmp_path / "drm.mp4"), "w", container_options=key
+    ) as out:  # fmt: skip
+        copies = {each.index: out.add_stream_from_template(each, opaque=True) for each in source.streams}
+        for packet in source.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream.index]
+                out.mux(packet)
+    for call in (
+        media.probe, lambda path: media.read_video(path, [media.FrameGrid(25.0, 16, 2)]),
+        lambda path: media.read_audio(path, 0.0, 100, 16_000),
+        lambda path: media_writer.mux(path, np.zeros(9), 16_000, tmp_path / "out.mp4"),
+    ):
+        with pytest.raises(UserError, match=r"drm.mp4 is encrypted"):
+            call(tmp_path / "drm.mp4")
+    with av.open(str(plain_video(tmp_path / "a.mkv"))) as source, av.open(str(tmp_path / "drm.mkv"), "w") as out:
+        copy = out.add_stream_from_template(source.streams.video[0], opaque=True)
+        copy.metadata["enc_key_id"] = "AAAA"
+        out.mux(next(source.demux(video=0)))
+    with pytest.raises(UserError, match=r"drm.mkv is encrypted"):
+        media.probe(tmp_path / "drm.mkv")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_sound_that_is_not_a_number_is_refused(tmp_path, value):
+    sound = beep(48_000, 0.5, 3.0)
+    sound[0, 100_000:100_010] = value
+    path = make_video(tmp_path / "nan.mkv", [numbered(i) for i in range(75)], EVEN_MS, sound=sound, sound_codec="pcm_f32le")
+    for call in (media.check_sound, lambda path: media.read_audio(path, 1.5, 16_000, 16_000)):
+        with pytest.raises(UserError, match=r"nan.mkv has sound samples that are NaN or infinite"):
+            call(path)
+    assert np.isfinite(media.read_audio(path, 0.0, 16_000, 16_000)).all()
+    media_writer.mux(path, np.zeros(9), 16_000, tmp_path / "out.mkv")  # its own sound does not matter
+
+
+@pytest.mark.parametrize("options", [{}, {"format": "RF64"}, {"format": "WAVEX", "subtype": "FLOAT"}])
+def test_a_cut_wav_is_not_silence(tmp_path, options):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, beep(16_000, 0.0, 3.0)[0], 16_000, **options)
+    whole, read = path.read_bytes(), media.read_audio(path, 0.0, 4 * 16_000, 16_000)
+    assert np.abs(read[32_000:47_000]).max() > 0.4 and not read[48_000:].any()  # a whole one goes on in silence
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"a.wav breaks off: its sound is cut short at 1\.\d\d s"):
+        media.read_audio(path, 0.0, 3 * 16_000, 16_000)
+    assert len(media.read_audio(path, 0.0, 16_000, 16_000)) == 16_000
+    at = whole.index(b"data") + 4
+    path.write_bytes(whole[:at] + b"\xff" * 4 + whole[at + 4 :])  # as programs write it that cannot go back
+    assert options == {"format": "RF64"} or len(media.read_audio(path, 0.0, 3 * 16_000, 16_000))
+
+
+def write_sound(path, codec):
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=16_000, layout="mono")
+        tone = av.AudioFrame.from_ndarray(beep(16_000, 0.0, 3.0), format="fltp", layout="mono")
+        tone.sample_rate = 16_000
+        fitting = av.AudioResampler(format=stream.codec_context.format, layout="mono", rate=16_000, frame_size=1152)
+        for frame in (*fitting.resample(tone), *fitting.resample(None)):
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("name, codec", [("a.mp3", "libmp3lame"), ("a.flac", "flac"), ("a.m4a", "aac"), ("a.ogg", "libopus")])
+def test_other_cut_sound_is_not_silence(tmp_path, name, codec):
+    path = write_sound(tmp_path / name, codec)
+    media.read_audio(path, 0.0, 4 * 16_000, 16_000)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    if name == "a.ogg":  # declares no length: it ends where it is cut
+        return
+    with pytest.raises(UserError, match=r"breaks off|damaged|cut short"):
+        media.read_audio(path, 0.0, 3 * 16_000, 16_000)
+
+
+@pytest.mark.parametrize("error", [ValueError("31 is not a valid Type"), OSError(5, "Input/output error"), KeyError("x")])
+def test_whatever_a_decoder_raises_becomes_a_sentence(videos, monkeypatch, error):
+    def surprise(*_):
+        raise error
+
+    monkeypatch.setattr(media, "_shown_size", surprise)
+    for call in (media.probe, lambda path: media.read_video(path, [media.FrameGrid(25.0, 16, 2)])):
+        with pytest.raises(UserError, match=r"clip.mp4 is damaged \(.*(Type|error|x)") as caught:
+            call(videos["clip.mp4"])
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("case, seconds", [
+    ("exif_mjpeg.mov", 1.0), ("hvc1.mp4", 2.0), ("raw_i420.avi", 0.52), ("wmv2.mkv", 2.0), ("sar.mp4", 2.0),
+    ("dup_dts.mp4", 2.0), ("trim_end.mp4", 0.8), ("vfr_bframes.mp4", 5.04), ("lowfps_cut.mp4", 6.0),
+    ("full.mkv", 2.0), ("nan_audio.mkv", 3.4),
+])  # fmt: skip
+def test_small_files_of_many_kinds(shared, tmp_path, case, seconds):
+    path = shared / "cases" / case
+    assert media.probe(path).duration_sec == pytest.approx(seconds, abs=0.05)
+    grids = [media.FrameGrid(25.0, 16, round(25 * seconds) + 10)]
+    media_writer.mux(path, np.zeros(9), 16_000, tmp_path / case)
+    np.testing.assert_array_equal(media.read_video(path, grids)[0], media.read_video(tmp_path / case, grids)[0])
+    assert media.probe(tmp_path / case).duration_sec == pytest.approx(seconds, abs=0.05)
 
 
 # Recorded videos

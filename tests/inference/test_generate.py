@@ -2,8 +2,11 @@
 
 import dataclasses
 import functools
+import importlib
 import json
+import os
 import pathlib
+import resource
 
 import av
 from flax.core import meta
@@ -359,6 +362,176 @@ def test_broken_files_are_skipped_with_a_sentence_each(command, run_folder, vide
     reported = capfd.readouterr().err.splitlines()
     assert sorted(reported) == sorted(f"skipped: {reason}" for reason in skipped.values())
     assert sorted(path.name for path in out.iterdir()) == ["generated.jsonl", "good.mp4", "good.wav", "skipped.jsonl"]
+
+
+# Whatever goes wrong with one video, the others get their sound
+
+
+@pytest.fixture
+def batch(videos, tmp_path):
+    """A folder of three videos, and an output folder."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.mp4").write_bytes((videos / "short.mp4").read_bytes())
+    return folder, tmp_path / "out"
+
+
+def listing(folder: pathlib.Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+WHOLE = ["a.mp4", "a.wav", "c.mp4", "c.wav", "generated.jsonl", "skipped.jsonl"]
+
+
+@pytest.mark.parametrize("place, error, reason", [
+    ("msg_jax.data.media.read_video", ValueError("31 is not a valid Type"), "b.mp4 gets no sound (31 is not a valid Type)"),
+    ("msg_jax.data.media.probe", RuntimeError("one\ntwo"), "b.mp4 gets no sound (one)"),
+    ("msg_jax.data.media.probe", KeyError(), "b.mp4 gets no sound (KeyError)"),
+    ("msg_jax.data.media_writer.mux", OSError(28, "No space left on device"), "b.mp4 gets no sound (No space left on device)"),
+    ("msg_jax.data.media_writer.write_audio", OSError(28, "No space left"), "b.wav gets no sound"),
+])
+def test_a_surprise_costs_one_video(untrained, batch, monkeypatch, place, error, reason):
+    folder, out = batch
+    module, _, name = place.rpartition(".")
+    module = importlib.import_module(module)
+    real = getattr(module, name)
+
+    def surprise(path, *rest, **more):
+        if pathlib.Path(path).stem == "b":
+            raise error
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr(module, name, surprise)
+    made, (row,) = generate(untrained, [folder], out, dataclasses.replace(SETTINGS, steps=1))
+    assert [row["outputs"][0] for row in made] == ["a.wav", "c.wav"] and listing(out) == WHOLE
+    assert row["path"] == str(folder / "b.mp4") and row["reason"].endswith(reason.replace("b.wav", "b.mp4") + (
+        " (No space left)" if name == "write_audio" else ""))
+    assert rows(out / "skipped.jsonl") == [row] and rows(out / "generated.jsonl") == made
+
+
+def test_a_full_disk_leaves_nothing_half_made(untrained, batch):
+    """Files may grow to 30 kB: sounds and their videos fit, but not those of the long one."""
+    folder, out = batch
+    noise = np.random.default_rng(0).integers(0, 255, (26, 48, 48, 3), np.uint8)
+    (folder / "b.mp4").write_bytes(media_writer.encode_video(noise, 25.0, np.zeros(16_000), 16_000))
+    assert (folder / "b.mp4").stat().st_size > 60_000 > 2 * (folder / "a.mp4").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    try:
+        made, (row,) = generate(untrained, [folder], out, dataclasses.replace(SETTINGS, steps=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(made) == 2 and listing(out) == WHOLE
+    assert "b.mp4 cannot be written (File too large)" in row["reason"]
+
+
+@pytest.mark.parametrize("name", ["generated.jsonl", "skipped.jsonl"])
+def test_a_record_that_cannot_be_written(untrained, batch, monkeypatch, name):
+    folder, out = batch
+    write = logging.write_jsonl
+
+    def full(path, rows):
+        if path.name == name and (name == "skipped.jsonl" or "b.wav" in json.dumps(list(rows))):
+            raise OSError(28, "No space left on device")
+        write(path, rows)
+
+    monkeypatch.setattr(logging, "write_jsonl", full)
+    if name == "skipped.jsonl":
+        with pytest.raises(UserError, match=r"skipped.jsonl cannot be written \(No space left on device\)"):
+            generate(untrained, [folder], out, dataclasses.replace(SETTINGS, steps=1))
+        return
+    _, (row,) = generate(untrained, [folder], out, dataclasses.replace(SETTINGS, steps=1))
+    assert "b.wav is not kept: " in row["reason"] and listing(out) == WHOLE
+    assert [row["outputs"][0] for row in rows(out / "generated.jsonl")] == ["a.wav", "c.wav"]
+
+
+def test_a_failure_keeps_or_drops_earlier_results_as_a_pair(untrained, batch, monkeypatch):
+    folder, out = batch
+    settings = dataclasses.replace(SETTINGS, steps=1, overwrite=True)
+    generate(untrained, [folder], out, settings)
+    old = (out / "b.mp4").read_bytes(), (out / "b.wav").read_bytes()
+
+    def refuse(*_, **__):
+        raise UserError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media_writer, "mux", refuse)  # before anything is touched
+        generate(untrained, [folder / "b.mp4"], out, settings)
+    assert old == ((out / "b.mp4").read_bytes(), (out / "b.wav").read_bytes())
+    assert [row["outputs"][0] for row in rows(out / "generated.jsonl")] == ["a.wav", "b.wav", "c.wav"]
+    with monkeypatch.context() as patch:
+        patch.setattr(media_writer, "write_audio", refuse)  # after the video was replaced
+        generate(untrained, [folder / "b.mp4"], out, settings)
+    assert listing(out) == WHOLE
+    assert [row["outputs"][0] for row in rows(out / "generated.jsonl")] == ["a.wav", "c.wav"]
+
+
+def test_an_output_that_cannot_be_made(untrained, batch):
+    folder, out = batch
+    (folder / "sub").mkdir()
+    (folder / "b.mp4").rename(folder / "sub" / "b.mp4")
+    (folder / "c.mp4").rename(folder / ("c" * 251 + ".mp4"))
+    out.mkdir()
+    (out / "sub").write_text("a file where the folder should be")
+    made, skipped = generate(untrained, [folder], out, dataclasses.replace(SETTINGS, steps=1, variants=2))
+    assert [row["outputs"][0] for row in made] == ["a_0.wav", "a_1.wav"]
+    assert [pathlib.Path(row["path"]).name[0] for row in skipped] == ["c", "b"]
+    assert "(File name too long)" in skipped[0]["reason"] and "b_0.mp4 cannot be written" in skipped[1]["reason"]
+    assert listing(out) == ["a_0.mp4", "a_0.wav", "a_1.mp4", "a_1.wav", "generated.jsonl", "skipped.jsonl", "sub"]
+
+
+def test_any_name_and_links(command, run_folder, videos, tmp_path, monkeypatch, capfd):
+    folder, far = tmp_path / "in", tmp_path / "far"
+    folder.mkdir()
+    far.mkdir()
+    names = [os.fsdecode(b"caf\xe9.mp4"), "\u9577" * 80 + ".mp4", "-26aVY_000030.mp4", "--0PQM4-hqg.mp4"]
+    for name in names:
+        (far / name).write_bytes((videos / "short.mp4").read_bytes())
+    (folder / "link").symlink_to(far)
+    (far / "loop").symlink_to(folder)
+    flags = [f"--checkpoint={run_folder / 'base'}", "--steps=1", "--verbosity=-1"]
+    assert command([str(folder), f"--out={tmp_path / 'out'}", *flags]) == 0
+    assert listing(tmp_path / "out" / "link") == sorted([*names, *(name.replace(".mp4", ".wav") for name in names)])
+    monkeypatch.chdir(far)
+    assert command([*names, "-gone.mp4", "--out=../alone", *flags]) == 2
+    found = [row["outputs"][0] for row in rows(tmp_path / "alone" / "generated.jsonl")]
+    assert found == [name.replace(".mp4", ".wav") for name in names]
+    assert capfd.readouterr().err == "skipped: -gone.mp4 does not exist; check the path\n"
+
+
+def test_another_container(command, run_folder, videos, tmp_path, capfd):
+    flags = [f"--checkpoint={run_folder / 'base'}", f"--out={tmp_path}", "--steps=1", "--verbosity=-1"]
+    assert command([str(videos / "short.mp4"), "--container=mkv", *flags]) == 0
+    assert listing(tmp_path) == ["generated.jsonl", "short.mkv", "short.wav", "skipped.jsonl"]
+    assert video_packets(tmp_path / "short.mkv") == video_packets(videos / "short.mp4")
+    assert command([str(videos / "short.mp4"), "--container=webm", "--overwrite", *flags]) == 2
+    assert "cannot hold h264 video; use a .mkv file (--container=mkv)" in capfd.readouterr().err
+    assert tuple(f".{each}" for each in command_line.CONTAINERS) == media.VIDEO_SUFFIXES
+
+
+def test_what_a_copy_lacks_is_told_and_recorded(untrained, videos, tmp_path, capfd):
+    with av.open(str(videos / "short.mp4")) as source, av.open(str(tmp_path / "two.mp4"), "w") as out:
+        copies = [out.add_stream_from_template(source.streams[i], opaque=True) for i in (0, 1, 1)]
+        for packet in source.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream.index]
+                out.mux(packet)
+    (row,), skipped = generate(untrained, [tmp_path / "two.mp4"], tmp_path / "out", dataclasses.replace(SETTINGS, steps=1))
+    assert row["left_out"] == ["audio track 2 (aac, und)"] and skipped == []
+    assert capfd.readouterr().err == f"left out of the copy of {tmp_path / 'two.mp4'}: audio track 2 (aac, und)\n"
+
+
+def test_small_files_of_many_kinds(shared, untrained, tmp_path):
+    made, skipped = generate(untrained, [shared / "cases"], tmp_path, dataclasses.replace(SETTINGS, steps=1))
+    (row,) = skipped
+    assert row["path"].endswith("drm_cbcs.mp4") and "is encrypted" in row["reason"]
+    assert len(made) == 12
+    for row in made:
+        sound, video = (tmp_path / name for name in row["outputs"])
+        expected = media.probe(row["input"]).duration_sec
+        assert soundfile.info(sound).duration == pytest.approx(expected, abs=1e-3)
+        assert media.probe(video).duration_sec == pytest.approx(expected, abs=2e-3)
 
 
 @pytest.mark.parametrize("flags, sentence", [
