@@ -127,7 +127,7 @@ def finished(tmp_path_factory, scenes_cache):
 def test_a_sweep_makes_every_cell_and_goes_on_after_one_that_fails(finished):
     _, workdir = finished
     results = json.loads((workdir / "results.json").read_text())
-    assert [cell["name"] for cell in results["cells"]] == ["baseline", "filtered", "joined", "joint"]
+    assert [cell["name"] for cell in results["cells"]] == ["baseline", "joint", "filtered", "joined"]
     assert results["failed"].keys() == {"failing"} and "keep_share" in results["failed"]["failing"]
     for cell in results["cells"]:
         assert 0 <= cell["metrics"]["all/event_f1"]["mean"] <= 1 and cell["metrics"]["fd_judge"]["error"] is not None
