@@ -66,13 +66,13 @@ def _dpm_solver(diffusion: Diffusion, denoise: Denoiser, x, start, end, memory):
     return next_sigma / sigma * x - next_alpha * jnp.expm1(-h) * towards, (data, log_snr)
 
 
-def _row_keys(noise: Array) -> Array:
+def _row_keys(noise: Array | np.ndarray) -> Array:
     """One key per row of noise (B, T, C), a function of that row alone."""
     bits = jax.lax.bitcast_convert_type(jnp.asarray(noise)[:, 0, 0], jnp.uint32)
     return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(0), row))(bits)
 
 
-def _nothing_before(noise: Array) -> tuple[Array, Array]:
+def _nothing_before(noise: Array | np.ndarray) -> tuple[Array, Array]:
     """A previous prediction at infinite distance, which gets zero weight."""
     return jnp.zeros_like(noise), jnp.array(-jnp.inf)
 
