@@ -174,14 +174,15 @@ class Extent:
         last_duration = max((each.ticks, each.duration) for each in shown)[1]
         mean = Fraction(last - start, len(shown) - 1) if len(shown) > 1 else frame_sec(video) / time_base(video)
         longest = max((after - before for before, after in itertools.pairwise(times)), default=mean)
+        declared, is_mp4 = start + round(Fraction(declared_sec(video)) / time_base(video)), "mp4" in container.format.name
         # MP4 stores durations in decoding order, so with B-frames the last one is not that of the last picture shown.
-        if last_duration and (shown[-1].ticks == last or "mp4" not in container.format.name):
+        if last_duration and (shown[-1].ticks == last or not is_mp4):
             end = last + last_duration
+            end = min(end, declared) if is_mp4 and declared > last else end
         else:
             # The track's length holds the last picture's duration, if the track is as long as its pictures together.
-            total, declared = sum(each.duration for each in shown), video.duration or 0
-            trusted = start + declared > last and abs(declared - total) <= longest
-            end = start + declared if trusted else last + mean
+            total = sum(each.duration for each in shown) or last - start + mean
+            end = declared if declared > last and abs(declared - start - total) <= longest else last + mean
         return cls(start, last, end, longest, len(shown))
 
 

@@ -86,6 +86,7 @@ class StreamCopy:
             video = out.add_stream_from_template(self._video, opaque=True)
             if tag:
                 video.codec_context.codec_tag = tag
+            video.codec_context.framerate = self._video.average_rate or video.codec_context.framerate
             if self._video.sample_aspect_ratio:
                 video.codec_context.sample_aspect_ratio = self._video.sample_aspect_ratio
             return video
@@ -232,6 +233,8 @@ class StreamCopy:
                     self._check_hidden(each)
                     yield repair[stream.index](each, start)
                 hidden.clear()
+                if packet.pts == self._extent.last:  # with B-frames MP4 gives it another picture's duration
+                    packet.duration = round(self._extent.end - self._extent.last)
                 yield repair[stream.index](packet, start)
             elif self._place_extra(packet):
                 yield repair[stream.index](packet, 0)

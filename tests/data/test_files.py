@@ -70,7 +70,7 @@ def test_a_new_file_may_have_any_name(tmp_path, name):
     assert (tmp_path / name).read_text() == "new" and os.listdir(tmp_path) == [name]
 
 
-@pytest.mark.parametrize("name, fault", [("x" * 260 + ".mp4", "File name too long"), ("file/x.mp4", "Not a directory")])
+@pytest.mark.parametrize("name, fault", [("x" * 260 + ".mp4", "File name too long"), ("file/x.mp4", "File exists")])
 def test_a_file_that_cannot_be_written(tmp_path, name, fault):
     make(tmp_path, "file")
     with pytest.raises(UserError, match=rf"cannot be written \({fault}\)"), files.new_file(tmp_path / name, overwrite=False):
