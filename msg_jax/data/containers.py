@@ -180,9 +180,12 @@ class Extent:
             end = last + last_duration
             end = min(end, declared) if is_mp4 and declared > last else end
         else:
-            # The track's length holds the last picture's duration, if the track is as long as its pictures together.
+            # The track's length holds the last picture's duration, if the track is about as long as its pictures together:
+            # decoding runs ahead of the pictures by some intervals.
             total = sum(each.duration for each in shown) or last - start + mean
-            end = declared if declared > last and abs(declared - start - total) <= longest else last + mean
+            whole = Fraction(container.duration or 0, av.time_base) / time_base(video)  # of all tracks
+            guess = min(last + mean, whole) if is_mp4 and whole > last else last + mean
+            end = declared if declared > last and abs(declared - start - total) <= 4 * longest else guess
         return cls(start, last, end, longest, len(shown))
 
 

@@ -77,6 +77,25 @@ class StreamCopy:
                 return way
         raise self._refusal(self._video.codec_context.name)
 
+    def _interval(self) -> Fraction:
+        """The seconds of each picture. Raises UserError if they differ, or if pictures are stored in another order."""
+        interval, base = containers.frame_sec(self._video), containers.time_base(self._video)
+        if self._source.format.name == "avi":
+            return interval
+        with containers.open_media(self._video_path) as source:
+            video = containers.video_stream(source, self._video_path)
+            packets = [(packet.pts, packet.dts) for packet in _demux(source, [video], self._video_path) if packet.size]
+        first, last = self._extent.start, self._extent.last
+        mean = Fraction(last - first, max(len(packets) - 1, 1)) * base
+        for step in (interval, mean or interval):
+            times = [first + round(i * step / base) for i in range(len(packets))]
+            if all(dts in (None, pts) and abs((pts or 0) - time) <= 1 for (pts, dts), time in zip(packets, times)):
+                return step
+        raise UserError(
+            f"{self._path}: a .avi file cannot hold this video, whose pictures are of different lengths or stored in another "
+            f"order; {_ADVICE}"
+        )
+
     def _refusal(self, codec: str) -> UserError:
         suffix = self._path.suffix
         return UserError(f"{self._path}: a {suffix} file cannot hold {codec} video; {advice(suffix)}")
@@ -201,7 +220,7 @@ class StreamCopy:
             out.metadata.update(self._metadata)
             video = self._add_video(out)
             if self._format == "avi":  # AVI numbers its frames: one tick must be one frame
-                video.time_base = containers.frame_sec(self._video)
+                video.time_base = self._interval()
             video.metadata.update({key: value for key, value in self._video.metadata.items() if key != "DURATION"})
             video.disposition = self._video.disposition
             self._copies = {self._video.index: video}
