@@ -9,6 +9,7 @@ import contextlib
 from fractions import Fraction
 import io
 import pathlib
+from typing import Any
 
 import av
 from av.bitstream import BitStreamFilterContext
@@ -353,7 +354,8 @@ def _first_picture(path: pathlib.Path) -> av.VideoFrame | None:
 
 
 def _side_data(picture: av.VideoFrame) -> set[str]:
-    return {picture.side_data[i].type.name for i in range(len(picture.side_data))}
+    side_data: Any = picture.side_data  # the stub says a TypedDict
+    return {side_data[i].type.name for i in range(len(side_data))}
 
 
 def _demux(source: InputContainer, streams: list, path: pathlib.Path) -> Iterator[av.Packet]:
