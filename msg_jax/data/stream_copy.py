@@ -353,7 +353,7 @@ def _first_picture(path: pathlib.Path) -> av.VideoFrame | None:
 
 
 def _side_data(picture: av.VideoFrame) -> set[str]:
-    return {picture.side_data[i].type.name for i in range(len(picture.side_data))}
+    return {each.type.name for each in picture.side_data}  # pyright: ignore[reportAttributeAccessIssue] wrong stub
 
 
 def _demux(source: InputContainer, streams: list, path: pathlib.Path) -> Iterator[av.Packet]:

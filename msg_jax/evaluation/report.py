@@ -90,7 +90,7 @@ def _fact_lists(facts: dict[str, Any]) -> dict[str, Any]:
 def _write_page(workdir: str | os.PathLike, page: str) -> epath.Path:
     path = epath.Path(workdir) / "report" / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")  # names may not be UTF-8
+    path.write_bytes(page.encode(errors="backslashreplace"))  # names may not be UTF-8
     return path
 
 
