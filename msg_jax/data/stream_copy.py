@@ -9,7 +9,6 @@ import contextlib
 from fractions import Fraction
 import io
 import pathlib
-from typing import Any
 
 import av
 from av.bitstream import BitStreamFilterContext
@@ -354,8 +353,7 @@ def _first_picture(path: pathlib.Path) -> av.VideoFrame | None:
 
 
 def _side_data(picture: av.VideoFrame) -> set[str]:
-    side_data: Any = picture.side_data  # the stub says a TypedDict
-    return {side_data[i].type.name for i in range(len(side_data))}
+    return {each.type.name for each in picture.side_data}  # pyright: ignore[reportAttributeAccessIssue] wrong stub
 
 
 def _demux(source: InputContainer, streams: list, path: pathlib.Path) -> Iterator[av.Packet]:
