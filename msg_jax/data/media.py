@@ -255,7 +255,7 @@ def _sound_is_missing(
     container: InputContainer, audio: av.AudioStream, clock: Stream, end_sec: float, path: str | os.PathLike
 ) -> bool:
     """Whether the file declares more sound than up to `end_sec`. Only some containers declare it exactly."""
-    if containers.is_cut(container, audio) or sound_headers.missing_wav_bytes(path):
+    if containers.is_cut(container, audio) or sound_headers.missing_wav_sec(path) > containers.TRUNCATED_SEC:
         return True
     kinds = set(container.format.name.split(","))
     if not kinds & {"matroska", "flac"} and not ("mp3" in kinds and sound_headers.counts_mp3_frames(path)):

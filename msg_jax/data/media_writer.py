@@ -82,6 +82,13 @@ def mux(
             return _mux(video_path, waveform, hz, out_path, unfinished, audio_codec, extras=False)
 
 
+def check_mux(video_path: str | os.PathLike, out_path: str | os.PathLike) -> None:
+    """Raises UserError, before there is any sound, if `mux` could not copy the video into the container of `out_path`."""
+    video_path, out_path = pathlib.Path(video_path), pathlib.Path(out_path)
+    with containers.open_media(video_path) as source:
+        stream_copy.StreamCopy(source, video_path, out_path)
+
+
 class _ExtrasError(UserError):
     """The container refuses a packet, which may be one of the other streams."""
 

@@ -4,8 +4,8 @@ import os
 import struct
 
 
-def missing_wav_bytes(path: str | os.PathLike) -> int:
-    """How many bytes of its samples a RIFF or RF64 file lacks, by its header; 0 for any other file.
+def missing_wav_sec(path: str | os.PathLike) -> float:
+    """How many seconds of its samples a RIFF or RF64 file lacks, by its header; 0 for any other file.
 
     FFmpeg and libsndfile silently shorten the declared length to what the file holds. A writer that could not go back to its
     header leaves the size 0 or all ones, which declares nothing.
@@ -13,18 +13,21 @@ def missing_wav_bytes(path: str | os.PathLike) -> int:
     with open(path, "rb") as file:
         head = file.read(12)
         if head[:4] not in (b"RIFF", b"RF64") or head[8:] != b"WAVE":
-            return 0
-        size64 = 0
+            return 0.0
+        size64, bytes_per_sec = 0, 1
         while len(chunk := file.read(8)) == 8:
             name, size = struct.unpack("<4sI", chunk)
             if name == b"data":
                 size = size64 if size == 0xFFFFFFFF else size
-                return max(0, file.tell() + size - os.path.getsize(path))
+                return max(0, file.tell() + size - os.path.getsize(path)) / bytes_per_sec
+            if name == b"fmt ":
+                bytes_per_sec = max(1, struct.unpack("<8xI", file.read(12))[0])
+                size -= 12
             if name == b"ds64":
                 size64 = struct.unpack("<8xQ", file.read(16))[0]
                 size -= 16
             file.seek(size + size % 2, os.SEEK_CUR)
-    return 0
+    return 0.0
 
 
 def counts_mp3_frames(path: str | os.PathLike) -> bool:

@@ -9,6 +9,7 @@ import contextlib
 from fractions import Fraction
 import io
 import pathlib
+from typing import Any
 
 import av
 from av.bitstream import BitStreamFilterContext
@@ -353,7 +354,8 @@ def _first_picture(path: pathlib.Path) -> av.VideoFrame | None:
 
 
 def _side_data(picture: av.VideoFrame) -> set[str]:
-    return {each.type.name for each in picture.side_data}  # pyright: ignore[reportAttributeAccessIssue] wrong stub
+    side_data: Any = picture.side_data  # the stub says a TypedDict
+    return {side_data[i].type.name for i in range(len(side_data))}
 
 
 def _demux(source: InputContainer, streams: list, path: pathlib.Path) -> Iterator[av.Packet]:
@@ -386,7 +388,7 @@ def _is_cover(stream: Stream) -> bool:
 
 def _describe(stream: Stream) -> str:
     """For example "audio track 2 (aac, ger)"."""
-    codec = stream.codec_context.name if stream.codec_context else stream.name
+    codec = stream.codec_context.name if stream.codec_context else getattr(stream, "name", None)
     facts = ", ".join(filter(None, (codec, stream.language)))
     kind = "cover picture" if _is_cover(stream) else "attachment" if stream.type == "attachment" else f"{stream.type} track"
     return f"{kind} {stream.index}" + (f" ({facts})" if facts else "")

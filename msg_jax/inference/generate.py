@@ -148,6 +148,7 @@ def generate(
     for video in tqdm(videos, unit="video", disable=quiet):
         begun = time.monotonic()
         try:
+            media_writer.check_mux(video.path, video.outputs(out, settings)[0][1])
             for variant, waveform in enumerate(sounds_for(system, video, settings)):
                 with record.adding(video.outputs(out, settings)[variant]) as row:
                     left_out = _write(video, waveform, system.clip.audio_hz, video.outputs(out, settings)[variant], settings)

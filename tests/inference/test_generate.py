@@ -500,13 +500,16 @@ def test_any_name_and_links(command, run_folder, videos, tmp_path, monkeypatch, 
     assert capfd.readouterr().err == "skipped: -gone.mp4 does not exist; check the path\n"
 
 
-def test_another_container(command, run_folder, videos, tmp_path, capfd):
+def test_another_container(command, run_folder, videos, tmp_path, capfd, monkeypatch):
     flags = [f"--checkpoint={run_folder / 'base'}", f"--out={tmp_path}", "--steps=1", "--verbosity=-1"]
     assert command([str(videos / "short.mp4"), "--container=mkv", *flags]) == 0
     assert listing(tmp_path) == ["generated.jsonl", "short.mkv", "short.wav", "skipped.jsonl"]
     assert video_packets(tmp_path / "short.mkv") == video_packets(videos / "short.mp4")
     assert command([str(videos / "short.mp4"), "--container=webm", "--overwrite", *flags]) == 2
     assert "cannot hold h264 video; use a .mkv file (--container=mkv)" in capfd.readouterr().err
+    with monkeypatch.context() as patch:  # before its sound is sampled
+        patch.setattr("msg_jax.inference.generate.sounds_for", lambda *_: pytest.fail("sampled in vain"))
+        assert command([str(videos / "short.mp4"), "--container=webm", "--overwrite", *flags]) == 2
     assert tuple(f".{each}" for each in command_line.CONTAINERS) == media.VIDEO_SUFFIXES
 
 
