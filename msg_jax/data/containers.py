@@ -193,5 +193,7 @@ def measure(container: InputContainer, video: av.VideoStream, path: str | os.Pat
     """The extent of a stream's pictures, from its packets; None if there are none. Decodes nothing."""
     shown: list[Shown] = []
     with contextlib.suppress(FFmpegError):  # as far as the packets can be read
-        shown += filter(None, map(Shown.of, packets(container, video, path)))
+        for packet in packets(container, video, path):
+            if (each := Shown.of(packet)) is not None:
+                shown.append(each)
     return Extent.of(container, video, shown) if shown else None
