@@ -177,8 +177,8 @@ class Extent:
         declared, is_mp4 = start + round(Fraction(declared_sec(video)) / time_base(video)), "mp4" in container.format.name
         # MP4 stores durations in decoding order, so with B-frames the last one is not that of the last picture shown.
         if last_duration and (shown[-1].ticks == last or not is_mp4):
-            end = last + last_duration
-            end = min(end, declared) if is_mp4 and declared > last else end
+            end, in_order = last + last_duration, times == [each.ticks for each in shown]
+            end = min(end, declared) if is_mp4 and in_order and declared > last else end
         else:
             # The track's length holds the last picture's duration, if the track is about as long as its pictures together:
             # decoding runs ahead of the pictures by some intervals.
@@ -193,5 +193,7 @@ def measure(container: InputContainer, video: av.VideoStream, path: str | os.Pat
     """The extent of a stream's pictures, from its packets; None if there are none. Decodes nothing."""
     shown: list[Shown] = []
     with contextlib.suppress(FFmpegError):  # as far as the packets can be read
-        shown += filter(None, map(Shown.of, packets(container, video, path)))
+        for packet in packets(container, video, path):
+            if (each := Shown.of(packet)) is not None:
+                shown.append(each)
     return Extent.of(container, video, shown) if shown else None
