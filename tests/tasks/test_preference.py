@@ -58,7 +58,7 @@ def test_errors_are_those_of_each_side_alone(task):
 def test_every_device_does_its_share_of_the_step(task):
     """XLA counts an eighth of one device's operations on (4, 2, 1), and hardly any row moves.
 
-    With winners and losers one after the other it counts 2.9 times as many, and 50 all-to-alls.
+    With winners and losers one after the other it counts three eighths, and 50 all-to-alls.
     """
 
     def compiled(shape):
