@@ -31,6 +31,10 @@ RULES = {
     "conv_out": "fsdp",
 }
 
+SMALLEST_SHARD = 4096
+"""Elements. A parameter whose shard would be smaller is replicated: 4096 float32 pass over a link of a TPU v5e (45 GB/s) in
+0.4 us, less than the latency of the gather. Half of an SF-CAVP's tensors are so small, and 3 % of its parameters."""
+
 
 def make_mesh(
     shape: Sequence[int] = (-1, 1, 1),
@@ -73,7 +77,10 @@ def arrange(shape: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
 
 
 def _spec(names: P, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """The mesh axes of one parameter, from its logical axis names. Axes that do not divide their dimension are left out."""
+    """The mesh axes of one parameter, from its logical axis names.
+
+    Axes that do not divide their dimension are left out, and all of them where that leaves shards below `SMALLEST_SHARD`.
+    """
     axes = []
     for name, size in zip(tuple(names) + (None,) * (len(shape) - len(names)), shape):
         axis = RULES[name] if name is not None else None
@@ -81,6 +88,8 @@ def _spec(names: P, shape: tuple[int, ...], mesh: Mesh) -> P:
     used = [axis for axis in axes if axis is not None]
     if len(used) != len(set(used)):  # a mesh axis can shard only one dimension: the first
         axes = [axis if axis is None or axes.index(axis) == i else None for i, axis in enumerate(axes)]
+    if math.prod(shape) < SMALLEST_SHARD * math.prod(mesh.shape[axis] for axis in axes if axis is not None):
+        axes = [None] * len(axes)
     return P(*axes)
 
 

@@ -60,6 +60,10 @@ class Method(Arm):
         """The config sections that decide its result beside its own."""
         return ("preference",)
 
+    def training(self, preference: Preference) -> Preference | None:
+        """The settings of its training, from the arm's `preference`; None if it trains nothing."""
+        return preference
+
     def check(self, name: str, config: Config) -> None:
         """Raises UserError if the settings contradict each other."""
 

@@ -100,6 +100,16 @@ def test_logical_axes_shard_the_parameters():
     assert layout["kernel"].spec == P("fsdp", "tensor") and layout["bias"].spec == P("tensor")
 
 
+def test_a_parameter_with_a_tiny_shard_is_replicated(monkeypatch):
+    """Two devices hold 512 x 16 = 2 x 4096 elements in shards; one column less stays whole, as does the bias."""
+    monkeypatch.setattr(mesh_lib, "SMALLEST_SHARD", 4096)
+    mesh = mesh_lib.make_mesh((4, 2, 1))
+    for width, spec in ((16, P("fsdp", "tensor")), (15, P(None, None))):
+        abstract = jax.eval_shape(Dense(width, axes=("embed", "mlp")).init, jax.random.key(0), jnp.zeros((1, 512)))
+        layout = mesh_lib.shardings(abstract, mesh)["params"]["dense"]
+        assert layout["kernel"].spec == spec and layout["bias"].spec == P(None)
+
+
 def test_an_axis_that_does_not_divide_is_left_out():
     mesh = mesh_lib.make_mesh((1, 8, 1))
     abstract = jax.eval_shape(Conv(12, (3,)).init, jax.random.key(0), jnp.zeros((1, 5, 4)))
