@@ -76,6 +76,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The arrays of a global batch of `batches`."""
+        raise NotImplementedError
+
     def held_out(self) -> grain.IterDataset | None:
         """Batches of clips that are never trained on, for `held_out_loss`; None if there are none."""
         return None

@@ -29,7 +29,8 @@ class Sampler:
         self.model, self.source, self._mesh, self._solver = model, source, mesh, solver
 
     @functools.cached_property
-    def _sample(self):
+    def program(self):
+        """The jitted (variables, conditions of B clips, their keys, candidates=, guidance_scale=, steps=) -> (B, N, T, C)."""
         @functools.partial(jax.jit, static_argnames=("candidates", "guidance_scale", "steps"))
         def sample(variables, conditions, keys, *, candidates, guidance_scale, steps):
             tokens, channels = self.model.config.latent_tokens, self.model.config.latent_channels
@@ -61,7 +62,7 @@ class Sampler:
                 conditions = Conditions.from_batch(self.source.stack(chosen, names))
                 conditions = conditions if prompts else conditions.replace(text=null.text)
             keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.asarray(chosen))
-            latents = self._sample(
+            latents = self.program(
                 variables, *mesh_lib.spread((conditions, keys), self._mesh), candidates=candidates,
                 guidance_scale=guidance_scale, steps=steps,
             )

@@ -18,6 +18,7 @@ _CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_c
 _CALLED_LISTS = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CHAIN = re.compile(r"\bchannel_id=\d+|\bchain_id=\"\d+\"")
+_WORKSPACE = re.compile(r"\b[su]8\[\d+\]\S*")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _WORKLESS = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
              "partition-id", "replica-id", "iota", "opt-barrier")
@@ -257,6 +258,8 @@ def parse(text: str, devices: int = 1) -> Module:
             root, name, kind, opcode, rest = found.groups()
             end = _closing(rest)
             inside = rest[:end]
+            if opcode == "custom-call" and kind.startswith("("):  # a library's workspace, which it need not fill
+                kind = _WORKSPACE.sub("", kind)
             operands = _NAME.findall(inside) if opcode not in ("constant", "parameter") else [inside]
             current[name] = Instruction(name, _arrays(kind), opcode, tuple(operands), rest[end + 1 :], bool(root))
     return Module(computations, entry, devices)
@@ -299,13 +302,17 @@ def shorten(op_name: str) -> str:
     >>> shorten("jit(step)/transpose(jvp(MMDiT.velocity))/joint_3/latent/qkv/dense/dot_general")
     'joint_*/latent/qkv/dense'
     """
-    if not op_name:
-        return "?"
-    if "[" in op_name:  # an argument: state.params['joint_3']['latent']['qkv']
-        keys = re.findall(r"\['?([^\]']+)'?\]", op_name)
-        path = [op_name.partition("[")[0], *keys]
+    names = re.sub(r"^[^(/]*\([^)]*\)/\((.*)\)$", r"\1", op_name).split(":")  # jit(step)/(one:another), of combined operations
+    paths = dict.fromkeys(filter(None, map(_path, names)))
+    best = next((path for path in paths if "/" in path), next(iter(paths), "?"))
+    return f"{best} and others" if len(paths) > 1 else best
+
+
+def _path(name: str) -> str:
+    if "[" in name:  # an argument: state.params['joint_3']['latent']['qkv']
+        path = [name.partition("[")[0], *re.findall(r"\['?([^\]']+)'?\]", name)]
     else:
-        parts = re.split(r"/(?![^(]*\))", op_name)
+        parts = re.split(r"/(?![^(]*\))", name)
         path = [part for part in parts[:-1] if "(" not in part and part not in ("while", "body", "closed_call", "checkpoint")]
         path = path or parts[-1:]
     return "/".join(re.sub(r"_\d+$", "_*", part) for part in path)

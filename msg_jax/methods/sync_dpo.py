@@ -25,6 +25,7 @@ from msg_jax.losses import flow
 from msg_jax.losses.preference import PairErrors, margins
 from msg_jax.methods.method import Job, Method
 from msg_jax.preference import distortions
+from msg_jax.tasks.flow import GeneratorTask
 from msg_jax.tasks.preference import PreferenceTask
 from msg_jax.types import Array, Conditions, Params, PreferenceBatch
 
@@ -81,6 +82,9 @@ class SyncDPOTask(PreferenceTask):
         probabilities = distortions.schedule(step, section.steps, self.curriculum, self.rules)
         index = jax.random.choice(rule_key, len(self.rules), (section.batch_size,), p=probabilities)
         return index, distortions.strengths(strength_key, index, self.rules)
+
+    def batch_shapes(self):
+        return GeneratorTask.batch_shapes(self)  # the losers are made in the step
 
     def losers(self, key: Array, latents: Array, index: Array, strength: Array) -> Array:
         return distortions.distort(key, latents, index, strength, self.rules, self.run.clip.latent_hz)

@@ -87,5 +87,9 @@ class PreferenceTask(GeneratorTask):
     def frozen_base(self, frozen):
         return frozen["reference"]
 
+    def batch_shapes(self):
+        shapes = super().batch_shapes()
+        return shapes | dict.fromkeys(("winner", "loser"), shapes["latents"])
+
     def batches(self):
         return self.run.batches(self.source, self.section.batch_size, seed=self.seed)

@@ -123,6 +123,9 @@ def test_pairs_of_start_and_done_and_loops(note, times):
     ("jit(step)/jvp(SFCAVP)/while/body/checkpoint/stage_2/conv/conv_general_dilated", "stage_*/conv"),
     ("state.params['joint_3']['latent']['kernel']", "state.params/joint_*/latent/kernel"),
     ("jit(step)/reduce_sum", "reduce_sum"),
+    ("jit(step)/(reduce_sum:transpose(jvp(MMDiT))/text_pooled/dense/dot_general:transpose(jvp(MMDiT))/w1/conv/add)",
+     "text_pooled/dense and others"),
+    ("", "?"),
 ])
 def test_names_are_module_paths(name, short):
     assert hlo.shorten(name) == short
