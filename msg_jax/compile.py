@@ -27,6 +27,7 @@ from flax.core import meta
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
 from msg_jax import methods, networks, train
 from msg_jax.config import tree
@@ -35,7 +36,7 @@ from msg_jax.convert import bundle
 from msg_jax.convert.weights import shapes_of
 from msg_jax.errors import UserError, fail
 from msg_jax.inference import frozen
-from msg_jax.inference.sampler import Sampler
+from msg_jax.inference.sampler import sample_program
 from msg_jax.inference.scorer import VOCODER_BATCH, RewardScorer
 from msg_jax.infra import devices as known_devices
 from msg_jax.infra import explain, hlo, operations, runtime, topology
@@ -151,9 +152,8 @@ class Programs:
         model, variables = self._generator()
         _, _, conditions = jax.eval_shape(lambda: example_inputs(model.config, clips))
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), clips))
-        source: Any = types.SimpleNamespace(dims=self._dims())
         with jax.set_mesh(mesh):
-            traced = Sampler(model, source, mesh, networks.solver(config)).program.trace(
+            traced = sample_program(model, networks.solver(config)).trace(
                 _whole(variables, mesh), *_spread((Conditions.from_batch(vars(conditions)), keys), mesh),
                 candidates=section.candidates, guidance_scale=section.candidate_guidance, steps=section.candidate_steps,
             )
@@ -185,7 +185,7 @@ class Programs:
         size = self.batch or size
         log_mel = jax.ShapeDtypeStruct((size, clip.mel_frames, clip.mel.bands), jnp.float32)
         latents = jax.ShapeDtypeStruct((size, clip.latent_tokens, clip.latent_channels), jnp.float32)
-        variables = shapes_of(codec, jax.ShapeDtypeStruct((1, *log_mel.shape[1:]), jnp.float32))
+        variables = shapes_of(codec, np.zeros((1, *log_mel.shape[1:]), np.float32))
         inputs = latents if method == "decode" else log_mel
         return Program(_trace_on(frozen.codec_program(codec, method), mesh, variables, inputs), mesh, size)
 

@@ -8,13 +8,15 @@ import os
 from jax.experimental import topologies
 import pytest
 
+from msg_jax.infra.topology import TPU_ENVIRONMENT
+
 
 @functools.cache
 def tpu(name: str, **options):
     """The devices of a TPU topology, e.g. v5e:4x4. Skips the test where libtpu is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: pip install 'msg_jax[tpu]'")
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ |= TPU_ENVIRONMENT
     return tuple(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
 
 

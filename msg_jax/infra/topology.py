@@ -23,6 +23,9 @@ gpu_device_info {
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 7 } runtime_version { major: 13 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
+TPU_ENVIRONMENT = {  # libtpu is to ask no server which machine this is, and leave a TPU that is here to others
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+}
 _CUDA_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"  # there is no GPU to time kernels on
 
 
@@ -42,7 +45,7 @@ def prepare(name: str) -> None:
     else:
         if importlib.util.find_spec("libtpu") is None:
             raise UserError(f"--topology={name} needs libtpu: pip install 'msg_jax[tpu]'.")
-        os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "none"}
+        os.environ |= TPU_ENVIRONMENT
 
 
 def devices(name: str) -> list[Any]:
