@@ -241,9 +241,8 @@ def _trace_on(program: Any, mesh: Mesh, variables: Any, inputs: Any) -> jax.stag
 def measure(name: str, program: Program) -> dict[str, Any]:
     """Compile a program and return its row: numbers of one device and one call, bytes and seconds."""
     mesh = program.mesh
-    device = mesh.devices.flat[0]
     row: dict[str, Any] = {
-        "stage": name, "device": device.device_kind, "devices": mesh.size, "mesh": list(mesh.shape.values()),
+        "stage": name, "device": mesh.devices.flat[0].device_kind, "devices": mesh.size, "mesh": list(mesh.shape.values()),
         "batch": program.batch, "operations": operations.count(program.traced.jaxpr),
     }
     begun = time.monotonic()
@@ -254,11 +253,16 @@ def measure(name: str, program: Program) -> dict[str, Any]:
             raise
         reason = next((line for line in str(error).splitlines() if "hbm" in line or "memory" in line), str(error))
         return row | {"fits": False, "reason": reason.strip(), "compile_sec": time.monotonic() - begun}
-    row["compile_sec"] = time.monotonic() - begun
-    module, limits = hlo.parse(compiled.as_text() or "", mesh.size), known_devices.find(device.device_kind)
+    return row | {"compile_sec": time.monotonic() - begun} | predict(program, compiled)
+
+
+def predict(program: Program, compiled: jax.stages.Compiled) -> dict[str, Any]:
+    """What the text of a compiled program says: memory, traffic, collectives, and seconds by the limits of the device."""
+    mesh, limits = program.mesh, known_devices.find(program.mesh.devices.flat[0].device_kind)
+    module = hlo.parse(compiled.as_text() or "", mesh.size)
     found = module.collectives()
     traffic, padding = module.traffic()
-    row |= {
+    row: dict[str, Any] = {
         "memory": _memory(compiled, program.state), "traffic": traffic, "padding": padding,
         "collectives": {kind: counts for kind, counts in explain.collectives(found).items() if counts[0]},
         "wire": sum(each.wire * each.times for each in found), "tensors": explain.tensors(found),
@@ -267,7 +271,7 @@ def measure(name: str, program: Program) -> dict[str, Any]:
         peak = row["memory"]["peak"]
         row |= {"fits": peak <= limits.memory, "share_of_memory": peak / limits.memory}
         seconds = {
-            "compute": row["operations"] / mesh.size / limits.flops, "memory": traffic / limits.bandwidth,
+            "compute": operations.count(program.traced.jaxpr) / mesh.size / limits.flops, "memory": traffic / limits.bandwidth,
             "interconnect": row["wire"] / limits.interconnect,
         }
         bottleneck = max(seconds, key=lambda each: seconds[each])
