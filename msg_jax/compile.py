@@ -109,8 +109,8 @@ class Programs:
     def _training(self, stage: str) -> Program:
         config = self.config
         if self.batch:
-            section = "preference" if stage in config.arms else stage
-            config = tree.replace(config, **{section: dict(batch_size=self.batch)})
+            sections: dict[str, Any] = {"preference" if stage in config.arms else stage: dict(batch_size=self.batch)}
+            config = tree.replace(config, **sections)
         if stage == "base":  # as trained, even where a run takes the released network as it is
             config = tree.replace(config, base=dict(steps=config.base.steps or 1))
         mesh = mesh_lib.make_mesh(config.mesh, self.devices)
@@ -283,6 +283,7 @@ def predict(program: Program, compiled: jax.stages.Compiled) -> dict[str, Any]:
 def _memory(compiled: jax.stages.Compiled, state: train.TrainState | None) -> dict[str, int]:
     """Bytes of one device; the state's are among the arguments."""
     found = compiled.memory_analysis()
+    assert found is not None
     arguments, working = found.argument_size_in_bytes, found.temp_size_in_bytes
     peak = arguments + found.output_size_in_bytes - found.alias_size_in_bytes + working
     return {

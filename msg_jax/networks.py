@@ -103,11 +103,11 @@ def _shapes(module: Module, *inputs: Any) -> Params:
     return nn.unbox(jax.eval_shape(module.init, jax.eval_shape(lambda: jax.random.key(0)), *inputs))
 
 
-def _frames(clip: ClipSpec) -> jax.ShapeDtypeStruct:
+def _frames(clip: ClipSpec) -> Any:
     return jax.ShapeDtypeStruct((1, clip.video_frames, clip.video_px, clip.video_px, 3), jnp.float32)
 
 
-def _log_mel(clip: ClipSpec) -> jax.ShapeDtypeStruct:
+def _log_mel(clip: ClipSpec) -> Any:
     return jax.ShapeDtypeStruct((1, clip.mel_frames, clip.mel.bands), jnp.float32)
 
 
