@@ -23,7 +23,6 @@ class ContinueFlow(Method):
     summary: ClassVar[str] = "control: flow matching continued at equal training compute"
 
     def tune(self, job: Job) -> Params:
-        section = job.preference
-        section = tree.replace(section, steps=section.rounds * section.steps, batch_size=4 * section.batch_size)
+        section = tree.replace(job.trained_at_once, batch_size=4 * job.preference.batch_size)
         task = FlowTask(job.run, job.features, section, job.seed, initial=job.load(self.start), name=job.name)
         return task.result(job.run.fit(task, section, job.folder / "training", seed=job.seed))

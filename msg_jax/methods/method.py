@@ -23,8 +23,15 @@ class Job:
 
     @property
     def preference(self) -> Preference:
-        """The `preference` section with the arm's changes."""
-        return tree.preference_of(self.run.config, self.name)
+        """The `preference` section with the arm's changes. Candidates of a student are sampled as it is."""
+        config = self.run.config
+        section, steps = tree.preference_of(config, self.name), method(config, self.name).student_steps(config)
+        return tree.replace(section, candidate_guidance=1.0, candidate_steps=steps) if steps else section
+
+    @property
+    def trained_at_once(self) -> Preference:
+        """`preference` with the steps of all rounds in one, for methods without rounds."""
+        return tree.replace(self.preference, steps=self.preference.rounds * self.preference.steps)
 
     @functools.cached_property
     def features(self) -> FeatureSource:
@@ -56,6 +63,10 @@ class Method(Arm):
         """The stages it needs beside its origins."""
         return ()
 
+    def student_steps(self, config: Config) -> int | None:
+        """Solver steps of the student that it is or starts from; None for a network that is sampled with guidance."""
+        return None if self.start == "base" else method(config, self.start).student_steps(config)
+
     def sections(self) -> tuple[str, ...]:
         """The config sections that decide its result beside its own."""
         return ("preference",)
@@ -66,3 +77,10 @@ class Method(Arm):
     def describe(self) -> dict[str, str]:
         """`label` and `note` for tables and reports."""
         return {"label": self.label or self.title, "note": self.note or ("" if self.label else self.summary)}
+
+
+def method(config: Config, name: str) -> Method:
+    """The arm `name` of a config."""
+    arm = config.arms[name]
+    assert isinstance(arm, Method)
+    return arm

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msg_jax.config import tree
 from msg_jax.data.features import FeatureSource
 from msg_jax.infra import logging
 from msg_jax.infra.random import key_for
@@ -45,9 +44,7 @@ class SyncDpo(Method):
     curriculum: Literal["linear", "uniform"] = "linear"
 
     def tune(self, job: Job) -> Params:
-        section = job.preference
-        section = tree.replace(section, steps=section.rounds * section.steps)
-        dims = job.features.dims
+        section, dims = job.trained_at_once, job.features.dims
         task = SyncDPOTask(job.run, job.features, section, job.seed, job.load(self.start), dims, job.name, self.curriculum)
         logging.write_jsonl(job.folder / "pairs.jsonl", task.pairs())
         tuned = task.result(job.run.fit(task, section, job.folder / "training", seed=job.seed))
