@@ -18,7 +18,7 @@ import optax
 
 from msg_jax.config.schema import Optimizer, Training
 from msg_jax.errors import UserError
-from msg_jax.infra import explain, guard, logging, metering, preemption, runtime
+from msg_jax.infra import explain, guard, logging, metering, operations, preemption, runtime
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.infra.checkpoint import Checkpoints
 from msg_jax.infra.random import key_for
@@ -74,6 +74,10 @@ class Task:
 
         An entry `id`, a list of strings, names the clips for messages; `step` does not see it.
         """
+        raise NotImplementedError
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The arrays of a global batch of `batches`."""
         raise NotImplementedError
 
     def held_out(self) -> grain.IterDataset | None:
@@ -144,6 +148,11 @@ def apply_gradients(
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema)
 
 
+def trace_step(task: Task, layout: Any, state: TrainState, batch: Any, rng: Array, frozen: Any) -> jax.stages.Traced:
+    """The training step for these arguments, or for their shapes with shardings; `layout` are the shardings of the state."""
+    return jax.jit(task.step, donate_argnums=0, out_shardings=(layout, None)).trace(state, batch, rng, frozen)
+
+
 @dataclasses.dataclass(frozen=True)
 class Observe:
     """Observability options; they never change the result."""
@@ -211,13 +220,13 @@ def fit(
             batch = mesh_lib.put_batch(batch, mesh)
             key = key_for(seed, task.name, step)
             if step_fn is None:
-                lowered = jax.jit(task.step, donate_argnums=0, out_shardings=(layout, None)).lower(state, batch, key, frozen)
-                step_fn = lowered.compile()
+                traced = trace_step(task, layout, state, batch, key, frozen)
+                step_fn = traced.lower().compile()
                 runtime.barrier(f"{task.name} compiled")
                 if observe.explain:
                     logging.info("%s", explain.describe(task.name, step_fn, state, mesh))
                     raise SystemExit(0)
-                flops = metering.step_flops(lowered, task.accumulate)
+                flops = operations.count(traced.jaxpr)
                 meter = metering.Meter(flops, len(jax.tree.leaves(batch)[0]), list(mesh.devices.flat), step)
             profiler.before(step)
             state, metrics = step_fn(state, batch, key, frozen)

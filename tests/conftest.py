@@ -27,6 +27,14 @@ install_import_hook(CHECKED_ROOMS, "type_checks.checked")
 SHARED = ROOT.parent / "shared"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def sharded_networks() -> None:
+    """The networks of tests are so small that almost all of their parameters would be replicated."""
+    from msg_jax.infra import mesh
+
+    mesh.SMALLEST_SHARD = 1
+
+
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """The folder of large reference tensors and real videos beside the project; skips the test where it is absent."""

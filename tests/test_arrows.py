@@ -43,7 +43,9 @@ ALLOWED = {
     "main": {"config", "infra", "programs", "recipes"},
     "generate": {"inference", "infra"},
     "doctor": {"convert", "infra", "tables"},
-    "cli": {"doctor", "generate", "main"},
+    "compile": {"config", "convert", "inference", "infra", "methods", "models", "networks", "programs", "recipes", "run",
+                "stages", "tasks", "train", "types"},
+    "cli": {"compile", "doctor", "generate", "main"},
 }
 WITHOUT_JAX = ("data", "config", "clip", "errors", "tables")
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 import functools
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -122,18 +122,19 @@ def encoders(
     return encode_frames, embed_caption
 
 
-def released_encoders(
-    released: bundle.Bundle, clip: ClipSpec, variables: Mapping[str, Params] | LazyWeights
-) -> tuple[EncodeFrames, EmbedText]:
-    """`encode_frames` and `embed_text` of CLIP and Synchformer; the text encoder's weights are `variables["text"]`.
+class EncoderPrograms(NamedTuple):
+    """The released encoders as jitted functions of their variables and of an input."""
 
-    `embed_text` raises UserError if the tokeniser's vocabulary is missing.
-    """
-    configs = {kind: network.config for kind, network in released.variant.networks.items()}
+    images: Any  # uint8 frames (B, px, px, 3) -> (B, D)
+    segments: Any  # uint8 segments (B, frames, px, px, 3) -> (B, steps, D)
+    text: Any  # tokens (B, text_tokens) -> (B, text_tokens, D)
+
+
+def encoder_programs(variant: bundle.Variant) -> EncoderPrograms:
+    """CLIP and Synchformer of a released system, in the device's compute type."""
     dtype = networks.compute_dtype()
-    image_model: Module = CLIP(configs["clip"], dtype)
-    sync_model: Module = Synchformer(configs["synchformer"], dtype)
-    encode_text = jax.jit(functools.partial(image_model.apply, method="encode_text"))
+    image_model: Module = CLIP(variant.networks["clip"].config, dtype)
+    sync_model: Module = Synchformer(variant.networks["synchformer"].config, dtype)
 
     @jax.jit
     def encode_images(variables, frames):
@@ -143,9 +144,28 @@ def released_encoders(
     def encode_segments(variables, segments):
         return sync_model.apply(variables, networks.to_unit(segments)[:, None])[:, 0]
 
+    return EncoderPrograms(
+        encode_images, encode_segments, jax.jit(functools.partial(image_model.apply, method="encode_text"))
+    )
+
+
+def codec_program(codec: Module, method: str) -> Any:
+    """A method of a `models.codec.Codec` (encode, decode or vocode) as a jitted function of its variables and of an input."""
+    return jax.jit(functools.partial(codec.apply, method=method))
+
+
+def released_encoders(
+    released: bundle.Bundle, clip: ClipSpec, variables: Mapping[str, Params] | LazyWeights
+) -> tuple[EncodeFrames, EmbedText]:
+    """`encode_frames` and `embed_text` of CLIP and Synchformer; the text encoder's weights are `variables["text"]`.
+
+    `embed_text` raises UserError if the tokeniser's vocabulary is missing.
+    """
+    programs = encoder_programs(released.variant)
+
     def encode_frames(variables, video, clip_video):
-        sync = _per_item(encode_segments, variables["synchformer"], cut_segments(video, clip), SEGMENTS_AT_ONCE)
-        features = _per_item(encode_images, variables["clip"], clip_video, FRAMES_AT_ONCE)
+        sync = _per_item(programs.segments, variables["synchformer"], cut_segments(video, clip), SEGMENTS_AT_ONCE)
+        features = _per_item(programs.images, variables["clip"], clip_video, FRAMES_AT_ONCE)
         return features, sync.reshape(len(sync), clip.sync_tokens, -1)
 
     @functools.cache
@@ -155,12 +175,12 @@ def released_encoders(
                 f"{released.folder} lacks {bundle.VOCABULARY.name} (1.4 MB), which prompts need: {bundle.DOCUMENT} says where "
                 "it is published"
             )
-        return Tokenizer(released.vocabulary, configs["clip"].vocabulary, clip.text_tokens)
+        return Tokenizer(released.vocabulary, released.variant.networks["clip"].config.vocabulary, clip.text_tokens)
 
     @functools.lru_cache(maxsize=256)
     def embed_prompt(prompt):
         tokens = tokenizer()(prompt)[None]
-        return np.asarray(encode_text(variables["text"], tokens))
+        return np.asarray(programs.text(variables["text"], tokens))
 
     return encode_frames, embed_prompt
 

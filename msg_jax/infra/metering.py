@@ -8,39 +8,27 @@ from typing import Any
 
 import jax
 
-# Dense bfloat16 peak of one device in FLOP/s, from the vendors' data sheets, by prefix of JAX's `device_kind`; the longest
-# match counts. JAX calls a v5p "TPU v5".
-PEAK_FLOPS = {
-    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5": 459e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H200": 989e12, "NVIDIA L4": 121e12,
-    "NVIDIA L40S": 362e12, "NVIDIA B200": 2250e12, "NVIDIA GB200": 2450e12,
-}
+from msg_jax.infra import devices as known_devices
+
 FIELDS = ("steps_per_sec", "examples_per_sec", "flops_per_sec", "mfu", "mfu_reason", "data_wait_share")
-
-
-def peak_flops(device: jax.Device) -> float | None:  # pyright: ignore[reportInvalidTypeForm] JAX exports it as a variable
-    """Dense bfloat16 FLOP/s of one device; None if the table lacks it."""
-    known = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
-    return PEAK_FLOPS[max(known, key=len)] if known else None
 
 
 class Meter:
     """Measures rates between two rows of `metrics.jsonl`.
 
-    `flops` is the work of one step over all devices, None if unknown; `examples` is the global batch size; `done` is the
+    `flops` is the work of one step over all devices (`operations.count`); `examples` is the global batch size; `done` is the
     number of steps so far.
     """
 
     def __init__(
         self,
-        flops: float | None,
+        flops: float,
         examples: int,
         devices: list[jax.Device],  # pyright: ignore[reportInvalidTypeForm] JAX exports it as a variable
         done: int = 0,
     ):
         self._flops, self._examples, self._devices = flops, examples, devices
-        self._peak = peak_flops(devices[0])
+        self._device = known_devices.find(devices[0].device_kind)
         self._done, self._begun, self._waited = done, time.monotonic(), 0.0
 
     @contextlib.contextmanager
@@ -56,28 +44,15 @@ class Meter:
         seconds, rate = now - self._begun, (done - self._done) / max(now - self._begun, 1e-9)
         row: dict[str, float | str | None] = {
             "steps_per_sec": rate, "examples_per_sec": rate * self._examples,
-            "flops_per_sec": None if self._flops is None else rate * self._flops, "mfu": None,
+            "flops_per_sec": rate * self._flops, "mfu": None,
             "data_wait_share": self._waited / max(seconds, 1e-9),
         }
-        if self._flops is None:
-            row["mfu_reason"] = "XLA does not count this step's operations"
-        elif self._peak is None:
+        if self._device is None:
             row["mfu_reason"] = f"the peak of {self._devices[0].device_kind!r} is not in the table"
         else:
-            row["mfu"] = rate * self._flops / (self._peak * len(self._devices))
+            row["mfu"] = rate * self._flops / (self._device.flops * len(self._devices))
         self._done, self._begun, self._waited = done, now, 0.0
         return row
-
-
-def step_flops(lowered: jax.stages.Lowered, accumulate: int) -> float | None:
-    """Floating-point operations of one step over all devices, by XLA's count for the unoptimised program; None if unknown.
-
-    Optimised programs hide matrix products in library calls, which XLA counts as zero. XLA counts a loop body once, hence
-    the factor `accumulate`; it also multiplies the optimiser's few operations per parameter. Rematerialised operations
-    count twice.
-    """
-    costs = lowered.cost_analysis() or {}
-    return costs["flops"] * accumulate if costs.get("flops", 0) > 0 else None
 
 
 class Profiler:

@@ -4,9 +4,8 @@ import dataclasses
 from typing import ClassVar
 
 from msg_jax.errors import UserError
-from msg_jax.methods.method import Job, Method
+from msg_jax.methods.method import Method, at_once
 from msg_jax.tasks.student import StudentTask
-from msg_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,13 +24,14 @@ class Distill(Method):
     solver_steps: int = 0
     teacher_steps: int = 8
 
-    def tune(self, job: Job) -> Params:
-        section = job.trained_at_once
-        task = StudentTask(
-            job.run, job.features, section, job.seed, job.load(self.start), self.guidance, self.solver_steps,
-            self.teacher_steps, job.name,
+    def training(self, preference):
+        return at_once(preference)
+
+    def task(self, given):
+        return StudentTask(
+            given.run, given.source, given.section, given.seed, given.start, self.guidance, self.solver_steps,
+            self.teacher_steps, given.name,
         )
-        return task.result(job.run.fit(task, section, job.folder / "training", seed=job.seed))
 
     def student_steps(self, config):
         return self.solver_steps or config.evaluate.steps

@@ -3,13 +3,27 @@
 import dataclasses
 import functools
 import pathlib
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from msg_jax.config import tree
 from msg_jax.config.schema import Arm, Config, Preference
 from msg_jax.data.features import FeatureSource
 from msg_jax.run.run import Run
+from msg_jax.tasks.flow import GeneratorTask
 from msg_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What the training task of an arm is made from."""
+
+    run: Run
+    source: Any  # its training data
+    section: Preference
+    seed: int
+    start: Params  # variables of the network that it starts from
+    dims: dict[str, int]  # widths of the extracted features
+    name: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +42,6 @@ class Job:
         section, steps = tree.preference_of(config, self.name), method(config, self.name).student_steps(config)
         return tree.replace(section, candidate_guidance=1.0, candidate_steps=steps) if steps else section
 
-    @property
-    def trained_at_once(self) -> Preference:
-        """`preference` with the steps of all rounds in one, for methods without rounds."""
-        return tree.replace(self.preference, steps=self.preference.rounds * self.preference.steps)
-
     @functools.cached_property
     def features(self) -> FeatureSource:
         """Features of the training clips."""
@@ -45,14 +54,25 @@ class Job:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method(Arm):
-    """An arm with behaviour. A subclass adds its own settings as fields, and defines `tune`."""
+    """An arm with behaviour. A subclass adds its own settings as fields, and defines `task` or `tune`."""
 
     title: ClassVar[str]  # the default label
     summary: ClassVar[str]  # the default note
     role: ClassVar[Literal["system", "control", "ceiling"]] = "system"
 
     def tune(self, job: Job) -> Params:
-        """Make the arm's generator variables. May be killed at any moment and is then called again in the same folder."""
+        """Make the arm's generator variables: by default, train `task` on the training clips.
+
+        May be killed at any moment and is then called again in the same folder.
+        """
+        section = self.training(job.preference)
+        assert section is not None
+        start, dims = job.load(self.start), job.features.dims
+        task = self.task(Given(job.run, job.features, section, job.seed, start, dims, job.name))
+        return task.result(job.run.fit(task, section, job.folder / "training", seed=job.seed))
+
+    def task(self, given: Given) -> GeneratorTask:
+        """The training task."""
         raise NotImplementedError
 
     def origins(self) -> dict[str, str]:
@@ -71,12 +91,21 @@ class Method(Arm):
         """The config sections that decide its result beside its own."""
         return ("preference",)
 
+    def training(self, preference: Preference) -> Preference | None:
+        """The settings of its training, from the arm's `preference`; None if it trains nothing."""
+        return preference
+
     def check(self, name: str, config: Config) -> None:
         """Raises UserError if the settings contradict each other."""
 
     def describe(self) -> dict[str, str]:
         """`label` and `note` for tables and reports."""
         return {"label": self.label or self.title, "note": self.note or ("" if self.label else self.summary)}
+
+
+def at_once(preference: Preference) -> Preference:
+    """The section with the steps of all rounds in one, for methods without rounds."""
+    return tree.replace(preference, steps=preference.rounds * preference.steps)
 
 
 def method(config: Config, name: str) -> Method:

@@ -36,8 +36,11 @@ class Ranked(Sampled):
         """What to rank whole candidates by, higher is better: scores (V, N, SCORES) -> (V, N)."""
         raise NotImplementedError
 
-    def task(self, one: Round) -> PreferenceTask:
-        job, section = one.job, one.job.preference
+    def task(self, given):
+        return PreferenceTask(given.run, given.source, given.section, given.seed, given.start, given.dims, given.name)
+
+    def data(self, one: Round) -> "PairSource":
+        features = one.job.features
         table = one.candidates.stack(range(len(one.candidates)), ("scores", "step_rewards", "step_errors"))
         pairs = self._pairs(table, one)
         self._write(one, table["scores"], pairs)
@@ -47,10 +50,9 @@ class Ranked(Sampled):
                             "from; raise config.preference.candidates.")
         clips, reconstructed = one.clips[rows], None
         if self.winner == "real_reconstructed":
-            real = job.features.stack(clips, ("latents",))["latents"]
+            real = features.stack(clips, ("latents",))["latents"]
             reconstructed = one.pool.codec_and_judge.round_trip(real)
-        source = PairSource(job.features, one.candidates, clips, rows, pairs, self.winner, reconstructed)
-        return PreferenceTask(job.run, source, section, job.seed, one.model, job.features.dims, name=one.name)
+        return PairSource(features, one.candidates, clips, rows, pairs, self.winner, reconstructed)
 
     def _pairs(self, table: dict[str, np.ndarray], one: Round) -> pairing.Pairs:
         section = one.job.preference

@@ -9,22 +9,21 @@ import abc
 import dataclasses
 import json
 import pathlib
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from msg_jax.data.features import FeatureSource
 from msg_jax.infra import checkpoint, logging, preemption
 from msg_jax.methods.candidates import CandidatePool, needs_own_candidates
-from msg_jax.methods.method import Job, Method
+from msg_jax.methods.method import Given, Job, Method
 from msg_jax.run import build
-from msg_jax.tasks.flow import GeneratorTask
 from msg_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampled(Method):
-    """A method that learns from scored samples; a subclass makes the training of a round from them.
+    """A method that learns from scored samples; a subclass makes the training data of a round from them.
 
     `sampled`: whose candidates the first round has, those of `start` or those of the base, which all arms share.
     """
@@ -32,8 +31,8 @@ class Sampled(Method):
     sampled: Literal["start", "base"] = "start"
 
     @abc.abstractmethod
-    def task(self, one: "Round") -> GeneratorTask:
-        """The training of a round."""
+    def data(self, one: "Round") -> Any:
+        """The training data of a round."""
 
     def samples_itself(self) -> bool:
         """Whether the first round samples candidates of its own, in the place of the base's that all arms share."""
@@ -53,12 +52,11 @@ class Sampled(Method):
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """What the training of a round is made from."""
+    """What the training data of a round are made from."""
 
     job: Job
     number: int
     folder: pathlib.Path
-    model: Params  # that the round starts from
     pool: CandidatePool
     candidates: FeatureSource
 
@@ -66,10 +64,6 @@ class Round:
     def clips(self) -> np.ndarray:
         """The training clip of each row of `candidates`."""
         return self.pool.clips(self.number)
-
-    @property
-    def name(self) -> str:
-        return f"{self.job.name} {self.number}"
 
 
 class Rounds:
@@ -106,7 +100,9 @@ class Rounds:
         if number > 0 or self.method.samples_itself():
             pool_folder = folder / "candidates"
             self.pool.fill(pool_folder, number, variables)
-        task = self.method.task(Round(job, number, folder, variables, self.pool, FeatureSource(pool_folder)))
+        data = self.method.data(Round(job, number, folder, self.pool, FeatureSource(pool_folder)))
+        dims, name = job.features.dims, f"{job.name} {number}"
+        task = self.method.task(Given(job.run, data, self.section, job.seed, variables, dims, name))
         return task.result(job.run.fit(task, self.section, folder / "training", seed=job.seed))
 
 

@@ -55,15 +55,16 @@ class Weighted(Sampled):
     def objective(self) -> functools.partial:
         """The loss of (velocity, old velocity, target velocity, weight)."""
 
-    def task(self, one: Round) -> AdvantageTask:
-        job = one.job
+    def task(self, given):
+        return AdvantageTask(
+            given.run, given.source, given.section, given.seed, given.start, given.dims, given.name, self.objective()
+        )
+
+    def data(self, one: Round) -> SampleSource:
         table = one.candidates.stack(range(len(one.candidates)), ("scores", "step_rewards"))
         whole = table["scores"][..., SCORES.index("reward")]
         weights = self.weights(advantages(table["step_rewards"] if self.by == "step" else whole[..., None]))
-        source = SampleSource(job.features, one.candidates, one.clips, weights)
-        return AdvantageTask(
-            job.run, source, job.preference, job.seed, one.model, job.features.dims, one.name, self.objective()
-        )
+        return SampleSource(one.job.features, one.candidates, one.clips, weights)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

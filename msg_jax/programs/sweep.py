@@ -108,6 +108,7 @@ def run(config: Config, root: pathlib.Path) -> None:
 
 def _make(config: Config, name: str, seed: int, shared: Run, shared_stages: Plan) -> None:
     checks.check(config)
+    checks.check_batches(config, ("sf_cavp", "judge", "encoders", "base"), shared.mesh)
     mine, stages = Run.create(config, shared.root / "cells" / name), plan(config)
     maker(place(mine, stages, shared, shared_stages), stages, {})("event_metrics", seed)
 

@@ -34,7 +34,7 @@ class Extractor:
         config = run.config
         self._run, self._variables = run, run.frozen("encoder")
         self._encode_frames, self._embed_text = frozen.encoders(config, run.clip, run.released, self._variables)
-        self._encode_audio = jax.jit(functools.partial(networks.codec(config, run.clip).apply, method="encode"))
+        self._encode_audio = frozen.codec_program(networks.codec(config, run.clip), "encode")
         self._motion = jax.jit(functools.partial(motion_energy, steps=run.clip.sync_tokens))
         self._released = config.encoders.kind == "released"
         self._null_text = None

@@ -65,6 +65,13 @@ class SFCAVPTask(train.Task):
         output = self.model.apply({"params": params}, rows)
         return global_loss(output.video, output.audio, output.scales)
 
+    def batch_shapes(self):
+        clip, size = self.run.clip, self.run.config.sf_cavp.batch_size
+        return {
+            "video": jax.ShapeDtypeStruct((size, clip.video_frames, clip.video_px, clip.video_px, 3), jnp.uint8),
+            "mel": jax.ShapeDtypeStruct((size, clip.mel_frames, clip.mel.bands), jnp.float32),
+        }
+
     def batches(self, split="train"):
         config = self.run.config
 

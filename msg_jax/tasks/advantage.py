@@ -57,6 +57,11 @@ class AdvantageTask(GeneratorTask):
         real = flow_loss(self.model, policy, rows["latents"], conditions, rows["flow"])
         return objective + section.real_weight * real, {"objective": objective, "error_real": real}
 
+    def batch_shapes(self):
+        shapes = super().batch_shapes()
+        latents = shapes["latents"]
+        return shapes | {"sample": latents, "weight": jax.ShapeDtypeStruct(latents.shape[:2], latents.dtype)}
+
     def frozen_base(self, frozen):
         return frozen["reference"]
 

@@ -55,9 +55,9 @@ class PreferenceTask(GeneratorTask):
         sides = [self.errors(each, pairs, noise, t, section.dpo_guidance) for each in (policy, frozen["reference"])]
         errors = PairErrors(*sides[0], *sides[1])
         dpo, metrics = preference_loss(errors, section.beta)
-        unguided = sides[0] if section.dpo_guidance == 1 else self.errors(policy, pairs, noise, t)
+        winner = sides[0][0] if section.dpo_guidance == 1 else self.errors(policy, pairs, noise, t)[0]
         real = flow_loss(self.model, policy, pairs.real, pairs.conditions, rows["flow"])
-        loss = section.dpo_weight * dpo + section.winner_weight * unguided[0].mean() + section.real_weight * real
+        loss = section.dpo_weight * dpo + section.winner_weight * winner.mean() + section.real_weight * real
         return loss, {"dpo": dpo, "error_real": real} | metrics | self.more_metrics(errors, rows)
 
     def errors(
@@ -87,6 +87,10 @@ class PreferenceTask(GeneratorTask):
 
     def frozen_base(self, frozen):
         return frozen["reference"]
+
+    def batch_shapes(self):
+        shapes = super().batch_shapes()
+        return shapes | dict.fromkeys(("winner", "loser"), shapes["latents"])
 
     def batches(self):
         return self.run.batches(self.source, self.section.batch_size, seed=self.seed)
