@@ -140,7 +140,7 @@ MUTANTS = (
     Mutant("all clips get the same noise", "msg_jax/inference/sampler.py",
            "jax.random.fold_in(root, i)", "jax.random.fold_in(root, 0 * i)", SAMPLER),
     Mutant("samples stay normalised", "msg_jax/inference/sampler.py",
-           X),
+           "latents = model.apply(variables, latents, method=\"unnormalize\")", "latents = latents + 0", SAMPLER),
     Mutant("captions are always used", "msg_jax/inference/sampler.py",
            "conditions if prompts else conditions.replace(text=null.text)", "conditions", SAMPLER),
     # Weighted samples and students
