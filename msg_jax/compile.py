@@ -41,15 +41,13 @@ from msg_jax.inference.scorer import VOCODER_BATCH, RewardScorer
 from msg_jax.infra import devices as known_devices
 from msg_jax.infra import explain, hlo, operations, runtime, topology
 from msg_jax.infra import mesh as mesh_lib
-from msg_jax.methods.continue_flow import ContinueFlow
-from msg_jax.methods.sync_dpo import SyncDpo, SyncDPOTask
+from msg_jax.methods.method import Given
 from msg_jax.models.mmdit import example_inputs
 from msg_jax.programs import checks
 from msg_jax.recipes import flags
 from msg_jax.run.run import Run
 from msg_jax.stages.sf_cavp import SFCAVPTask
 from msg_jax.tasks.flow import FlowTask
-from msg_jax.tasks.preference import PreferenceTask
 from msg_jax.types import Conditions
 
 _TOPOLOGY = absl_flags.DEFINE_string("topology", None, f"the machine: {topology.FORMS}")
@@ -136,13 +134,9 @@ class Programs:
             section = config.base
             return FlowTask(run, source, section, 0, initial=self._generator()[1], ema_decay=section.ema_decay)
         arm, preference = methods.method(config, stage), tree.preference_of(config, stage)
-        section, variables = arm.training(preference), self._generator()[1]
+        section = arm.training(preference)
         assert section is not None
-        if isinstance(arm, ContinueFlow):
-            return FlowTask(run, source, section, 0, initial=variables, name=stage)
-        if isinstance(arm, SyncDpo):
-            return SyncDPOTask(run, source, section, 0, variables, dims, stage, arm.curriculum)
-        return PreferenceTask(run, source, section, 0, variables, dims, stage)
+        return arm.task(Given(run, source, section, 0, self._generator()[1], dims, stage))
 
     # Programs of one host, or of one device
 

@@ -216,6 +216,7 @@ class Preference(Training, Lora):
     real_weight: float = 1.0  # flow matching on the real sound
     condition_dropout: float = 0.1
     text_dropout: float = 0.5
+    prompts: bool = False  # candidates are sampled, and then compared, with the clips' captions
     stop_at_real: bool = True  # no further round once the reward reaches that of real sound
 
 

@@ -18,7 +18,7 @@ from msg_jax.inference import frozen
 from msg_jax.inference.frozen import LazyWeights
 from msg_jax.inference.system import System
 from msg_jax.infra import checkpoint
-from msg_jax.infra.record import RECORD, read_record
+from msg_jax.infra.record import RECORD, read_record, read_sampling
 from msg_jax.models.mmdit import MMDiT, example_inputs
 from msg_jax.models.neural_codec import NeuralCodec
 
@@ -37,6 +37,7 @@ def load_checkpoint(folder: str | os.PathLike) -> System:
             f"{folder} holds the stage {record['stage']}, which is not a generator; give the folder of base or of a "
             "preference arm."
         )
+    sampling = {"steps": config.evaluate.steps, "guidance_scale": config.evaluate.reward_guidance} | read_sampling(folder)
     upstream = _upstream(folder, record)
     released = _released_files(config, upstream)
     loaders = frozen.loaders(config, released, lambda stage: checkpoint.load(upstream[stage] / "params"), "decoder")
@@ -58,8 +59,7 @@ def load_checkpoint(folder: str | os.PathLike) -> System:
     return System(
         clip=clip,
         digest=record["digest"],
-        steps=config.evaluate.steps,
-        guidance_scale=config.evaluate.reward_guidance,
+        **sampling,
         encode_frames=encode_frames,
         embed_text=embed_text,
         generator=generator,

@@ -72,7 +72,8 @@ class PreferenceTask(GeneratorTask):
 
         velocity = sampling.guided(
             lambda x_t, t, conditions: self.model.apply(variables, x_t, t, conditions, method="velocity"),
-            processed(pairs.conditions), processed(self.model.apply(variables, len(t), method="null_conditions")),
+            processed(self.as_sampled(pairs.conditions, variables)),
+            processed(self.model.apply(variables, len(t), method="null_conditions")),
             guidance_scale,
         )
         errors = flow.flow_error(
