@@ -21,6 +21,7 @@ import numpy as np
 from msg_jax.clip import MMAUDIO_16K, MMAUDIO_44K, SYNC_STEPS_PER_SEGMENT, ClipSpec
 from msg_jax.models.generator import Generator
 from msg_jax.models.layers import Conv, Dense, logical
+from msg_jax.models.stack import run_blocks
 from msg_jax.types import AnyArray, Array, Conditions
 
 ROPE_THETA = 10_000.0
@@ -350,13 +351,15 @@ class MMDiT(Generator):
 
     `dtype` applies to the matrix products; parameters, normalisations and rotary angles stay in float32.
     `attention_implementation` selects the kernel of every attention: "xla", "cudnn" (needs bfloat16 on a GPU) or None,
-    JAX's choice. `remat` recomputes each block in the backward pass: a third more time for less activation memory.
+    JAX's choice. `remat` recomputes each block in the backward pass: a third more time for less activation memory. `scan`
+    is that of `run_blocks`.
     """
 
     config: MMDiTConfig
     dtype: DTypeLike = jnp.float32
     attention_implementation: AttentionImplementation = None
     remat: bool = False
+    scan: bool | None = None
 
     def setup(self):
         c, dtype = self.config, self.dtype
@@ -370,10 +373,9 @@ class MMDiT(Generator):
         self.pooled_mlp = GatedMLP(c.hidden, dtype=dtype)
         self.t_embed = TimeEmbedding(c.hidden, c.v2, dtype)
 
-        joint, fused = (nn.remat(JointBlock), nn.remat(FusedBlock)) if self.remat else (JointBlock, FusedBlock)
         attention = self.attention_implementation
-        self.joint = [joint(c.hidden, c.heads, i == c.joint_depth - 1, dtype, attention) for i in range(c.joint_depth)]
-        self.fused = [fused(c.hidden, c.heads, dtype, attention) for _ in range(c.fused_depth)]
+        self.joint = [JointBlock(c.hidden, c.heads, i == c.joint_depth - 1, dtype, attention) for i in range(c.joint_depth)]
+        self.fused = [FusedBlock(c.hidden, c.heads, dtype, attention) for _ in range(c.fused_depth)]
         self.final_adaln = AdaLN(2, dtype)
         zeros = nn.initializers.zeros_init()
         self.final = Conv(c.latent_channels, (7,), axes=("embed", None), dtype=dtype, kernel_init=zeros)
@@ -409,10 +411,15 @@ class MMDiT(Generator):
         head_dim = c.hidden // c.heads
         latent_angles = rope_angles(latent.shape[1], head_dim)
         clip_angles = rope_angles(clip.shape[1], head_dim, scale=latent.shape[1] / clip.shape[1])
-        for block in self.joint:
-            latent, clip, text = block(latent, clip, text, pooled, extended, latent_angles, clip_angles)
-        for block in self.fused:
-            latent = block(latent, extended, latent_angles)
+
+        def joint(block, tokens):
+            return block(*tokens, pooled, extended, latent_angles, clip_angles)
+
+        def fused(block, latent):
+            return block(latent, extended, latent_angles)
+
+        latent, _, _ = run_blocks(self.joint, joint, (latent, clip, text), remat=self.remat, scan=self.scan)
+        latent = run_blocks(self.fused, fused, latent, remat=self.remat, scan=self.scan)
         return self.final(modulate(latent, *self.final_adaln(pooled))).astype(jnp.float32)
 
     def null_conditions(self, batch: int, text: Float[AnyArray, "_ N D"] | None = None) -> Conditions:
