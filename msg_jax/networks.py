@@ -25,6 +25,8 @@ from msg_jax.types import Array, Module, Params
 SF_CAVP_KINDS = ("sf_cavp", "second_sf_cavp")
 """Values of `encoders.kind` that condition the generator on features of an SF-CAVP."""
 
+_SCAN = {"": None, "loop": True, "unrolled": False}  # base.blocks -> scan of models.stack.run_blocks
+
 
 def released_fields(config: Config) -> list[str]:
     """The fields that choose a released network, from the files in `config.weights` for `config.variant`."""
@@ -130,14 +132,15 @@ def generator(
                 features=section.features, positions=section.positions, pooled_tokens=section.pooled_tokens,
                 frame_encoder=config.encoders.kind == "joint",
             ),
-            dtype=dtype, remat=section.remat,
+            dtype=dtype, remat=section.remat, scan=_SCAN[section.blocks],
         )
     return MMDiT(
         MMDiTConfig.for_clip(
             clip, **dims, hidden=section.hidden, heads=section.heads, joint_depth=section.joint_depth,
             fused_depth=section.fused_depth, v2=section.v2,
         ),
-        dtype=dtype, remat=section.remat, attention_implementation=section.attention_implementation or None,
+        dtype=dtype, remat=section.remat, scan=_SCAN[section.blocks],
+        attention_implementation=section.attention_implementation or None,
     )
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import dataclasses
 
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float, Float32, Int
 
+from msg_jax.models.attention import attend
 from msg_jax.models.layers import Conv, Dense, logical
 from msg_jax.models.stack import run_blocks
 from msg_jax.types import AnyArray, Array
@@ -74,7 +74,7 @@ class TransformerBlock(nn.Module):
 
         y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm1")(x)
         qkv = dense(3 * width, ("embed", "heads"), "qkv")(y).reshape(*x.shape[:2], 3, self.heads, -1)
-        y = jax.nn.dot_product_attention(*(qkv[:, :, i] for i in range(3)), is_causal=self.causal)
+        y = attend(*(qkv[:, :, i] for i in range(3)), causal=self.causal)
         x = x + dense(width, ("heads", "embed"), "out")(y.reshape(x.shape))
         y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm2")(x)
         y = self.activation(dense(4 * width, ("embed", "mlp"), "mlp_in")(y))

@@ -16,10 +16,11 @@ from jaxtyping import Float, Float32, Num
 import numpy as np
 
 from msg_jax.clip import ClipSpec
+from msg_jax.models.attention import attend
 from msg_jax.models.condition_encoder import ConditionEncoderConfig, FrameEncoder
 from msg_jax.models.generator import Generator
 from msg_jax.models.layers import Dense, logical
-from msg_jax.models.mmdit import AdaLN, GatedMLP, TimeEmbedding, apply_rope, attend, modulate, rope_angles
+from msg_jax.models.mmdit import AdaLN, GatedMLP, TimeEmbedding, apply_rope, merge_heads, modulate, rope_angles
 from msg_jax.models.stack import run_blocks
 from msg_jax.types import AnyArray, Array, Conditions
 
@@ -86,7 +87,7 @@ class Attention(nn.Module):
         if angles is not None:
             q, k = apply_rope(q, angles[0]), apply_rope(k, angles[1])
         attended = attend(q.astype(v.dtype), k.astype(v.dtype), v)
-        return Dense(self.features, axes=("heads", "embed"), dtype=self.dtype, name="out")(attended)
+        return Dense(self.features, axes=("heads", "embed"), dtype=self.dtype, name="out")(merge_heads(attended))
 
 
 class Block(nn.Module):

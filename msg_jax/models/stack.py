@@ -5,10 +5,10 @@ parameters (`block0`, `block1`, ...), as in checkpoints. The loop stacks them wh
 """
 
 from collections.abc import Callable, Sequence
+import functools
 import itertools
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -33,22 +33,25 @@ def run_blocks(
         return carry
     scan = platform() != "cpu" if scan is None else scan
 
-    def apply(variables: Any, carry: Any) -> Any:
+    for _, group in itertools.groupby(blocks, lambda block: _shapes(block.variables)):
+        carry = _run_equal(list(group), step, carry, remat, scan)
+    return carry
+
+
+def _run_equal(blocks: Sequence[Any], step: Callable[[Any, Any], Any], carry: Any, remat: bool, scan: bool) -> Any:
+    block, looped = blocks[0].clone(parent=None, name=None), scan and len(blocks) > 1
+
+    def apply(carry: Any, variables: Any) -> Any:
         return block.apply(variables, carry, method=step)
 
-    for _, group in itertools.groupby(blocks, lambda block: _shapes(block.variables)):
-        group = list(group)
-        block = group[0].clone(parent=None, name=None)
-        if scan and len(group) > 1:
-            stacked = jax.tree.map(lambda *leaves: jnp.stack([_cast(leaf, block.dtype) for leaf in leaves]),
-                                   *(block.variables for block in group))
-            body = jax.checkpoint(apply, prevent_cse=False) if remat else apply
-            carry, _ = jax.lax.scan(lambda carry, variables: (body(variables, carry), None), carry, stacked)
-        else:
-            body = jax.checkpoint(apply) if remat else apply
-            for each in group:
-                carry = body(each.variables, carry)
-    return carry
+    if remat:
+        apply = jax.checkpoint(apply, prevent_cse=not looped)
+    if not looped:
+        return functools.reduce(apply, (each.variables for each in blocks), carry)
+    stacked = jax.tree.map(
+        lambda *leaves: jnp.stack([_cast(leaf, block.dtype) for leaf in leaves]), *(each.variables for each in blocks)
+    )
+    return jax.lax.scan(lambda carry, variables: (apply(carry, variables), None), carry, stacked)[0]
 
 
 def _shapes(variables: Any) -> Any:

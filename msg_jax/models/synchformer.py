@@ -11,13 +11,13 @@ import dataclasses
 import functools
 
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float, Float32, Shaped
 import numpy as np
 
 from msg_jax.clip import SYNC_STEPS_PER_SEGMENT, ClipSpec
+from msg_jax.models.attention import attend
 from msg_jax.models.clip_encoder import TransformerBlock
 from msg_jax.models.layers import Conv, Dense, logical
 from msg_jax.models.stack import run_blocks
@@ -107,8 +107,8 @@ class DividedAttention(nn.Module):
             first = jnp.repeat(tokens[:, :1], grid[1 - along], axis=0)
             return jnp.concatenate([first, lines(tokens[:, 1:])], axis=1)
 
-        class_out = jax.nn.dot_product_attention(q[:, :1], k, v)
-        out = jax.nn.dot_product_attention(lines(q[:, 1:]), with_class(k), with_class(v))
+        class_out = attend(q[:, :1], k, v)
+        out = attend(lines(q[:, 1:]), with_class(k), with_class(v))
         out = out.reshape(batch, grid[1 - along], grid[along], width)
         if along == 0:
             out = out.swapaxes(1, 2)
