@@ -118,7 +118,8 @@ def test_a_resumed_run_ends_with_the_same_bits(undisturbed, tmp_path):
 
 def test_weight_decay_spares_biases_norms_and_scales():
     """Adam's first step is the gradient's sign; decay adds 0.1 x 2 to it. The state is that of optax.adamw."""
-    optimizer = train.make_optimizer(Optimizer(weight_decay=0.1, clip_norm=1e9), optax.constant_schedule(0.5))
+    config = Optimizer(learning_rate=0.5, warmup_steps=0, weight_decay=0.1, clip_norm=1e9)
+    optimizer = train.make_optimizer(config, optax.constant_schedule(0.5))
     params = {"kernel": jnp.full((1, 1), 2.0), "bias": jnp.full(1, 2.0), "log_scale": jnp.array(2.0)}
     state = train.create_state(params, optimizer, ema=False)
     gradients = jax.tree.map(lambda p: jnp.full_like(p, 3.0), params)
