@@ -55,7 +55,7 @@ def judge(class_names: Sequence[str]) -> Module:
 def reward_model(config: Config, clip: ClipSpec) -> Module:
     """A `models.sf_cavp.SFCAVP`."""
     if config.sf_cavp.preset == "r50":
-        return sf_cavp.SFCAVP(sf_cavp.r50(clip, jnp.dtype(compute_dtype()).name))
+        return sf_cavp.SFCAVP(sf_cavp.r50(clip, jnp.dtype(compute_dtype()).name, config.sf_cavp.remat))
     return sf_cavp.SFCAVP(sf_cavp.tiny(clip))
 
 

@@ -93,6 +93,7 @@ class SFCAVPLossWeights:
 @_section
 class SFCAVP(Training):
     preset: Literal["tiny", "r50"] = "tiny"  # network size
+    remat: bool = True  # r50: recompute each block in the backward pass
     steps: int = 700
     batch_size: int = 64
     optimizer: Optimizer = Optimizer(learning_rate=3e-3, warmup_steps=30)

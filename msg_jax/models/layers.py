@@ -8,6 +8,8 @@ A layer adds its adapter to its output if the collection `lora` holds one (model
 """
 
 from collections.abc import Callable, Sequence
+import functools
+import math
 from typing import Any
 
 from flax import linen as nn
@@ -18,6 +20,8 @@ from jaxtyping import Float
 
 from msg_jax.models.device import platform
 from msg_jax.types import AnyArray, Array
+
+_FEW_CHANNELS = 8
 
 
 def logical(initializer: nn.initializers.Initializer, *axes: str | None) -> Callable[..., Any]:
@@ -33,9 +37,53 @@ def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
 def convolution(dtype: DTypeLike) -> Callable[..., Array] | None:
     """What `nn.Conv` calls to convolve: None is XLA's convolution.
 
-    XLA for TPUs compiles for half a minute at each float32 convolution, so float32 windows over time are matrix products.
+    On TPUs a strided window over a picture of few channels takes its pixels as channels, because XLA pads channels to 128.
+    float32 windows over time are matrix products, because XLA compiles for half a minute at each float32 convolution.
     """
-    return unfolded_convolution if platform() == "tpu" and jnp.dtype(dtype) == jnp.float32 else None
+    return functools.partial(_tpu_convolution, jnp.dtype(dtype) == jnp.float32) if platform() == "tpu" else None
+
+
+def _tpu_convolution(exact: bool, x: Array, kernel: Array, strides: Any, padding: Any, **options: Any) -> Array:
+    if x.shape[-1] <= _FEW_CHANNELS and any(stride > 1 for stride in strides):
+        return space_to_depth_convolution(x, kernel, strides, padding, **options)
+    plain = unfolded_convolution if exact else jax.lax.conv_general_dilated
+    return plain(x, kernel, strides, padding, **options)
+
+
+def space_to_depth_convolution(
+    x: Array, kernel: Array, strides: Sequence[int], padding: str | Sequence[tuple[int, int]], *,
+    dimension_numbers: Any, precision: jax.lax.PrecisionLike, **options: Any,
+) -> Array:
+    """`lax.conv_general_dilated` (undilated) with stride 1 over blocks of `strides` positions, whose pixels are channels.
+
+    The window grows to whole blocks; its new weights are zero.
+    """
+    *window, channels, features = kernel.shape
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[1:-1], window, strides, padding)
+    blocks, pads = [], []
+    for size, width, stride, (before, after) in zip(x.shape[1:-1], window, strides, padding):
+        blocks.append(-(-width // stride))
+        steps = (size + before + after - width) // stride + 1
+        pads.append((before, stride * (steps - 1 + blocks[-1]) - size - before, 0))
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    grown = [(0, count * stride - width) for count, stride, width in zip(blocks, strides, window)]
+    kernel = jnp.pad(kernel, [*grown, (0, 0), (0, 0)])
+
+    def merge(array: Array, leading: tuple[int, ...], trailing: tuple[int, ...]) -> Array:
+        """(*leading, n0 s0, n1 s1, ..., channels, *trailing) -> (*leading, n0, n1, ..., s0 s1 ... channels, *trailing)."""
+        first, space = len(leading), len(strides)
+        split = [n for size, stride in zip(array.shape[first:], strides) for n in (size // stride, stride)]
+        array = array.reshape(*leading, *split, channels, *trailing)
+        outer, inner = (list(range(first + start, first + 2 * space, 2)) for start in (0, 1))
+        rest = list(range(first + 2 * space, array.ndim))
+        array = array.transpose(*range(first), *outer, *inner, *rest)
+        return array.reshape(*leading, *array.shape[first : first + space], math.prod(strides) * channels, *trailing)
+
+    return jax.lax.conv_general_dilated(
+        merge(x, (len(x),), ()), merge(kernel, (), (features,)), (1,) * len(strides), "VALID",
+        dimension_numbers=dimension_numbers, precision=precision,
+    )
 
 
 def unfolded_convolution(

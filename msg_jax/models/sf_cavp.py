@@ -97,9 +97,9 @@ def tiny(clip: ClipSpec = TINY) -> SFCAVPConfig:
     return SFCAVPConfig(clip, semantic_parts=8)
 
 
-def r50(clip: ClipSpec, dtype: str = "bfloat16") -> SFCAVPConfig:
+def r50(clip: ClipSpec, dtype: str = "bfloat16", remat: bool = False) -> SFCAVPConfig:
     """SF-CAVP with two ResNet-50 SlowFast networks."""
-    video, audio = (dataclasses.replace(network, dtype=dtype) for network in (VIDEO_R50, AUDIO_R50))
+    video, audio = (dataclasses.replace(network, dtype=dtype, remat=remat) for network in (VIDEO_R50, AUDIO_R50))
     return SFCAVPConfig(clip, video, audio, embed_dim=512)
 
 

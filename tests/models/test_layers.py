@@ -39,12 +39,39 @@ def test_a_convolution_as_a_matrix_product(window, space, dilation, padding):
     assert found.shape == expected.shape and relative_error(found, expected) < 1e-6
 
 
+@pytest.mark.parametrize("window, space, strides, padding", [
+    ((7, 7), (8, 12), (2, 2), "SAME"), ((5, 7, 7), (5, 8, 10), (1, 2, 2), "SAME"), ((5, 7, 1), (9, 9, 1), (2, 2, 1), "SAME"),
+    ((4, 4), (9, 10), (4, 4), "VALID"), ((6, 6), (13, 12), (4, 4), "VALID"), ((5, 5), (8, 8), (4, 4), "SAME"),
+])
+def test_a_strided_convolution_over_blocks_of_pixels(window, space, strides, padding):
+    """The stems of SlowFast (video R50 and tiny, audio), and patches as in CLIP and the spectrogram transformer."""
+    draw = np.random.default_rng(0).normal
+    x, kernel = (jnp.asarray(draw(size=shape), jnp.float32) for shape in ((2, *space, 3), (*window, 3, 6)))
+    letters = "DHW"[-len(window):]
+    numbers = jax.lax.conv_dimension_numbers(x.shape, kernel.shape, (f"N{letters}C", f"{letters}IO", f"N{letters}C"))
+    options = dict(dimension_numbers=numbers, precision=jax.lax.Precision.HIGHEST)
+    expected = jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    found = layers.space_to_depth_convolution(x, kernel, strides, padding, **options)
+    assert found.shape == expected.shape and relative_error(found, expected) < 1e-6
+
+
+def test_a_stem_for_a_tpu_computes_the_same_and_convolves_no_picture_of_three_channels():
+    module, x = layers.Conv(8, (5, 7, 7), (1, 2, 2)), np.random.default_rng(0).normal(size=(1, 5, 8, 8, 3)).astype(np.float32)
+    variables = module.init(jax.random.key(0), x)
+    expected = module.apply(variables, x)
+    with tpu():
+        lowered = jax.jit(module.apply).lower(variables, x)
+        assert relative_error(jax.jit(module.apply)(variables, x), expected) < 1e-6
+    assert "x12xf32>" in lowered.as_text()
+
+
 def test_only_float32_convolutions_for_tpus_are_matrix_products():
     x, module = jnp.zeros((1, 8, 16)), vocoder.TimeConv(16, 3, 2)
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
     assert "convolution" in jax.jit(module.apply).lower(variables, x).as_text()
     with tpu():
-        assert layers.convolution(jnp.bfloat16) is None
+        half = vocoder.TimeConv(16, 3, 2, dtype=jnp.bfloat16)
+        assert "convolution" in jax.jit(half.apply).lower(variables, x).as_text()
         text = jax.jit(module.apply).lower(variables, x).as_text()
     assert "convolution" not in text and "dot_general" in text
 
