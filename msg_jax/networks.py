@@ -27,6 +27,8 @@ from msg_jax.types import Array, AVBatch, Module, Params
 SF_CAVP_KINDS = ("sf_cavp", "second_sf_cavp")
 """Values of `encoders.kind` that condition the generator on features of an SF-CAVP."""
 
+_SCAN = {"": None, "loop": True, "unrolled": False}  # base.blocks -> scan of models.stack.run_blocks
+
 
 def released_fields(config: Config) -> list[str]:
     """The fields that choose a released network, from the files in `config.weights` for `config.variant`."""
@@ -55,7 +57,7 @@ def judge(class_names: Sequence[str]) -> Module:
 def reward_model(config: Config, clip: ClipSpec) -> Module:
     """A `models.sf_cavp.SFCAVP`."""
     if config.sf_cavp.preset == "r50":
-        return sf_cavp.SFCAVP(sf_cavp.r50(clip, jnp.dtype(compute_dtype()).name))
+        return sf_cavp.SFCAVP(sf_cavp.r50(clip, jnp.dtype(compute_dtype()).name, config.sf_cavp.remat))
     return sf_cavp.SFCAVP(sf_cavp.tiny(clip))
 
 
@@ -166,14 +168,15 @@ def generator(
                 features=section.features, positions=section.positions, pooled_tokens=section.pooled_tokens,
                 frame_encoder=config.encoders.kind == "joint",
             ),
-            dtype=dtype, remat=section.remat,
+            dtype=dtype, remat=section.remat, scan=_SCAN[section.blocks],
         )
     return MMDiT(
         MMDiTConfig.for_clip(
             clip, **dims, hidden=section.hidden, heads=section.heads, joint_depth=section.joint_depth,
             fused_depth=section.fused_depth, v2=section.v2,
         ),
-        dtype=dtype, remat=section.remat, attention_implementation=section.attention_implementation or None,
+        dtype=dtype, remat=section.remat, scan=_SCAN[section.blocks],
+        attention_implementation=section.attention_implementation or None,
     )
 
 

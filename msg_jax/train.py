@@ -121,11 +121,18 @@ def make_schedule(config: Optimizer, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: Optimizer, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay),
+    """AdamW after clipping by global norm. Weight decay is for kernels and embeddings, not for biases, norms and scales.
+
+    The state has the tree of `optax.adamw`; a mask of optax would wrap a part of it, and no older checkpoint would restore.
+    """
+
+    def decay(updates: Params, params: Params | None) -> Params:
+        return jax.tree.map(lambda g, p: g + config.weight_decay * p if p.ndim > 1 else g, updates, params)
+
+    adamw = optax.chain(
+        optax.scale_by_adam(b1=config.b1, b2=config.b2), optax.stateless(decay), optax.scale_by_learning_rate(schedule)
     )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
 def create_state(params: Params, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:

@@ -12,6 +12,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from msg_jax import train
@@ -113,6 +114,20 @@ def test_a_resumed_run_ends_with_the_same_bits(undisturbed, tmp_path):
     assert checkpoint.digest(resumed) == checkpoint.digest(undisturbed[0])
     resumed_rows, rows = (logging.read_metrics(folder / "metrics.jsonl") for folder in (tmp_path, undisturbed[1]))
     assert [_without_rates(row) for row in resumed_rows] == [_without_rates(row) for row in rows]
+
+
+def test_weight_decay_spares_biases_norms_and_scales():
+    """Adam's first step is the gradient's sign; decay adds 0.1 x 2 to it. The state is that of optax.adamw."""
+    config = Optimizer(learning_rate=0.5, warmup_steps=0, weight_decay=0.1, clip_norm=1e9)
+    optimizer = train.make_optimizer(config, optax.constant_schedule(0.5))
+    params = {"kernel": jnp.full((1, 1), 2.0), "bias": jnp.full(1, 2.0), "log_scale": jnp.array(2.0)}
+    state = train.create_state(params, optimizer, ema=False)
+    gradients = jax.tree.map(lambda p: jnp.full_like(p, 3.0), params)
+    changed = train.apply_gradients(state, gradients, optimizer).params
+    expected = {"kernel": 2 - 0.5 * 1.2, "bias": 2 - 0.5, "log_scale": 2 - 0.5}
+    assert {name: leaf.item() for name, leaf in changed.items()} == pytest.approx(expected, rel=1e-6)
+    plain = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(0.5))).init(params)
+    assert jax.tree.structure(plain) == jax.tree.structure(state.opt_state)
 
 
 class HeldOut(Regression):

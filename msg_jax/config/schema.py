@@ -93,6 +93,7 @@ class SFCAVPLossWeights:
 @_section
 class SFCAVP(Training):
     preset: Literal["tiny", "r50"] = "tiny"  # network size
+    remat: bool = True  # r50: recompute each block in the backward pass
     steps: int = 700
     batch_size: int = 64
     optimizer: Optimizer = Optimizer(learning_rate=3e-3, warmup_steps=30)
@@ -183,7 +184,8 @@ class Base(Training, Lora):
     features: tuple[Feature, ...] = ("clip", "sync", "text")  # what cross_attention sees; an mmdit sees these three
     positions: bool = True  # cross_attention: time positions of the features
     pooled_tokens: int = 0  # cross_attention: average each feature into so many parts of the clip; 0 keeps all steps
-    attention_implementation: Literal["", "xla", "cudnn"] = ""  # of jax.nn.dot_product_attention; "" lets JAX choose
+    attention_implementation: Literal["", "xla", "cudnn", "flash"] = ""  # mmdit; "": by device, type and shape
+    blocks: Literal["", "loop", "unrolled"] = ""  # a loop compiles faster; "": a loop on accelerators (models/stack.py)
     remat: bool = False  # recompute each block in the backward pass: a third more time, a fraction of the memory
     condition_dropout: float = 0.1
     text_dropout: float = 0.5

@@ -18,7 +18,7 @@ from msg_jax.infra.record import RECORD, git_revision, read_record, versions
 from msg_jax.run.run import Run
 
 Make = Callable[[Run, pathlib.Path, int | None], str]
-_HOW_NOT_WHAT = ("accumulate", "remat", "cache", "read_threads", "label", "note", "attention_implementation")
+_HOW_NOT_WHAT = ("accumulate", "remat", "blocks", "cache", "read_threads", "label", "note", "attention_implementation")
 
 
 @dataclasses.dataclass(frozen=True)
