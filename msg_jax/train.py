@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import pathlib
+import os
 from typing import Any
 
 from flax.core import meta
@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 import numpy as np
 import optax
 
+from msg_jax import storage
 from msg_jax.config.schema import Optimizer, Training
 from msg_jax.errors import UserError
 from msg_jax.infra import explain, guard, logging, metering, preemption, runtime
@@ -159,7 +160,7 @@ def fit(
     task: Task,
     *,
     steps: int,
-    workdir: str | pathlib.Path,
+    workdir: str | os.PathLike,
     mesh: Mesh,
     seed: int,
     log_every: int,
@@ -176,7 +177,7 @@ def fit(
     Raises UserError, naming stage, step and the last checkpoint, if the loss is not finite or jumps, if no batch arrives in
     time, or if a checkpoint cannot be written. A state is saved only after its loss was checked.
     """
-    workdir, observe = pathlib.Path(workdir), observe or Observe()
+    workdir, observe = storage.path(workdir), observe or Observe()
     with jax.set_mesh(mesh):
         init_key = key_for(seed, f"{task.name}/init")
         layout = mesh_lib.shardings(jax.eval_shape(task.init, init_key), mesh)
@@ -249,6 +250,7 @@ def fit(
             if saves:
                 checkpoints.save(done, state, iterator)
                 if stops:
+                    checkpoints.wait()
                     preemption.stop(f"{task.name} step {done}")
         for each in (checkpoints, profiler, feed, *writers):
             each.close()
@@ -276,7 +278,7 @@ class _HeldOut:
         return {"held_out_loss": sum(losses) / len(losses)} if losses else {}
 
 
-def _writers(workdir: pathlib.Path, start: int, observe: Observe) -> list[Any]:
+def _writers(workdir: storage.Path, start: int, observe: Observe) -> list[Any]:
     """Writers of metrics, `metrics.jsonl` first; process 0 alone has any."""
     if jax.process_index():
         return []

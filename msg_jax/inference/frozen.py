@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from msg_jax import networks
+from msg_jax import networks, storage
 from msg_jax.clip import ClipSpec
 from msg_jax.config.schema import Config
 from msg_jax.convert import bundle
@@ -54,6 +54,9 @@ def open_weights(path: str | os.PathLike, variant: str | None = None) -> bundle.
     `variant` is a key of `convert.bundle.VARIANTS`; None takes the only one that the files allow. docs/WEIGHTS.md lists the
     files. Raises UserError, naming every missing or misfitting file.
     """
+    if storage.in_bucket(storage.path(path)):
+        raise UserError(f"{path} is in a bucket, but released weights are read from a disk: copy them there, or mount "
+                        "the bucket.")
     folder, name = bundle.choose(pathlib.Path(path), variant)
     released = bundle.Bundle(folder, bundle.VARIANTS[name])
     for kind in released.paths:

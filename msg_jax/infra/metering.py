@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from msg_jax import storage
+
 # Dense bfloat16 peak of one device in FLOP/s, from the vendors' data sheets, by prefix of JAX's `device_kind`; the longest
 # match counts. JAX calls a v5p "TPU v5".
 PEAK_FLOPS = {
@@ -84,12 +86,13 @@ class Profiler:
     """Writes a trace of the steps a <= step < b to `folder`, for TensorBoard or Perfetto; None disables it."""
 
     def __init__(self, steps: tuple[int, int] | None, folder: str | os.PathLike):
-        self._steps, self._folder, self._on = steps, folder, False
+        self._steps, self._folder, self._trace = steps, storage.path(folder), contextlib.ExitStack()
+        self._on = False
 
     def before(self, step: int) -> None:
         """Call it before each step."""
         if self._steps and self._steps[0] <= step < self._steps[1] and not self._on:
-            jax.profiler.start_trace(str(self._folder))
+            jax.profiler.start_trace(self._trace.enter_context(storage.new_folder(self._folder)))
             self._on = True
 
     def after(self, done: int, result: Any) -> None:
@@ -102,4 +105,5 @@ class Profiler:
         """Ends a trace that is still running."""
         if self._on:
             jax.profiler.stop_trace()
+            self._trace.close()
             self._on = False

@@ -8,12 +8,13 @@ import subprocess
 from typing import Any
 
 from msg_jax.errors import UserError
+from msg_jax.storage import Path
 
 RECORD = "run.json"
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 
 
-def read_record(folder: pathlib.Path) -> dict[str, Any] | None:
+def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of a stage folder; None if it has none. Raises UserError if it cannot be read."""
     path = folder / RECORD
     try:

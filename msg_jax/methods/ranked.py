@@ -8,7 +8,6 @@ reference; `validation.json` has its rewards on held-out clips.
 
 import dataclasses
 import json
-import pathlib
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ from msg_jax.methods.candidates import SCORES, CandidatePool, needs_own_candidat
 from msg_jax.methods.method import Job, Method
 from msg_jax.preference import pairs as pairing
 from msg_jax.run import build
+from msg_jax.storage import Path
 from msg_jax.tasks.preference import PreferenceTask
 from msg_jax.types import Params
 
@@ -96,7 +96,7 @@ class Rounds:
         job, variables = self.job, self.job.load(self.method.start)
         for number in range(self.section.rounds):
             folder = job.folder / f"round_{number}"
-            if not (folder / "params").exists():
+            if not checkpoint.is_complete(folder / "params"):
                 tuned = self._round(number, folder, variables)
                 metrics = self.validation.metrics(tuned)
                 logging.write_atomically(folder / "validation.json", json.dumps(metrics, indent=1) + "\n")
@@ -111,7 +111,7 @@ class Rounds:
                 break
         return variables
 
-    def _round(self, number: int, folder: pathlib.Path, variables: Params) -> Params:
+    def _round(self, number: int, folder: Path, variables: Params) -> Params:
         job, section, winner = self.job, self.section, self.method.winner
         pool_folder = job.run.folder("candidates", job.seed)  # the base model's, shared by all arms
         if number > 0 or needs_own_candidates(self.method):
@@ -143,7 +143,7 @@ class Rounds:
         rng = np.random.default_rng((self.job.seed, number, 1))
         return pairing.rank_candidates(self.method.rank_candidates(table["scores"], rng), section.keep_share)
 
-    def _write_pairs(self, folder: pathlib.Path, ids: list[str], scores: np.ndarray, pairs: pairing.Pairs) -> None:
+    def _write_pairs(self, folder: Path, ids: list[str], scores: np.ndarray, pairs: pairing.Pairs) -> None:
         winner = self.method.winner
         logging.write_jsonl(folder / "scores.jsonl", (
             {"id": name, "candidate": n} | {term: _rounded(value) for term, value in zip(SCORES, scores[row, n])}

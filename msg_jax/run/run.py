@@ -5,14 +5,16 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
-import pathlib
+import hashlib
+import json
+import os
 import threading
 from typing import Any
 
 import grain
 import jax
 
-from msg_jax import networks, train
+from msg_jax import networks, storage, train
 from msg_jax.clip import ClipSpec
 from msg_jax.config import tree
 from msg_jax.config.schema import Config, Training
@@ -23,13 +25,14 @@ from msg_jax.inference import frozen
 from msg_jax.infra import checkpoint, guard, logging, runtime
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.infra.record import read_record
+from msg_jax.storage import Path
 from msg_jax.types import Params
 
 _SKIPPED_LOCK = threading.Lock()  # the threads that read ahead report skipped files
 
 
 @contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[None]:
     """Holds an exclusive lock among processes, until the block or the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -45,23 +48,23 @@ class Run:
     Seeded stages live in `seed_K/` when the run has several seeds. `places` are folders of unseeded stages that lie elsewhere.
     """
 
-    root: pathlib.Path
+    root: Path
     config: Config
     mesh: jax.sharding.Mesh
-    places: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+    places: Mapping[str, Path] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def create(cls, config: Config, workdir: str | pathlib.Path) -> "Run":
+    def create(cls, config: Config, workdir: str | os.PathLike) -> "Run":
         """Raises UserError if the mesh does not fit the devices."""
         if config.weights:  # the record must hold from every working directory
-            config = tree.replace(config, weights=str(pathlib.Path(config.weights).resolve()))
-        return cls(pathlib.Path(workdir), config, mesh_lib.make_mesh(config.mesh))
+            config = tree.replace(config, weights=str(storage.absolute(storage.path(config.weights))))
+        return cls(storage.path(workdir), config, mesh_lib.make_mesh(config.mesh))
 
     @property
     def clip(self) -> ClipSpec:
         return self.config.clip
 
-    def folder(self, stage: str, seed: int | None = None) -> pathlib.Path:
+    def folder(self, stage: str, seed: int | None = None) -> Path:
         if stage in self.places:
             return self.places[stage]
         return self.root / stage if seed is None or len(self.config.seeds) == 1 else self.root / f"seed_{seed}" / stage
@@ -82,14 +85,32 @@ class Run:
     def report_skipped(self, row: dict) -> None:
         """Add a row {"path", "reason"} to the run's `skipped.jsonl`, and log it, unless it is there already.
 
-        Threads, processes and Beam workers may call it at once, also on hosts that share the folder.
+        Threads, processes and Beam workers may call it at once, also on hosts that share the folder. A bucket has no locks:
+        there each row gets an object of its own, and `collect_skipped` makes the list.
         """
+        if storage.in_bucket(self.root):
+            own = self._skipped_rows / f"{hashlib.sha256(json.dumps(row).encode()).hexdigest()[:16]}.json"
+            if not own.exists():
+                logging.write_atomically(own, json.dumps(row))
+                logging.info("skipped %s: %s", row["path"], row["reason"])
+            return
         path = self.root / "skipped.jsonl"
         with _SKIPPED_LOCK, _lock(self.root / ".skipped.lock"):
             rows = logging.read_metrics(path)
             if row not in rows:
                 logging.write_jsonl(path, [*rows, row])
                 logging.info("skipped %s: %s", row["path"], row["reason"])
+
+    def collect_skipped(self) -> None:
+        """Add the rows that were reported in a bucket to the run's `skipped.jsonl`. One process calls it."""
+        if storage.in_bucket(self.root) and (files := storage.files_below(self._skipped_rows)):
+            path = self.root / "skipped.jsonl"
+            rows, new = logging.read_metrics(path), [json.loads(file.read_text()) for file in files]
+            logging.write_jsonl(path, [*rows, *(row for row in new if row not in rows)])
+
+    @property
+    def _skipped_rows(self) -> Path:
+        return self.root / "skipped"
 
     @functools.cached_property
     def released(self) -> Bundle | None:
@@ -147,7 +168,7 @@ class Run:
             rows=mesh_lib.local_rows(self.mesh, batch_size),
         )
 
-    def fit(self, task: train.Task, section: Training, folder: pathlib.Path, *, seed: int) -> train.TrainState:
+    def fit(self, task: train.Task, section: Training, folder: Path, *, seed: int) -> train.TrainState:
         """Train `task` for `section.steps` in `folder` with the run's mesh and intervals (`train.fit`)."""
         every = self.config.every
         return train.fit(

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import pathlib
 
 import jax
 import numpy as np
@@ -16,12 +15,13 @@ from msg_jax.models import sf_cavp
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
 from msg_jax.stages.extract import training_source
+from msg_jax.storage import Path
 from msg_jax.types import AVBatch
 
 _FILE = "scores.json"
 
 
-def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+def make(run: Run, folder: Path, seed: int | None) -> str:
     """Write `scores.json`: the sum of SF-CAVP's cosines, weighted as in `config.reward`, for each extracted clip."""
     model, params = networks.reward_model(run.config, run.clip), run.load("sf_cavp")
     weights = networks.reward_weights(run.config)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import functools
 import itertools
 import json
-import pathlib
 
 import jax
 import numpy as np
@@ -25,6 +24,7 @@ from msg_jax.models.motion import motion_energy
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
 from msg_jax.stages.prepare import SPLITS
+from msg_jax.storage import Path
 
 
 class Extractor:
@@ -98,7 +98,7 @@ def training_source(run: Run) -> Source:
     )
 
 
-def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+def make(run: Run, folder: Path, seed: int | None) -> str:
     config, extract = run.config.extract, Extractor(run)
     facts, digests = {"clips": {}, "skipped": {}}, []
     for split in SPLITS:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from msg_jax.infra import mesh as mesh_lib
 from msg_jax.losses.contrastive import sf_cavp_loss
 from msg_jax.models.sf_cavp import random_crop, random_view
 from msg_jax.run.run import Run
+from msg_jax.storage import Path
 from msg_jax.types import AVBatch
 
 
@@ -77,6 +77,6 @@ class SFCAVPTask(train.Task):
         return self.batches("validation") if len(self.run.source("validation")) else None
 
 
-def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+def make(run: Run, folder: Path, seed: int | None) -> str:
     state = run.fit(SFCAVPTask(run), run.config.sf_cavp, folder, seed=run.config.seed)
     return checkpoint.export(folder / "params", state.params)

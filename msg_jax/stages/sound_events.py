@@ -7,7 +7,6 @@ on the kinds and lets them refine the labels (preference/codebook.py).
 
 import dataclasses
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from msg_jax.infra import checkpoint, logging
 from msg_jax.models.sound_events import statistics
 from msg_jax.preference import codebook
 from msg_jax.run.run import Run
+from msg_jax.storage import Path
 from msg_jax.types import Params
 
 STREAMS = ("video_slow", "video_fast", "audio_slow", "audio_fast")
@@ -120,7 +120,7 @@ def probabilities(variables: Params, features: dict[str, np.ndarray], kinds: int
     return map_batches(both, _AT_ONCE, *(features[name] for name in STREAMS))
 
 
-def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+def make(run: Run, folder: Path, seed: int | None) -> str:
     section, hz = run.config.sound_events, networks.reward_model(run.config, run.clip).config.dynamic_hz
     features, log_mels = extract_features(run, section.clips)
     count, steps = features["video_fast"].shape[:2]
