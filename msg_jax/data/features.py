@@ -2,7 +2,8 @@
 
 A folder holds `schema.json` ({name: [shape, dtype]}), pairs of `shard-00000.array_record` and `shard-00000.ids.json`, and
 the marker `complete` once all shards are written. A record is the bytes of its arrays in the schema's order. The
-`.ids.json` of a shard also lists the items that were left out, each with its index and the reason.
+`.ids.json` of a shard also has the digests of its records, and lists the items that were left out, each with its index and
+the reason.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,12 +52,14 @@ class FeatureWriter:
         schema = {name: [list(value.shape), str(value.dtype)] for name, value in items[0].items()} if items else {}
         if items:
             storage.write_atomically(self._folder / "schema.json", json.dumps(schema))
-        contents = {"ids": list(ids), "skipped": list(skipped)}
+        records = [b"".join(np.ascontiguousarray(item[name]).tobytes() for name in schema) for item in items]
+        digests = [hashlib.sha256(record).hexdigest() for record in records]
+        contents = {"ids": list(ids), "digests": digests, "skipped": list(skipped)}
         self._path(shard).with_suffix(".ids.json").write_text(json.dumps(contents))
         with storage.new_file(self._path(shard), unfinished=f"shard-{shard:05d}.partial") as partial:
             writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
-            for item in items:
-                writer.write(b"".join(np.ascontiguousarray(item[name]).tobytes() for name in schema))
+            for record in records:
+                writer.write(record)
             writer.close()
 
     def finish(self) -> None:
@@ -85,6 +88,7 @@ class FeatureSource:
         contents = [json.loads(shard.with_suffix(".ids.json").read_text()) for shard in shards]
         self.ids = [name for each in contents for name in each["ids"]]
         self.skipped = [row for each in contents for row in each["skipped"]]
+        self._digests = [digest for each in contents for digest in each.get("digests", [""] * len(each["ids"]))]
         if not self.ids:
             raise UserError(f"{folder} is empty: none of its {len(self.skipped)} clips could be read; replace the files that "
                             "skipped.jsonl lists and delete that folder.")
@@ -126,8 +130,8 @@ class FeatureSource:
                             "stage again.") from error
 
     def digests(self) -> list[str]:
-        """The SHA-256 of each record."""
-        return [hashlib.sha256(self._records[i]).hexdigest() for i in range(len(self))]
+        """The SHA-256 of each record, taken when it was written. Older shards have none, and are read."""
+        return [digest or hashlib.sha256(self._records[i]).hexdigest() for i, digest in enumerate(self._digests)]
 
     def stack(self, indices: Sequence[SupportsIndex] | np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Stacks the arrays `names` of several items along a leading batch dimension."""

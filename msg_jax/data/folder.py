@@ -44,7 +44,7 @@ class FolderSource:
     A record has id "relative/path.mp4@start_sec" (three decimals), video uint8 (video_frames, video_px, video_px, 3),
     clip_video uint8 (clip_video_frames, clip_video_px, clip_video_px, 3), waveform float32 (audio_samples,) in [-1, 1],
     caption str, events float32 (MAX_EVENTS, 3) of unused rows, and has_events False. Frames of `clip_video` are cropped,
-    or with `squash_clip_video` resized.
+    or with `squash_clip_video` resized. A record has only the `streams` of pictures that are asked for; no other is decoded.
 
     Raises UserError if `root` is not a folder, if fewer than three files are usable, or if captions.csv or the index is
     malformed. Indexing raises UnreadableError if a file turns out to be broken.
@@ -66,10 +66,16 @@ class FolderSource:
         index_path: str | os.PathLike | None = None,
         index_is_final: bool = False,
         squash_clip_video: bool = False,
+        streams: Sequence[str] = ("video", "clip_video"),
     ):
         if split not in SPLITS:
             raise UserError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
-        self.spec, self.split, self._squash = clip, split, squash_clip_video
+        self.spec, self.split = clip, split
+        grids = {
+            "video": media.FrameGrid(clip.video_hz, clip.video_px, clip.video_frames),
+            "clip_video": media.FrameGrid(clip.clip_video_hz, clip.clip_video_px, clip.clip_video_frames, squash_clip_video),
+        }
+        self._grids = {name: grids[name] for name in streams}
         self._root = storage.path(root)
         if index_is_final:
             if index_path is None:
@@ -102,13 +108,9 @@ class FolderSource:
     def __getitem__(self, index: int) -> dict:
         name, start_sec = self._windows[index]
         path, clip = self._root / name, self.spec
-        grids = [
-            media.FrameGrid(clip.video_hz, clip.video_px, clip.video_frames),
-            media.FrameGrid(clip.clip_video_hz, clip.clip_video_px, clip.clip_video_frames, self._squash),
-        ]
         try:
             with storage.on_disk(path) as file, _named(path, file):
-                video, clip_video = media.read_video(file, grids, start_sec)
+                pictures = media.read_video(file, list(self._grids.values()), start_sec)
                 waveform = media.read_audio(file, start_sec, clip.audio_samples, clip.audio_hz)
             if not waveform.any():
                 window = f"from {start_sec:.2f} s to {start_sec + clip.duration_sec:.2f} s"
@@ -117,8 +119,7 @@ class FolderSource:
             raise UnreadableError(str(path), str(error)) from error
         return {
             "id": f"{name}@{start_sec:.3f}",
-            "video": video,
-            "clip_video": clip_video,
+            **dict(zip(self._grids, pictures)),
             "waveform": waveform,
             "caption": self._captions.get(name, ""),
             "events": np.full((MAX_EVENTS, 3), -1, np.float32),

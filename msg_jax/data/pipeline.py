@@ -1,6 +1,10 @@
 """The input pipeline: a source string in, shuffled and resumable batches out (Grain)."""
 
-from collections.abc import Callable, Mapping, Sequence
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+import itertools
+import os
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -53,7 +57,7 @@ def make_source(
 
     scenes  procedural scenes, a function of `sizes` (scenes per split) and `seed`; written once below `data_dir`, or made
             on the fly if that is None
-    folder  videos, split by `seed`; takes `folder_options` (see `FolderSource`)
+    folder  videos, split by `seed`; takes `folder_options` (see `FolderSource`), also which `streams` of pictures to decode
     tfds    a TFDS data set, by folder or by registered name below `data_dir`
 
     Raises UserError if `source` is none of these, or if the data disagree with `clip`.
@@ -165,7 +169,7 @@ def batches(
     batch_size: int,
     seed: int,
     transform: Callable[[Element], Element] | None = None,
-    read_threads: int = 2,
+    read_threads: int = 0,
     rows: Sequence[int] | None = None,
 ) -> grain.IterDataset:
     """Endless shuffled batches of `batch_size` clips over all processes.
@@ -185,7 +189,36 @@ def batches(
     return share.to_iter_dataset(_read_options(read_threads))
 
 
+def threads_or_cores(threads: int) -> int:
+    """The number of reading threads: `threads`, or for 0 one for each core that this process may use."""
+    return threads or len(os.sched_getaffinity(0))
+
+
+def read_ahead(read: Callable[[int], Any], indices: Iterable[int], *, threads: int, ahead: int) -> Iterator[tuple[int, Any]]:
+    """Yields (i, read(i)) in the order of `indices`. Threads read up to `ahead` items while the caller works on earlier ones.
+
+    In place of an unreadable item it yields the UnreadableError. Another exception is raised at its item.
+    """
+    def one(index: int) -> Any:
+        try:
+            return read(index)
+        except UnreadableError as error:
+            return error
+
+    pool, pending, rest = ThreadPoolExecutor(threads), collections.deque(), iter(indices)
+    try:
+        while True:
+            pending.extend((i, pool.submit(one, i)) for i in itertools.islice(rest, ahead - len(pending)))
+            if not pending:
+                return
+            index, item = pending.popleft()
+            yield index, item.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def _read_options(threads: int) -> grain.ReadOptions:
+    threads = threads_or_cores(threads)
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
 
 

@@ -18,13 +18,40 @@ PEAK_FLOPS = {
     "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H200": 989e12, "NVIDIA L4": 121e12,
     "NVIDIA L40S": 362e12, "NVIDIA B200": 2250e12, "NVIDIA GB200": 2450e12,
 }
-FIELDS = ("steps_per_sec", "examples_per_sec", "flops_per_sec", "mfu", "mfu_reason", "data_wait_share")
+LOSSES = ("restore", "compile", "wait", "save", "held_out")
+"""What a training does beside its steps: it restores, compiles, waits for data, for a save, and measures on held-out clips."""
+FIELDS = (
+    "steps_per_sec", "examples_per_sec", "flops_per_sec", "mfu", "mfu_reason", "data_wait_share", "goodput",
+    *(f"{name}_sec" for name in LOSSES),
+)
 
 
 def peak_flops(device: jax.Device) -> float | None:  # pyright: ignore[reportInvalidTypeForm] JAX exports it as a variable
     """Dense bfloat16 FLOP/s of one device; None if the table lacks it."""
     known = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
     return PEAK_FLOPS[max(known, key=len)] if known else None
+
+
+class Goodput:
+    """The share of the wall time since the training was started or continued that went into steps, and what took the rest.
+
+    What runs in the background, such as reading ahead and writing a checkpoint, counts only where the training waits for it.
+    """
+
+    def __init__(self):
+        self._begun, self._lost = time.monotonic(), dict.fromkeys(LOSSES, 0.0)
+
+    @contextlib.contextmanager
+    def losing(self, name: str) -> Iterator[None]:
+        """Counts the time in this context as lost to `name`, one of `LOSSES`."""
+        begun = time.monotonic()
+        yield
+        self._lost[name] += time.monotonic() - begun
+
+    def row(self) -> dict[str, float]:
+        """`goodput`, and the seconds of each loss as NAME_sec."""
+        seconds = max(time.monotonic() - self._begun, 1e-9)
+        return {"goodput": 1 - sum(self._lost.values()) / seconds} | {f"{name}_sec": sec for name, sec in self._lost.items()}
 
 
 class Meter:
@@ -53,7 +80,7 @@ class Meter:
         self._waited += time.monotonic() - begun
 
     def row(self, done: int) -> dict[str, float | str | None]:
-        """The values of `FIELDS` since the last row. An unknown `mfu` is None, with its reason in `mfu_reason`."""
+        """The rates since the last row. An unknown `mfu` is None, with its reason in `mfu_reason`."""
         now = time.monotonic()
         seconds, rate = now - self._begun, (done - self._done) / max(now - self._begun, 1e-9)
         row: dict[str, float | str | None] = {

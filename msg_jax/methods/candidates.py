@@ -35,7 +35,7 @@ class CandidatePool:
     def __init__(self, run: Run, section: Preference, seed: int):
         self.run, self.section, self.seed = run, section, seed
         self.features = FeatureSource(run.folder("extract") / "train")
-        self.source = run.source("train", self.features.kept)
+        self.source = run.source("train", self.features.kept, ("video",))
         self.reward = build.reward_scorer(run)
         self.codec_and_judge = build.codec_and_judge(run, self.source.class_names)
 

@@ -169,7 +169,7 @@ class Validation:
         run = pool.run
         self.pool, self.batch_size = pool, run.config.evaluate.batch_size
         self.features = FeatureSource(run.folder("extract") / "validation")
-        source = run.source("validation", self.features.kept)
+        source = run.source("validation", self.features.kept, ("video",))
         self.indices = list(range(min(len(source), self.batch_size)))
         self.video = pool.reward.embed_video(np.stack([source[i]["video"] for i in self.indices]))
 

@@ -69,8 +69,13 @@ class Run:
             return self.places[stage]
         return self.root / stage if seed is None or len(self.config.seeds) == 1 else self.root / f"seed_{seed}" / stage
 
-    def source(self, split: str, kept: Sequence[int] | None = None) -> pipeline.Source:
-        """The random-access source of a split (data/pipeline.py), or of its clips at the indices `kept`."""
+    def source(
+        self, split: str, kept: Sequence[int] | None = None, streams: Sequence[str] = ("video", "clip_video")
+    ) -> pipeline.Source:
+        """The random-access source of a split (data/pipeline.py), or of its clips at the indices `kept`.
+
+        Videos are decoded to the `streams` alone. Data that is decoded already may have more.
+        """
         data, prepared = self.config.data, self.folder("prepare")
         source = pipeline.make_source(
             data.source, self.clip, split, data_dir=data.cache, seed=data.seed,
@@ -79,6 +84,7 @@ class Run:
             index_path=prepared / "videos.json",
             index_is_final=(read_record(prepared) or {}).get("finished", False),  # the clips are those that `prepare` found
             squash_clip_video=self.config.encoders.kind == "released",  # as CLIP saw its images in training
+            streams=streams,
         )
         return source if kept is None else pipeline.Chosen(source, kept)
 
@@ -133,16 +139,16 @@ class Run:
         return self.local(self.released.load(kind, *prefixes))
 
     def frozen(self, *codec_sides: str) -> frozen.LazyWeights:
-        """Variables of the frozen "encoders" and of the "codec"; `codec_sides` as for `frozen.loaders`."""
+        """Variables of the frozen "encoders" and of the "codec", whole on every device of this process; `codec_sides` as for
+        `frozen.loaders`."""
         loaders = frozen.loaders(self.config, self.released, self.load, *codec_sides)
-        return frozen.LazyWeights(loaders, keep_all=self.released is None or frozen.fits_in_memory(self.released))
+        here = {name: lambda load=load: self.local(load()) for name, load in loaders.items()}
+        return frozen.LazyWeights(here, keep_all=self.released is None or frozen.fits_in_memory(self.released))
 
     def arrays(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """What networks see of a record: frames as uint8 (devices convert them to floats) and the log-mel."""
-        return {
-            "video": record["video"], "clip_video": record["clip_video"],
-            "mel": mel.log_mel(record["waveform"], self.clip.mel),
-        }
+        pictures = {name: record[name] for name in ("video", "clip_video") if name in record}
+        return pictures | {"mel": mel.log_mel(record["waveform"], self.clip.mel)}
 
     def load(self, stage: str, seed: int | None = None) -> Params:
         """What a finished stage exported, whole on every device of this process."""

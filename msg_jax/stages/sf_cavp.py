@@ -71,7 +71,7 @@ class SFCAVPTask(train.Task):
         def arrays(record):
             return {name: value for name, value in self.run.arrays(record).items() if name != "clip_video"}
 
-        return self.run.batches(self.run.source(split), config.sf_cavp.batch_size, arrays, seed=config.seed)
+        return self.run.batches(self.run.source(split, streams=("video",)), config.sf_cavp.batch_size, arrays, seed=config.seed)
 
     def held_out(self):
         return self.batches("validation") if len(self.run.source("validation")) else None
