@@ -60,6 +60,7 @@ def in_bucket(place: Path) -> bool:
 def bucket_client() -> Any:
     """The gcsfs file system. It keeps no listings, so that a host sees at once what another one has written."""
     import fsspec
+    import fsspec.config
 
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return fsspec.filesystem("gcs")

@@ -39,7 +39,8 @@ class Goodput:
     """
 
     def __init__(self):
-        self._begun, self._lost = time.monotonic(), dict.fromkeys(LOSSES, 0.0)
+        self._begun = time.monotonic()
+        self._lost: dict[str, float] = dict.fromkeys(LOSSES, 0.0)
 
     @contextlib.contextmanager
     def losing(self, name: str) -> Iterator[None]:
