@@ -9,7 +9,7 @@ import pytest
 from msg_jax import programs, storage
 from msg_jax.clip import ClipSpec
 from msg_jax.config.schema import Config
-from msg_jax.data import media_writer
+from msg_jax.data import media_writer, pipeline
 from msg_jax.data.features import FeatureSource, FeatureWriter
 from msg_jax.data.folder import FolderSource
 from msg_jax.errors import UserError
@@ -169,6 +169,11 @@ def test_a_place_that_cannot_be_used_is_a_sentence(workdir, sentence, bucket, tm
     with pytest.raises(UserError, match=sentence):
         programs.run(Config(), workdir)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scenes_are_not_written_to_a_bucket(bucket):
+    with pytest.raises(UserError, match=r"^config.data.cache=gs://bucket/data is in a bucket, but scenes are written"):
+        pipeline.make_source("scenes", ClipSpec(), "train", data_dir=f"{bucket}/data", sizes={"train": 1})
 
 
 def test_without_gcsfs_a_bucket_is_refused(monkeypatch):

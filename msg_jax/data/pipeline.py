@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import grain
 import numpy as np
 
+from msg_jax import storage
 from msg_jax.clip import ClipSpec
 from msg_jax.data.scenes import ScenesSource
 from msg_jax.errors import UnreadableError, UserError
@@ -68,6 +69,9 @@ def make_source(
             raise UserError("the source 'scenes' needs data.sizes: set the number of scenes of each split")
         if data_dir is None:
             return ScenesSource(clip, split, sizes[split], seed)
+        if storage.in_bucket(storage.path(data_dir)):
+            raise UserError(f"config.data.cache={data_dir} is in a bucket, but scenes are written to a disk: "
+                            "name a folder there.")
         # TFDS and PyAV are imported only when needed
         from msg_jax.data.builders.scenes import prepare_scenes
         from msg_jax.data.tfds_source import TfdsSource
