@@ -98,7 +98,7 @@ def bucket(tmp_path_factory) -> Iterator[str]:
 
 def _make_bucket(url: str, name: str) -> None:
     request = urllib.request.Request(f"{url}/storage/v1/b?project=none", b'{"name": "%s"}' % name.encode())
-    for _ in range(50):
+    for _ in range(300):
         try:
             urllib.request.urlopen(request).close()
             return
