@@ -277,11 +277,24 @@ def test_micro_batches_must_divide_the_batch(tmp_path):
         _fit(Regression(accumulate=3), tmp_path, 5)
 
 
+def test_goodput_is_the_share_of_the_time_that_nothing_else_took(monkeypatch):
+    """Of 100 s, 20 s went into compiling, twice 5 s into saving and 10 s into waiting."""
+    now = iter([0, 0, 20, 30, 35, 40, 50, 60, 65, 100])
+    monkeypatch.setattr(metering.time, "monotonic", lambda: next(now))
+    goodput = metering.Goodput()
+    for name in ("compile", "save", "wait", "save"):
+        with goodput.losing(name):
+            pass
+    losses = {"restore_sec": 0, "compile_sec": 20, "wait_sec": 10, "save_sec": 10, "held_out_sec": 0}
+    assert goodput.row() == {"goodput": pytest.approx(0.6)} | losses
+
+
 def test_rows_of_metrics_have_rates(undisturbed):
     rows = logging.read_metrics(undisturbed[1] / "metrics.jsonl")
     for row in rows:
         assert row["examples_per_sec"] == pytest.approx(16 * row["steps_per_sec"])
         assert 0 <= row["data_wait_share"] <= 1
+        assert 0 < row["goodput"] < 1 and row["compile_sec"] > 0 and row["restore_sec"] > 0 and row["held_out_sec"] == 0
         assert row["mfu"] is None and "cpu" in row["mfu_reason"]
     # a forward and a backward product of (16, 4) x (4, 2); the input has no gradient
     flops = rows[0]["flops_per_sec"] / rows[0]["steps_per_sec"]

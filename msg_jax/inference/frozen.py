@@ -7,9 +7,10 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 import numpy as np
 
-from msg_jax import networks
+from msg_jax import networks, storage
 from msg_jax.clip import ClipSpec
 from msg_jax.config.schema import Config
 from msg_jax.convert import bundle
@@ -22,7 +23,7 @@ from msg_jax.models.condition_encoder import embed_text
 from msg_jax.models.synchformer import Synchformer, cut_segments
 from msg_jax.types import Module, Params
 
-FRAMES_AT_ONCE, SEGMENTS_AT_ONCE = 2, 4  # of CLIP and Synchformer: on a CPU, eight frames took a third longer each
+FRAMES_AT_ONCE, SEGMENTS_AT_ONCE = 2, 4  # on each device: on a CPU, CLIP took a third longer for each of eight frames
 
 Loaders = dict[str, Callable[[], Params]]
 EncodeFrames = Callable[[Params, Any, Any], tuple[Any, Any]]
@@ -54,6 +55,9 @@ def open_weights(path: str | os.PathLike, variant: str | None = None) -> bundle.
     `variant` is a key of `convert.bundle.VARIANTS`; None takes the only one that the files allow. docs/WEIGHTS.md lists the
     files. Raises UserError, naming every missing or misfitting file.
     """
+    if storage.in_bucket(storage.path(path)):
+        raise UserError(f"{path} is in a bucket, but released weights are read from a disk: copy them there, or mount "
+                        "the bucket.")
     folder, name = bundle.choose(pathlib.Path(path), variant)
     released = bundle.Bundle(folder, bundle.VARIANTS[name])
     for kind in released.paths:
@@ -104,18 +108,22 @@ def released_loaders(released: bundle.Bundle, *codec_sides: str) -> Loaders:
 
 
 def encoders(
-    config: Config, clip: ClipSpec, released: bundle.Bundle | None, variables: Mapping[str, Params] | LazyWeights
+    config: Config, clip: ClipSpec, released: bundle.Bundle | None, variables: Mapping[str, Params] | LazyWeights,
+    mesh: Mesh | None = None,
 ) -> tuple[EncodeFrames, EmbedText]:
-    """`encode_frames` and `embed_text` for the encoders that the config names."""
+    """`encode_frames` and `embed_text` for the encoders that the config names.
+
+    With a `mesh`, released encoders spread their work over its devices; their variables must be on all of them.
+    """
     if config.encoders.kind == "released":
         assert released is not None
-        return released_encoders(released, clip, variables)
+        return released_encoders(released, clip, variables, mesh)
 
     @jax.jit
     def encode_frames(params, *frames):
         return networks.encode_frames(config, clip, params, *frames)
 
-    @functools.lru_cache(maxsize=256)
+    @functools.lru_cache(maxsize=1024)
     def embed_caption(caption):
         return embed_text([caption], clip.text_tokens, networks.text_dim(config))
 
@@ -155,17 +163,19 @@ def codec_program(codec: Module, method: str) -> Any:
 
 
 def released_encoders(
-    released: bundle.Bundle, clip: ClipSpec, variables: Mapping[str, Params] | LazyWeights
+    released: bundle.Bundle, clip: ClipSpec, variables: Mapping[str, Params] | LazyWeights, mesh: Mesh | None = None
 ) -> tuple[EncodeFrames, EmbedText]:
     """`encode_frames` and `embed_text` of CLIP and Synchformer; the text encoder's weights are `variables["text"]`.
+
+    With a `mesh`, frames and segments are spread over its devices.
 
     `embed_text` raises UserError if the tokeniser's vocabulary is missing.
     """
     programs = encoder_programs(released.variant)
 
     def encode_frames(variables, video, clip_video):
-        sync = _per_item(programs.segments, variables["synchformer"], cut_segments(video, clip), SEGMENTS_AT_ONCE)
-        features = _per_item(programs.images, variables["clip"], clip_video, FRAMES_AT_ONCE)
+        sync = _per_item(programs.segments, variables["synchformer"], cut_segments(video, clip), SEGMENTS_AT_ONCE, mesh)
+        features = _per_item(programs.images, variables["clip"], clip_video, FRAMES_AT_ONCE, mesh)
         return features, sync.reshape(len(sync), clip.sync_tokens, -1)
 
     @functools.cache
@@ -177,7 +187,7 @@ def released_encoders(
             )
         return Tokenizer(released.vocabulary, released.variant.networks["clip"].config.vocabulary, clip.text_tokens)
 
-    @functools.lru_cache(maxsize=256)
+    @functools.lru_cache(maxsize=1024)
     def embed_prompt(prompt):
         tokens = tokenizer()(prompt)[None]
         return np.asarray(programs.text(variables["text"], tokens))
@@ -185,8 +195,11 @@ def released_encoders(
     return encode_frames, embed_prompt
 
 
-def _per_item(network: Callable[[Params, Any], Any], variables: Params, items: Any, size: int) -> np.ndarray:
-    """Apply a network to each of (B, N, ...) items, `size` at a time."""
+def _per_item(
+    network: Callable[[Params, Any], Any], variables: Params, items: Any, size: int, mesh: Mesh | None
+) -> np.ndarray:
+    """Apply a network to each of (B, N, ...) items, `size` at a time on each device."""
     flat = items.reshape(-1, *items.shape[2:])
-    outputs = map_batches(functools.partial(network, variables), size, flat)
+    at_once = size if mesh is None else size * mesh.size
+    outputs = map_batches(functools.partial(network, variables), at_once, flat, mesh=mesh)
     return outputs.reshape(*items.shape[:2], *outputs.shape[1:])

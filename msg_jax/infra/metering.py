@@ -8,9 +8,38 @@ from typing import Any
 
 import jax
 
+from msg_jax import storage
 from msg_jax.infra import devices as known_devices
 
-FIELDS = ("steps_per_sec", "examples_per_sec", "flops_per_sec", "mfu", "mfu_reason", "data_wait_share")
+LOSSES = ("restore", "compile", "wait", "save", "held_out")
+"""What a training does beside its steps: it restores, compiles, waits for data, for a save, and measures on held-out clips."""
+FIELDS = (
+    "steps_per_sec", "examples_per_sec", "flops_per_sec", "mfu", "mfu_reason", "data_wait_share", "goodput",
+    *(f"{name}_sec" for name in LOSSES),
+)
+
+
+class Goodput:
+    """The share of the wall time since the training was started or continued that went into steps, and what took the rest.
+
+    What runs in the background, such as reading ahead and writing a checkpoint, counts only where the training waits for it.
+    """
+
+    def __init__(self):
+        self._begun = time.monotonic()
+        self._lost: dict[str, float] = dict.fromkeys(LOSSES, 0.0)
+
+    @contextlib.contextmanager
+    def losing(self, name: str) -> Iterator[None]:
+        """Counts the time in this context as lost to `name`, one of `LOSSES`."""
+        begun = time.monotonic()
+        yield
+        self._lost[name] += time.monotonic() - begun
+
+    def row(self) -> dict[str, float]:
+        """`goodput`, and the seconds of each loss as NAME_sec."""
+        seconds = max(time.monotonic() - self._begun, 1e-9)
+        return {"goodput": 1 - sum(self._lost.values()) / seconds} | {f"{name}_sec": sec for name, sec in self._lost.items()}
 
 
 class Meter:
@@ -39,7 +68,7 @@ class Meter:
         self._waited += time.monotonic() - begun
 
     def row(self, done: int) -> dict[str, float | str | None]:
-        """The values of `FIELDS` since the last row. An unknown `mfu` is None, with its reason in `mfu_reason`."""
+        """The rates since the last row. An unknown `mfu` is None, with its reason in `mfu_reason`."""
         now = time.monotonic()
         seconds, rate = now - self._begun, (done - self._done) / max(now - self._begun, 1e-9)
         row: dict[str, float | str | None] = {
@@ -59,12 +88,13 @@ class Profiler:
     """Writes a trace of the steps a <= step < b to `folder`, for TensorBoard or Perfetto; None disables it."""
 
     def __init__(self, steps: tuple[int, int] | None, folder: str | os.PathLike):
-        self._steps, self._folder, self._on = steps, folder, False
+        self._steps, self._folder, self._trace = steps, storage.path(folder), contextlib.ExitStack()
+        self._on = False
 
     def before(self, step: int) -> None:
         """Call it before each step."""
         if self._steps and self._steps[0] <= step < self._steps[1] and not self._on:
-            jax.profiler.start_trace(str(self._folder))
+            jax.profiler.start_trace(self._trace.enter_context(storage.new_folder(self._folder)))
             self._on = True
 
     def after(self, done: int, result: Any) -> None:
@@ -77,4 +107,5 @@ class Profiler:
         """Ends a trace that is still running."""
         if self._on:
             jax.profiler.stop_trace()
+            self._trace.close()
             self._on = False

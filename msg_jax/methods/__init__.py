@@ -5,7 +5,6 @@ A new method is one file with a subclass of `Method`, and its entry in KINDS.
 
 from collections.abc import Mapping
 import json
-import pathlib
 
 from msg_jax.config import tree
 from msg_jax.config.schema import Arm, Config
@@ -23,6 +22,7 @@ from msg_jax.methods.sync_dpo import SyncDpo
 from msg_jax.methods.weighted import Awm, DiffusionNft
 from msg_jax.run.run import Run
 from msg_jax.run.stage import Make
+from msg_jax.storage import Path
 
 KINDS: dict[str, type[Arm]] = {
     method.kind: method for method in (AvpRpo, SyncDpo, ContinueFlow, RandomPairs, Oracle, Merge, Distill, DiffusionNft, Awm)
@@ -32,7 +32,7 @@ KINDS: dict[str, type[Arm]] = {
 def make(name: str) -> Make:
     """The stage function of an arm."""
 
-    def make_arm(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+    def make_arm(run: Run, folder: Path, seed: int | None) -> str:
         assert seed is not None
         tuned = method(run.config, name).tune(Job(run, name, folder, seed))
         if steps := method(run.config, name).student_steps(run.config):

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import pathlib
 from typing import Any, ClassVar, Literal
 
 from msg_jax.config import tree
 from msg_jax.config.schema import Arm, Config, Preference
 from msg_jax.data.features import FeatureSource
 from msg_jax.run.run import Run
+from msg_jax.storage import Path
 from msg_jax.tasks.flow import GeneratorTask
 from msg_jax.types import Params
 
@@ -32,7 +32,7 @@ class Job:
 
     run: Run
     name: str
-    folder: pathlib.Path
+    folder: Path
     seed: int
 
     @property

@@ -8,7 +8,6 @@ them, with itself at the start of the round as reference; `validation.json` has 
 import abc
 import dataclasses
 import json
-import pathlib
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from msg_jax.infra import checkpoint, logging, preemption
 from msg_jax.methods.candidates import CandidatePool, needs_own_candidates
 from msg_jax.methods.method import Given, Job, Method
 from msg_jax.run import build
+from msg_jax.storage import Path
 from msg_jax.types import Params
 
 
@@ -56,7 +56,7 @@ class Round:
 
     job: Job
     number: int
-    folder: pathlib.Path
+    folder: Path
     pool: CandidatePool
     candidates: FeatureSource
 
@@ -79,7 +79,7 @@ class Rounds:
         job, variables = self.job, self.job.load(self.method.start)
         for number in range(self.section.rounds):
             folder = job.folder / f"round_{number}"
-            if not (folder / "params").exists():
+            if not checkpoint.is_complete(folder / "params"):
                 tuned = self._round(number, folder, variables)
                 metrics = self.validation.metrics(tuned)
                 logging.write_atomically(folder / "validation.json", json.dumps(metrics, indent=1) + "\n")
@@ -94,7 +94,7 @@ class Rounds:
                 break
         return variables
 
-    def _round(self, number: int, folder: pathlib.Path, variables: Params) -> Params:
+    def _round(self, number: int, folder: Path, variables: Params) -> Params:
         job = self.job
         pool_folder = job.run.folder("candidates", job.seed)  # the base model's, shared by all arms
         if number > 0 or self.method.samples_itself():
@@ -113,7 +113,7 @@ class Validation:
         run = pool.run
         self.pool, self.batch_size = pool, run.config.evaluate.batch_size
         self.features = FeatureSource(run.folder("extract") / "validation")
-        source = run.source("validation", self.features.kept)
+        source = run.source("validation", self.features.kept, ("video",))
         self.indices = list(range(min(len(source), self.batch_size)))
         self.video = pool.reward.embed_video(np.stack([source[i]["video"] for i in self.indices]))
 

@@ -1,6 +1,5 @@
 """The program `stages`: make the target stages of a run, and whatever they need."""
 
-import pathlib
 import time
 
 from msg_jax.config.schema import Config
@@ -11,10 +10,11 @@ from msg_jax.programs import checks
 from msg_jax.programs.plan import Digests, maker, needed, plan
 from msg_jax.run.run import Run
 from msg_jax.run.stage import Stage
+from msg_jax.storage import Path
 from msg_jax.tables import aligned
 
 
-def run(config: Config, root: pathlib.Path) -> None:
+def run(config: Config, root: Path) -> None:
     """Make `config.stages` in `root`; finished stages are not made again. Raises UserError on settings that cannot run."""
     begun = time.monotonic()
     checks.check(config)

@@ -7,13 +7,12 @@ import dataclasses
 import functools
 import json
 import math
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
-from msg_jax import methods, networks
+from msg_jax import methods, networks, storage
 from msg_jax.config import tree
 from msg_jax.data import mel
 from msg_jax.data.features import FeatureSource
@@ -25,6 +24,7 @@ from msg_jax.losses.contrastive import lagged_cosines
 from msg_jax.run import build
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
+from msg_jax.storage import Path
 from msg_jax.studies.reward_study import judged_candidates
 
 OFFSETS = 9  # a clip against itself, shifted by -4 to 4 times OFFSET_SEC
@@ -207,7 +207,7 @@ class Evaluation:
         return examples
 
 
-def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+def make(run: Run, folder: Path, seed: int | None) -> str:
     evaluation = Evaluation(run)
     keys = evaluation.keys()
     progress = logging.Progress("evaluate", len(keys), "row")
@@ -264,7 +264,7 @@ def paired_differences(rows: list[dict], run: Run) -> list[dict]:
 def curves(run: Run) -> dict[str, list[dict]]:
     """The metrics of every training in the run, by its folder."""
     found = {}
-    for path in sorted(run.root.glob("**/metrics.jsonl")):
+    for path in (path for path in storage.files_below(run.root) if path.name == "metrics.jsonl"):
         found[str(path.parent.relative_to(run.root))] = [
             {name: value for name, value in row.items() if name not in metering.FIELDS} for row in logging.read_metrics(path)
         ]
@@ -273,7 +273,7 @@ def curves(run: Run) -> dict[str, list[dict]]:
 
 def facts(run: Run) -> dict[str, Any]:
     """What it takes to repeat the run: config, versions, revision, device, and seconds of each stage."""
-    folders = [path.parent for path in sorted(run.root.glob(f"**/{RECORD}"))]
+    folders = [path.parent for path in storage.files_below(run.root) if path.name == RECORD]
     records = {str(folder.relative_to(run.root)): record for folder in folders if (record := read_record(folder))}
     first = next(iter(records.values()))
     return {
