@@ -1,0 +1,69 @@
+"""Frame choice against FFmpeg's `fps` filter and against the frames that MMAudio's own code took (golden/front_end.npz)."""
+
+from fractions import Fraction
+
+import av
+from av.filter import Graph
+import numpy as np
+import pytest
+
+from msg_jax.data.frame_grid import FrameGrid, added_times, mmaudio_duration_sec
+
+
+def chosen(grid, times_sec):
+    """Numbers of the pictures, shown at `times_sec`, that the frames of a grid are."""
+    numbers = []
+    for i, (shown, until) in enumerate(zip(times_sec, [*times_sec[1:], times_sec[-1] + 1])):
+        numbers += [i] * (grid.decided(shown, until) - len(numbers))
+    return numbers
+
+
+def fps_filter(ticks, time_base, hz):
+    """Numbers of the pictures that FFmpeg's filter takes."""
+    graph = Graph()
+    source = graph.add_buffer(width=16, height=16, format="gray", time_base=time_base)
+    fps, sink = graph.add("fps", f"fps={hz}"), graph.add("buffersink")
+    source.link_to(fps)
+    fps.link_to(sink)
+    graph.configure()
+    numbers = []
+
+    def pull():
+        while True:
+            try:
+                frame = graph.pull()
+            except (BlockingIOError, EOFError):
+                return
+            numbers.append(int(frame.to_ndarray()[0, :2] @ [1, 256]))
+
+    for i, pts in enumerate(ticks):
+        frame = av.VideoFrame.from_ndarray(np.full((16, 16), i % 256, np.uint8), format="gray")
+        pixels = np.zeros((16, 16), np.uint8)
+        pixels[0, :2] = i % 256, i // 256
+        frame = av.VideoFrame.from_ndarray(pixels, format="gray")
+        frame.pts, frame.time_base = int(pts), time_base
+        graph.push(frame)
+        pull()
+    graph.push(None)
+    pull()
+    return numbers
+
+
+RATES = {
+    "23.976": Fraction(24000, 1001), "24": 24, "25": 25, "29.97": Fraction(30000, 1001), "30": 30, "50": 50,
+    "59.94": Fraction(60000, 1001), "60": 60, "15": 15, "10": 10,
+}
+
+
+@pytest.mark.parametrize("hz", [8, 25])
+@pytest.mark.parametrize("rate", [*RATES, "uneven"])
+def test_training_is_the_fps_filter(rate, hz):
+    if rate == "uneven":
+        time_base = Fraction(1, 1000)
+        ticks = np.cumsum([0, *np.random.default_rng(0).integers(7, 120, 130)])
+    else:
+        time_base = 1 / Fraction(RATES[rate])
+        ticks = np.arange(round(8 * RATES[rate]))
+    times = [float(int(tick) * time_base) for tick in ticks]
+    grid = FrameGrid(hz, 1, int(times[-1] * hz) - 1)
+    assert chosen(grid, times) == fps_filter(ticks, time_base, hz)[: grid.count]
