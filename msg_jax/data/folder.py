@@ -18,6 +18,7 @@ import numpy as np
 
 from msg_jax.clip import ClipSpec
 from msg_jax.data import files, media
+from msg_jax.data.frame_grid import FrameChoice, FrameGrid
 from msg_jax.data.scenes import MAX_EVENTS, SPLITS
 from msg_jax.errors import UnreadableError, UserError
 
@@ -43,7 +44,7 @@ class FolderSource:
     A record has id "relative/path.mp4@start_sec" (three decimals), video uint8 (video_frames, video_px, video_px, 3),
     clip_video uint8 (clip_video_frames, clip_video_px, clip_video_px, 3), waveform float32 (audio_samples,) in [-1, 1],
     caption str, events float32 (MAX_EVENTS, 3) of unused rows, and has_events False. Frames of `clip_video` are cropped,
-    or with `squash_clip_video` resized.
+    or with `squash_clip_video` resized. `frame_choice` names the rule that takes them (data/frame_grid.py).
 
     Raises UserError if `root` is not a folder, if fewer than three files are usable, or if captions.csv or the index is
     malformed. Indexing raises UnreadableError if a file turns out to be broken.
@@ -65,10 +66,11 @@ class FolderSource:
         index_path: str | os.PathLike | None = None,
         index_is_final: bool = False,
         squash_clip_video: bool = False,
+        frame_choice: FrameChoice = "training",
     ):
         if split not in SPLITS:
             raise UserError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
-        self.spec, self.split, self._squash = clip, split, squash_clip_video
+        self.spec, self.split, self._squash, self._choice = clip, split, squash_clip_video, frame_choice
         self._root = pathlib.Path(root)
         if index_is_final:
             if index_path is None:
@@ -102,8 +104,8 @@ class FolderSource:
         name, start_sec = self._windows[index]
         path, clip = self._root / name, self.spec
         grids = [
-            media.FrameGrid(clip.video_hz, clip.video_px, clip.video_frames),
-            media.FrameGrid(clip.clip_video_hz, clip.clip_video_px, clip.clip_video_frames, self._squash),
+            FrameGrid(clip.video_hz, clip.video_px, clip.video_frames, choice=self._choice),
+            FrameGrid(clip.clip_video_hz, clip.clip_video_px, clip.clip_video_frames, self._squash, self._choice),
         ]
         try:
             video, clip_video = media.read_video(path, grids, start_sec)

@@ -30,7 +30,7 @@ from msg_jax.errors import UserError
 
 __all__ = [
     "SOUND_SUFFIXES", "VIDEO_SUFFIXES", "FrameGrid", "MediaInfo", "check_sound", "declared_sec", "fit_length", "is_sound",
-    "probe", "read_audio", "read_video",
+    "last_picture_sec", "probe", "read_audio", "read_video",
 ]
 
 _ROUNDING_SEC = 0.0005 + 1e-9  # containers round timestamps, Matroska to milliseconds
@@ -95,6 +95,16 @@ def declared_sec(path: str | os.PathLike) -> float:
     """The duration that the file's header declares, 0 if none. Decodes nothing."""
     with open_media(path) as container:
         return (container.duration or 0) / av.time_base
+
+
+def last_picture_sec(path: str | os.PathLike, until_sec: float) -> float:
+    """The time of the last picture that appears at `until_sec` or before. Decodes nothing. Raises UserError as `probe` does."""
+    with open_media(path) as container:
+        video = containers.video_stream(container, path)
+        start, time_base = containers.start_ticks(video), containers.time_base(video)
+        shown = map(containers.Shown.of, containers.packets(container, video, path))
+        times = [float((each.ticks - start) * time_base) for each in shown if each is not None]
+    return max((time for time in times if time <= until_sec), default=0.0)
 
 
 def read_video(

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from msg_jax.infra import mesh as mesh_lib
+from msg_jax.infra import progress
 
 
 def chunks(tree: Any, size: int) -> Iterator[Any]:
@@ -43,4 +44,5 @@ def map_batches(function: Callable, size: int, *arrays: Any, mesh: Mesh | None =
     for batch in chunks(arrays, size):
         found = function(*(batch if mesh is None else mesh_lib.spread(batch, mesh)))
         outputs.append(jax.tree.map(np.asarray, found))
+        progress.report(len(outputs) * size / rows)
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:rows], *outputs)

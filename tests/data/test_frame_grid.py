@@ -7,7 +7,7 @@ from av.filter import Graph
 import numpy as np
 import pytest
 
-from msg_jax.data.frame_grid import FrameGrid, added_times, mmaudio_duration_sec
+from msg_jax.data.frame_grid import FrameGrid
 
 
 def chosen(grid, times_sec):
@@ -37,7 +37,6 @@ def fps_filter(ticks, time_base, hz):
             numbers.append(int(frame.to_ndarray()[0, :2] @ [1, 256]))
 
     for i, pts in enumerate(ticks):
-        frame = av.VideoFrame.from_ndarray(np.full((16, 16), i % 256, np.uint8), format="gray")
         pixels = np.zeros((16, 16), np.uint8)
         pixels[0, :2] = i % 256, i // 256
         frame = av.VideoFrame.from_ndarray(pixels, format="gray")

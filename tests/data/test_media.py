@@ -49,7 +49,8 @@ def test_probe(videos, name):
 def test_every_frame_is_the_picture_that_its_rule_names(videos, name, start_sec):
     """Pictures appear every 40 ms. Exact arithmetic: the last one before the frame's middle, or the first from its time on."""
     for choice in ("training", "mmaudio_inference"):
-        streams = [media.FrameGrid(hz, px, count, choice=choice) for hz, px, count in ((25.0, 32, 20), (8.0, 20, 5), (60.0, 16, 7))]
+        sizes = ((25.0, 32, 20), (8.0, 20, 5), (60.0, 16, 7))
+        streams = [media.FrameGrid(hz, px, count, choice=choice) for hz, px, count in sizes]
         for grid, frames in zip(streams, media.read_video(videos[name], streams, start_sec)):
             assert frames.shape == (grid.count, grid.px, grid.px, 3) and frames.dtype == np.uint8
             times = [Fraction(str(start_sec)) + Fraction(i) / Fraction(grid.hz) for i in range(grid.count)]

@@ -197,9 +197,9 @@ def test_windows_see_the_frames_of_their_own_time(untrained, videos, monkeypatch
     """long.mp4 is 92 tokens of 0.08 s: windows start at tokens 0, 20, 40, 52, that is at frames 0, 40, 80 and 104."""
     seen, encode = [], System.encode
 
-    def spy(self, windows, prompt):
+    def spy(self, windows, prompt, count):
         seen.extend(windows)
-        return encode(self, seen, prompt)
+        return encode(self, seen, prompt, count)
 
     monkeypatch.setattr(System, "encode", spy)
     next(sounds_for(untrained, Video(videos / "long.mp4", "long.mp4"), SETTINGS))

@@ -107,7 +107,7 @@ def test_conditions_are_those_of_the_published_recipe(released, folder):
     """CLIP features of every frame, Synchformer features of 16 frames every 8, text features of every token."""
     rng = np.random.default_rng(0)
     video, clip_video = (
-        rng.integers(0, 256, (count, px, px, 3), np.uint8) for count, px in ((24, CLIP.video_px), (8, 28))
+        rng.integers(0, 256, (count, px, px, 3), np.uint8) for count, px in ((24, CLIP.video_px), (7, 28))
     )
     conditions = released.encode([(video, clip_video)], "dog cat")
     variant = VARIANTS["toy_16k"]
@@ -131,7 +131,7 @@ def test_conditions_are_those_of_the_published_recipe(released, folder):
 def test_the_codec_gets_unnormalised_latents(released, folder):
     files = Bundle(folder, VARIANTS["toy_16k"])
     buffers = files.load("mmdit")["buffers"]
-    conditions = released.encode([(np.zeros((24, 32, 32, 3), np.uint8), np.zeros((8, 28, 28, 3), np.uint8))])
+    conditions = released.encode([(np.zeros((24, 32, 32, 3), np.uint8), np.zeros((7, 28, 28, 3), np.uint8))])
     noise = released.noise(0, "x", 30)
     latents = released.sample(conditions, noise, steps=1, guidance_scale=1.0)
     velocity = released.generator.apply(files.load("mmdit"), noise, np.zeros(1), conditions)
@@ -147,14 +147,14 @@ def test_clip_frames_are_whole_and_sync_frames_are_cropped(released, tmp_path, m
     path.write_bytes(media_writer.encode_video(pictures, 25.0, np.zeros(16_000), 16_000))
     seen, encode = [], System.encode
 
-    def spy(self, windows, prompt):
+    def spy(self, windows, prompt, count):
         seen.extend(windows)
-        return encode(self, seen, prompt)
+        return encode(self, seen, prompt, count)
 
     monkeypatch.setattr(System, "encode", spy)
     next(sounds_for(released, Video(path, "wide.mp4"), SETTINGS))
     video, clip_video = seen[0]
-    assert video.shape == (24, 32, 32, 3) and clip_video.shape == (8, 28, 28, 3)
+    assert video.shape == (24, 32, 32, 3) and clip_video.shape == (7, 28, 28, 3)
     assert clip_video[:, :, :6].mean() > 240 and clip_video[:, :, 9:].mean() < 10
     assert video.mean() < 10
 
