@@ -126,8 +126,9 @@ def fit(system: System, path: pathlib.Path, settings: Settings) -> tuple[System,
     if not system.any_length or (settings.duration_sec is None and window_sec > clip.duration_sec):
         return system, system.tokens(samples), samples
     if (settings.frame_choice or system.frame_choice) == "mmaudio_inference":
-        last_sec = media.last_picture_sec(path, window_sec)
-        window_sec = mmaudio_duration_sec(last_sec, (clip.clip_video_hz, clip.video_hz), window_sec)
+        most_sec = settings.duration_sec or clip.duration_sec
+        last_sec = media.last_picture_sec(path, most_sec)
+        window_sec = mmaudio_duration_sec(last_sec, (clip.clip_video_hz, clip.video_hz), most_sec)
     fitting = system.of_length(window_sec)
     return fitting, fitting.clip.latent_tokens, samples
 

@@ -4,10 +4,12 @@ from fractions import Fraction
 
 import av
 from av.filter import Graph
+from golden_files import SMALL
+import mmaudio_reference
 import numpy as np
 import pytest
 
-from msg_jax.data.frame_grid import FrameGrid
+from msg_jax.data.frame_grid import FrameGrid, mmaudio_duration_sec
 
 
 def chosen(grid, times_sec):
@@ -48,10 +50,7 @@ def fps_filter(ticks, time_base, hz):
     return numbers
 
 
-RATES = {
-    "23.976": Fraction(24000, 1001), "24": 24, "25": 25, "29.97": Fraction(30000, 1001), "30": 30, "50": 50,
-    "59.94": Fraction(60000, 1001), "60": 60, "15": 15, "10": 10,
-}
+RATES = {name: Fraction(rate) for name, rate in mmaudio_reference.RATES.items()}
 
 
 @pytest.mark.parametrize("hz", [8, 25])
@@ -61,8 +60,17 @@ def test_training_is_the_fps_filter(rate, hz):
         time_base = Fraction(1, 1000)
         ticks = np.cumsum([0, *np.random.default_rng(0).integers(7, 120, 130)])
     else:
-        time_base = 1 / Fraction(RATES[rate])
-        ticks = np.arange(round(8 * RATES[rate]))
+        time_base, ticks = 1 / RATES[rate], np.arange(round(8 * RATES[rate]))
     times = [float(int(tick) * time_base) for tick in ticks]
     grid = FrameGrid(hz, 1, int(times[-1] * hz) - 1)
     assert chosen(grid, times) == fps_filter(ticks, time_base, hz)[: grid.count]
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_mmaudio_inference_is_what_mmaudio_takes(rate):
+    times = [float(i / RATES[rate]) for i in range(round(8 * RATES[rate]))]
+    with np.load(SMALL / "front_end.npz") as golden:
+        for hz, name in ((8.0, "clip"), (25.0, "sync")):
+            expected = golden[f"choice/{rate}/{name}"].tolist()
+            assert chosen(FrameGrid(hz, 1, len(expected), choice="mmaudio_inference"), times) == expected
+        assert mmaudio_duration_sec(times[-1], (8.0, 25.0), 8.0) == float(golden[f"choice/{rate}/seconds"])

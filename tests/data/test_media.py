@@ -5,6 +5,7 @@ import math
 import re
 
 import av
+from golden_files import SMALL
 import numpy as np
 from PIL import Image
 import pytest
@@ -148,6 +149,19 @@ def test_downscaling_antialiases(tmp_path):
     path = make_video(tmp_path / "stripes.mkv", [stripes] * 2, [0, 40], pix_fmt="yuv444p")
     (frames,) = media.read_video(path, [media.FrameGrid(25.0, 8, 1)])
     np.testing.assert_allclose(frames[0].astype(float), 127, atol=4)
+
+
+@pytest.mark.parametrize("case", ["120x90", "320x180", "64x100", "500x300"])
+def test_scaling_is_torchvisions(tmp_path, case):
+    """golden/front_end.npz has lossless videos of one picture, and what MMAudio's transforms make of them."""
+    with np.load(SMALL / "front_end.npz") as golden:
+        file, clip, sync = (golden[f"scaled/{case}/{name}"] for name in ("file", "clip", "sync"))
+    path = tmp_path / "still.mkv"
+    path.write_bytes(file.tobytes())
+    grids = [media.FrameGrid(8.0, 384, 1, squash=True), media.FrameGrid(25.0, 224, 1)]
+    for (frame,), expected in zip(media.read_video(path, grids), (clip, sync)):
+        difference = frame[::4, ::4] - expected.astype(float)
+        assert np.abs(difference).mean() < 0.2 and abs(difference.mean()) < 0.02
 
 
 # Reading sound
