@@ -9,6 +9,7 @@ beside this package. The tests read the file and need none of them. It holds
     choice/RATE/seconds             the length to which its `load_video` cuts 8 s
     scaled/CASE/{file,clip,sync}    a still video, and what its transforms make of it, at every 4th pixel
     tokens/ids, tokens/many         open_clip's ids of golden/prompts.json, and a SHA-256 of those of `many_prompts`
+    tokens/merges, tokens/ranks     the merges that these texts use, of all in the published list, and their places there
     video/CASE/file                 the bytes of a small video file
     video/CASE/{clip,sync}_frames   its frames 0, 4, 8, ... as MMAudio preprocesses them, at every 8th pixel
     video/CASE/{clip,sync,latents,waveform}   features, unnormalised latents and sound of MMAudio's classes at toy widths
@@ -137,9 +138,22 @@ def token_ids():
 
     prompts = json.loads((TESTS / "golden" / "prompts.json").read_text())
     tokenizer = open_clip.get_tokenizer("ViT-H-14-378-quickgelu")
-    return {
+    ranks, used = tokenizer.bpe_ranks, set()
+
+    class Watched(dict):
+        def __contains__(self, pair):  # asked of each pair before it is merged
+            used.update({pair} & ranks.keys())
+            return pair in ranks
+
+    tokenizer.bpe_ranks = Watched(ranks)
+    found = {
         "tokens/ids": tokenizer(prompts).numpy().astype(np.int32),
         "tokens/many": np.array(digest(tokenizer(many_prompts()).numpy())),
+    }
+    merges = sorted(used, key=ranks.__getitem__)
+    return found | {
+        "tokens/merges": np.array("\n".join(map(" ".join, merges))),
+        "tokens/ranks": np.array([ranks[pair] for pair in merges], np.int32),
     }
 
 

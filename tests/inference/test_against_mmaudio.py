@@ -56,7 +56,8 @@ def test_a_file_gives_the_frames_features_latents_and_sound_of_mmaudio(system, g
     duration_sec = mmaudio_reference.VIDEOS[name][-1]
     settings = Settings(
         steps=mmaudio_reference.STEPS, guidance_scale=mmaudio_reference.GUIDANCE, prompt=mmaudio_reference.PROMPT,
-        frame_choice="mmaudio_inference", duration_sec=duration_sec if duration_sec < 8 else None, noise=expected["noise"][None],
+        frame_choice="mmaudio_inference", noise=expected["noise"][None],
+        duration_sec=duration_sec if duration_sec < 8 else None,
     )
     (waveform,) = sounds_for(system, Video(path, "clip.mp4"), settings)
     seen |= {key: seen[key][::4, ::8, ::8].astype(float) for key in ("clip_frames", "sync_frames")}
