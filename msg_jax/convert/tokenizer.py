@@ -35,7 +35,8 @@ def byte_symbols() -> list[str]:
 def split_words(text: str) -> list[str]:
     """Split lower-case text into the pieces that merging never crosses.
 
-    The names of the start and end tokens are pieces. A contraction is a piece of its own only where a word can begin: after letters, but not after other punctuation.
+    The names of the start and end tokens are pieces. A contraction is a piece of its own only where a word can begin: after
+    letters, but not after other punctuation.
     """
     kinds = {"L": "L", "N": "N"}
     spaces = [c.isspace() or c == _DROPPED for c in text]
