@@ -13,7 +13,8 @@ beside this package. The tests read the file and need none of them. It holds
     video/CASE/file                 the bytes of a small video file
     video/CASE/{clip,sync}_frames   its frames 0, 4, 8, ... as MMAudio preprocesses them, at every 8th pixel
     video/CASE/{clip,sync,latents,waveform}   features, unnormalised latents and sound of MMAudio's classes at toy widths
-                                    (`released_files.toy_tensors`), from `noise`, for the prompt "dog cat"
+                                    (`released_files.toy_tensors`), from `noise`, for the prompt "dog cat"; the case
+                                    `text_alone` has no video
 """
 
 import argparse
@@ -36,6 +37,7 @@ RATES = {  # pictures a second
     "10": "10", "15": "15", "23.976": "24000/1001", "24": "24", "25": "25", "29.97": "30000/1001", "30": "30", "50": "50",
     "59.94": "60000/1001", "60": "60",
 }
+TEXT_ALONE = "text_alone"
 VIDEOS = {  # case -> rate, width, height, pictures, duration that is asked for
     "25": ("25", 128, 72, 30, 8.0),
     "30_square": ("30", 96, 96, 36, 8.0),
@@ -228,11 +230,13 @@ def sounds(eval_utils, folder):
 
     utils, net = toy_networks(folder)
     found, rng = {}, np.random.default_rng(0)
-    for name, (rate, width, height, count, duration_sec) in VIDEOS.items():
+    for name, (rate, width, height, count, duration_sec) in [*VIDEOS.items(), (TEXT_ALONE, (0, 0, 0, 0, 1.2))]:
         path = folder / f"{name}.mp4"
-        encode(path, [moving_picture(i, float(1 / Fraction(rate)), width, height) for i in range(count)], rate, crf="30")
-        info = eval_utils.load_video(path, duration_sec)
-        CONFIG_16K.duration = info.duration_sec
+        CONFIG_16K.duration = duration_sec
+        if count:
+            encode(path, [moving_picture(i, float(1 / Fraction(rate)), width, height) for i in range(count)], rate, crf="30")
+            info = eval_utils.load_video(path, duration_sec)
+            CONFIG_16K.duration = info.duration_sec
         net.update_seq_lengths(CONFIG_16K.latent_seq_len, CONFIG_16K.clip_seq_len, CONFIG_16K.sync_seq_len)
         noise = rng.normal(size=(1, CONFIG_16K.latent_seq_len, net.latent_dim)).astype(np.float32)
         kept = {}
@@ -250,8 +254,9 @@ def sounds(eval_utils, folder):
         drawn, torch.randn = torch.randn, lambda *_, noise=noise, **__: torch.tensor(noise)
         try:
             with torch.inference_mode():
+                frames = (info.clip_frames[None], info.sync_frames[None]) if count else (None, None)
                 waveform = eval_utils.generate(
-                    info.clip_frames[None], info.sync_frames[None], [PROMPT], feature_utils=utils, net=net,
+                    *frames, [PROMPT], feature_utils=utils, net=net,
                     fm=FlowMatching(num_steps=STEPS), rng=torch.Generator(), cfg_strength=GUIDANCE,
                 )
         finally:
@@ -259,10 +264,9 @@ def sounds(eval_utils, folder):
             for each, function in real.items():
                 setattr(utils, each, function)
         found |= {f"video/{name}/{key}": value[0] for key, value in kept.items()}
-        found |= {
+        found |= {f"video/{name}/noise": noise[0], f"video/{name}/waveform": waveform.numpy().reshape(-1)}
+        found |= {} if not count else {
             f"video/{name}/file": np.frombuffer(path.read_bytes(), np.uint8),
-            f"video/{name}/noise": noise[0],
-            f"video/{name}/waveform": waveform.numpy().reshape(-1),
             f"video/{name}/clip_frames": in_levels(info.clip_frames, 255)[::4, ::8, ::8],
             f"video/{name}/sync_frames": in_levels(info.sync_frames, 127.5, 1)[::4, ::8, ::8],
         }

@@ -61,6 +61,6 @@ def square(planes: av.VideoFrame, shown: tuple[int, int], px: int, squash: bool,
     does. With `squash` both sides become `px` long.
     """
     width, height = (px, px) if squash else (px * side // min(shown) for side in shown)
-    green, blue, red = resize(planes, width, height)
     top, left = round((height - px) / 2), round((width - px) / 2)
-    return np.stack([red, green, blue], axis=-1)[top : top + px, left : left + px]
+    red_green_blue = resize(planes, width, height)[[2, 0, 1], top : top + px, left : left + px]
+    return red_green_blue.transpose(1, 2, 0)

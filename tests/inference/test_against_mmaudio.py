@@ -1,13 +1,16 @@
 """From video files to sound, against MMAudio's own code at toy widths (tests/mmaudio_reference.py makes the tensors)."""
 
+import dataclasses
+
 from golden_files import SMALL, relative_error
 import mmaudio_reference
 import numpy as np
 import pytest
 from released_files import toy_spec, write_released
+import soundfile
 
 from msg_jax.convert.bundle import VARIANTS
-from msg_jax.inference.generate import Settings, Video, sounds_for
+from msg_jax.inference.generate import Settings, Video, generate, sounds_for
 from msg_jax.inference.loading import load_weights
 from msg_jax.inference.system import System
 
@@ -24,6 +27,16 @@ def system(tmp_path_factory):
         folder = tmp_path_factory.mktemp("released")
         patch.setitem(VARIANTS, "toy_16k", write_released(folder, toy_spec()))
         yield load_weights(folder)
+
+
+def expected_of(golden, name):
+    return {key.rpartition("/")[2]: array for key, array in golden.items() if key.startswith(f"video/{name}/")}
+
+
+SETTINGS = Settings(
+    steps=mmaudio_reference.STEPS, guidance_scale=mmaudio_reference.GUIDANCE, prompt=mmaudio_reference.PROMPT,
+    frame_choice="mmaudio_inference",
+)
 
 
 @pytest.fixture
@@ -50,14 +63,12 @@ def seen(monkeypatch):
 
 @pytest.mark.parametrize("name", mmaudio_reference.VIDEOS)
 def test_a_file_gives_the_frames_features_latents_and_sound_of_mmaudio(system, golden, seen, tmp_path, name):
-    expected = {key.rpartition("/")[2]: array for key, array in golden.items() if key.startswith(f"video/{name}/")}
+    expected = expected_of(golden, name)
     path = tmp_path / "clip.mp4"
     path.write_bytes(expected["file"].tobytes())
     duration_sec = mmaudio_reference.VIDEOS[name][-1]
-    settings = Settings(
-        steps=mmaudio_reference.STEPS, guidance_scale=mmaudio_reference.GUIDANCE, prompt=mmaudio_reference.PROMPT,
-        frame_choice="mmaudio_inference", noise=expected["noise"][None],
-        duration_sec=duration_sec if duration_sec < 8 else None,
+    settings = dataclasses.replace(
+        SETTINGS, noise=expected["noise"][None], duration_sec=duration_sec if duration_sec < 8 else None
     )
     (waveform,) = sounds_for(system, Video(path, "clip.mp4"), settings)
     seen |= {key: seen[key][::4, ::8, ::8].astype(float) for key in ("clip_frames", "sync_frames")}
@@ -67,3 +78,14 @@ def test_a_file_gives_the_frames_features_latents_and_sound_of_mmaudio(system, g
         assert relative_error(seen[key], expected[key].astype(float)) <= limit, key
     heard = min(len(waveform), len(expected["waveform"]))
     assert relative_error(waveform[:heard], expected["waveform"][:heard]) <= 5e-3
+
+
+def test_a_prompt_alone_gives_the_sound_of_mmaudio(system, golden, seen, tmp_path):
+    expected = expected_of(golden, mmaudio_reference.TEXT_ALONE)
+    settings = dataclasses.replace(SETTINGS, noise=expected["noise"][None], duration_sec=1.2)
+    made, skipped = generate(system, [], tmp_path, settings)
+    assert [row["outputs"] for row in made] == [["dog_cat.wav"]] and skipped == [] and made[0]["input"] is None
+    assert relative_error(seen["latents"], expected["latents"]) <= 1e-4
+    waveform, hz = soundfile.read(tmp_path / "dog_cat.wav")
+    assert (len(waveform), hz) == (19_200, 16_000)
+    assert relative_error(waveform, expected["waveform"][:19_200]) <= 5e-3
