@@ -70,7 +70,8 @@ class FolderSource:
     ):
         if split not in SPLITS:
             raise UserError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
-        self.spec, self.split, self._squash, self._choice = clip, split, squash_clip_video, frame_choice
+        self.spec, self.split, self._squash = clip, split, squash_clip_video
+        self._choice: FrameChoice = frame_choice
         self._root = pathlib.Path(root)
         if index_is_final:
             if index_path is None:

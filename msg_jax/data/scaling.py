@@ -26,7 +26,7 @@ class ToRgb:
             rgb = self._to_planes.reformat(self._to_packed.reformat(frame, format="rgb24"), format="gbrp")
             self._planes = av.VideoFrame(frame.width, frame.height, "yuv444p")
             for plane, values in zip(self._planes.planes, rgb.planes):
-                plane.update(values)
+                plane.update(values)  # pyright: ignore[reportArgumentType] any buffer
             self._source = frame
         return self._planes
 
@@ -41,7 +41,7 @@ class Resizer:
         if self._sizes != (sizes := (planes.width, planes.height, width, height)):
             self._sizes, self._graph = sizes, Graph()
             source = self._graph.add_buffer(
-                width=planes.width, height=planes.height, format=planes.format.name, time_base=Fraction(1, 1000)
+                width=planes.width, height=planes.height, format=planes.format, time_base=Fraction(1, 1000)
             )
             kernel = "flags=bicubic+accurate_rnd:param0=0:param1=0.5"  # B and C of Mitchell and Netravali
             scale, sink = self._graph.add("scale", f"{width}:{height}:{kernel}"), self._graph.add("buffersink")

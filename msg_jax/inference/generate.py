@@ -244,7 +244,11 @@ def generate(
 
 def _mover(bar: tqdm, done: int) -> progress.Listener:
     """Moves the bar to `done` videos and a share of the next one, never back."""
-    return lambda share: bar.update(max(0.0, done + share - bar.n)) and None
+
+    def move(share: float) -> None:
+        bar.update(max(0.0, done + share - bar.n))
+
+    return move
 
 
 def _sounds_with_pictures(
