@@ -21,6 +21,8 @@ _XLA_FLAGS = "--xla_backend_optimization_level=0"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_XLA_FLAGS} --xla_force_host_platform_device_count=8"
 ROOT = pathlib.Path(__file__).parents[1]
+os.environ["HF_HOME"] = str(ROOT / ".cache" / "no_huggingface")  # tests see no files of this machine's user
+os.environ.pop("HF_HUB_CACHE", None)
 _CACHE = ROOT / ".cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -62,6 +62,7 @@ class Data:
     validation: int = 256
     test: int = 256
     windows_per_video: int = 4  # folder sources: clips cut from one video
+    frame_choice: Literal["training", "mmaudio_inference"] = "training"  # folder sources: data/frame_grid.py
     read_threads: int = 0  # that read and decode clips; 0: one for each core
 
 

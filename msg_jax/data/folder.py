@@ -18,6 +18,7 @@ import numpy as np
 from msg_jax import storage
 from msg_jax.clip import ClipSpec
 from msg_jax.data import files, media
+from msg_jax.data.frame_grid import FrameChoice, FrameGrid
 from msg_jax.data.scenes import MAX_EVENTS, SPLITS
 from msg_jax.errors import UnreadableError, UserError
 from msg_jax.storage import Path
@@ -44,7 +45,8 @@ class FolderSource:
     A record has id "relative/path.mp4@start_sec" (three decimals), video uint8 (video_frames, video_px, video_px, 3),
     clip_video uint8 (clip_video_frames, clip_video_px, clip_video_px, 3), waveform float32 (audio_samples,) in [-1, 1],
     caption str, events float32 (MAX_EVENTS, 3) of unused rows, and has_events False. Frames of `clip_video` are cropped,
-    or with `squash_clip_video` resized. A record has only the `streams` of pictures that are asked for; no other is decoded.
+    or with `squash_clip_video` resized; `frame_choice` names the rule that takes them (data/frame_grid.py). A record has only
+    the `streams` of pictures that are asked for; no other is decoded.
 
     Raises UserError if `root` is not a folder, if fewer than three files are usable, or if captions.csv or the index is
     malformed. Indexing raises UnreadableError if a file turns out to be broken.
@@ -66,14 +68,17 @@ class FolderSource:
         index_path: str | os.PathLike | None = None,
         index_is_final: bool = False,
         squash_clip_video: bool = False,
+        frame_choice: FrameChoice = "training",
         streams: Sequence[str] = ("video", "clip_video"),
     ):
         if split not in SPLITS:
             raise UserError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
         self.spec, self.split = clip, split
         grids = {
-            "video": media.FrameGrid(clip.video_hz, clip.video_px, clip.video_frames),
-            "clip_video": media.FrameGrid(clip.clip_video_hz, clip.clip_video_px, clip.clip_video_frames, squash_clip_video),
+            "video": FrameGrid(clip.video_hz, clip.video_px, clip.video_frames, choice=frame_choice),
+            "clip_video": FrameGrid(
+                clip.clip_video_hz, clip.clip_video_px, clip.clip_video_frames, squash_clip_video, frame_choice
+            ),
         }
         self._grids = {name: grids[name] for name in streams}
         self._root = storage.path(root)

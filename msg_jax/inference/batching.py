@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from msg_jax.infra import mesh as mesh_lib
+from msg_jax.infra import progress
 
 
 def chunks(tree: Any, size: int) -> Iterator[Any]:
@@ -44,6 +45,8 @@ def map_batches(function: Callable, size: int, *arrays: Any, mesh: Mesh | None =
         found = function(*(batch if mesh is None else mesh_lib.spread(batch, mesh)))
         if running is not None:  # fetched only now, so that the devices never wait for the host
             outputs.append(jax.tree.map(np.asarray, running))
+            progress.report(len(outputs) * size / rows)
         running = found
     outputs.append(jax.tree.map(np.asarray, running))
+    progress.report(1.0)
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:rows], *outputs)

@@ -1,6 +1,7 @@
 """The frozen networks of a system, condition encoders and codec: how they are loaded and applied."""
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import functools
 import os
 import pathlib
@@ -17,7 +18,7 @@ from msg_jax.convert import bundle
 from msg_jax.convert.tokenizer import Tokenizer
 from msg_jax.errors import UserError
 from msg_jax.inference.batching import map_batches
-from msg_jax.infra import logging, memory
+from msg_jax.infra import logging, memory, progress
 from msg_jax.models.clip_encoder import CLIP
 from msg_jax.models.condition_encoder import embed_text
 from msg_jax.models.synchformer import Synchformer, cut_segments
@@ -167,16 +168,20 @@ def released_encoders(
 ) -> tuple[EncodeFrames, EmbedText]:
     """`encode_frames` and `embed_text` of CLIP and Synchformer; the text encoder's weights are `variables["text"]`.
 
-    With a `mesh`, frames and segments are spread over its devices.
+    With a `mesh`, frames and segments are spread over its devices. `encode_frames` takes videos of any length.
 
     `embed_text` raises UserError if the tokeniser's vocabulary is missing.
     """
     programs = encoder_programs(released.variant)
 
     def encode_frames(variables, video, clip_video):
-        sync = _per_item(programs.segments, variables["synchformer"], cut_segments(video, clip), SEGMENTS_AT_ONCE, mesh)
-        features = _per_item(programs.images, variables["clip"], clip_video, FRAMES_AT_ONCE, mesh)
-        return features, sync.reshape(len(sync), clip.sync_tokens, -1)
+        as_long = dataclasses.replace(clip, duration_sec=video.shape[1] / clip.video_hz)
+        with progress.part(0, 0.8):
+            segments = cut_segments(video, as_long)
+            sync = _per_item(programs.segments, variables["synchformer"], segments, SEGMENTS_AT_ONCE, mesh)
+        with progress.part(0.8, 1):
+            features = _per_item(programs.images, variables["clip"], clip_video, FRAMES_AT_ONCE, mesh)
+        return features, sync.reshape(len(sync), as_long.sync_tokens, -1)
 
     @functools.cache
     def tokenizer():

@@ -66,6 +66,8 @@ def load_checkpoint(folder: str | os.PathLike) -> System:
         codec=networks.codec(config, clip),
         variables=variables,
         squashes_clip_video=config.encoders.kind == "released",
+        any_length=config.encoders.kind == config.codec.kind == "released" and isinstance(generator, MMDiT),
+        frame_choice=config.data.frame_choice,
         solver=networks.solver(config),
     )
 
@@ -93,6 +95,7 @@ def from_bundle(released: bundle.Bundle) -> System:
         codec=NeuralCodec(clip, configs["vae"], configs["bigvgan"]),
         variables=variables,
         squashes_clip_video=True,
+        any_length=True,
     )
 
 

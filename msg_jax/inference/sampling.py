@@ -19,6 +19,7 @@ from jaxtyping import Float
 import numpy as np
 
 from msg_jax.inference.batching import chunks, deinterleave, interleave
+from msg_jax.infra import progress
 from msg_jax.losses.diffusion import Diffusion
 from msg_jax.losses.flow import VelocityFn
 from msg_jax.types import Array, Conditions, Params
@@ -230,8 +231,9 @@ def sample_windows(
 
     x = np.asarray(noise)
     step, memory = solver_step(solver, x, diffusion)
-    for start, end in itertools.pairwise(solver_times(steps)):
+    for done, (start, end) in enumerate(itertools.pairwise(solver_times(steps)), 1):
         x, memory = step(velocity, x, start, end, memory)
+        progress.report(done / steps)
     return np.asarray(x)
 
 

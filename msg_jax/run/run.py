@@ -81,6 +81,7 @@ class Run:
             data.source, self.clip, split, data_dir=data.cache, seed=data.seed,
             sizes={"train": data.train, "validation": data.validation, "test": data.test},
             windows_per_video=data.windows_per_video,
+            frame_choice=data.frame_choice,
             index_path=prepared / "videos.json",
             index_is_final=(read_record(prepared) or {}).get("finished", False),  # the clips are those that `prepare` found
             squash_clip_video=self.config.encoders.kind == "released",  # as CLIP saw its images in training
