@@ -5,7 +5,8 @@ Compile what a run executes for machines that are not here, from shapes alone: n
 program it says whether it fits, the bytes of one device, the collectives, and the seconds that the hardware's limits allow.
 
 Topologies are those of XLA: v5e:4x4, v6e:16x16, v5p:4x4x4, 2*v5e:16x16 for two slices, cuda:1x1x8 for H100s (processes x
-hosts x GPUs), or cpu:8. TPUs need `pip install 'msg_jax[tpu]'`, GPUs `pip install 'msg_jax[cuda]'`.
+hosts x GPUs), or cpu:8. TPUs need `pip install 'msg_jax[tpu]'`, GPUs `pip install 'msg_jax[cuda]'`. On GPUs the generator is
+compiled with XLA's attention, which writes its logits to memory: cuDNN's cannot be compiled without a GPU.
 
 Stages are trainings (base, sf_cavp, preference arms), on the mesh of the run, and programs that run on one host or device:
 sampler, clip_image, clip_text, synchformer, codec_encode, codec_decode, vocoder, reward_video, reward_audio. Without --stage,
@@ -327,6 +328,8 @@ def main(argv: list[str]) -> None:
         # Nothing is read, so a preset of released networks needs no data.
         checks.check(tree.replace(config, data=dict(source=config.data.source or "folder:none")))
         devices = topology.devices(_TOPOLOGY.value)
+        if devices[0].platform == "gpu" and not config.base.attention_implementation:
+            config = tree.replace(config, base=dict(attention_implementation="xla"))  # cuDNN's needs a GPU to compile it
         with networks.compiling_for(devices[0].platform):
             programs, rows = Programs(config, devices, _BATCH.value), []
             for name in _STAGE.value or programs.names():
