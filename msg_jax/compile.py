@@ -333,7 +333,7 @@ def main(argv: list[str]) -> None:
         with networks.compiling_for(devices[0].platform):
             programs, rows = Programs(config, devices, _BATCH.value), []
             for name in _STAGE.value or programs.names():
-                rows.append({"preset": config.preset, "topology": _TOPOLOGY.value} | measure(name, programs.trace(name)))
+                rows.append({"arguments": sys.argv[1:], "topology": _TOPOLOGY.value} | measure(name, programs.trace(name)))
                 print("\n".join(show(rows[-1])), flush=True)
                 if _JSON.value:
                     pathlib.Path(_JSON.value).write_text(json.dumps(rows, indent=1) + "\n")

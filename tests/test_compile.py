@@ -150,7 +150,7 @@ def test_the_command_prints_and_writes_json(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("base on 2 x cpu (data 1, fsdp 2, tensor 1), batch 8")
     (row,) = json.loads((tmp_path / "rows.json").read_text())
-    assert row["preset"] == "smoke" and row["topology"] == "cpu:2" and row["devices"] == 2
+    assert "--config=base:smoke" in row["arguments"] and row["topology"] == "cpu:2" and row["devices"] == 2
 
 
 def test_a_mistake_is_a_sentence_with_exit_code_2():

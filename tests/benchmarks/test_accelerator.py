@@ -28,7 +28,7 @@ def test_a_training_is_measured_beside_its_prediction():
 
 def test_attention_of_xla_is_that_of_jax_on_a_cpu():
     row = accelerator.attention((1, 16, 2, 8))
-    assert row["default_error"] == row["xla_error"] < 1e-6 and "cudnn_error" not in row
+    assert row["default_error"] == row["xla_error"] < 1e-6 and row["default_sec"] > 0
 
 
 def test_a_failed_item_is_a_row_and_the_exit_code(monkeypatch):
