@@ -37,6 +37,7 @@ SAMPLER, SAMPLING = "tests/inference/test_sampler.py", "tests/inference/test_sam
 REWARD, CONTRASTIVE = "tests/preference/test_reward.py", "tests/losses/test_contrastive.py"
 PREFERENCE = "msg_jax/tasks/preference.py"
 RANKED = "msg_jax/methods/ranked.py"
+ROUND = "msg_jax/methods/rounds.py"
 FLOW = "msg_jax/tasks/flow.py"
 
 MUTANTS = (
@@ -59,23 +60,24 @@ MUTANTS = (
     Mutant("the guidance of the loss is ignored", PREFERENCE,
            "pairs, noise, t, section.dpo_guidance)", "pairs, noise, t)", LOSSES),
     Mutant("no anchor on the winner", PREFERENCE,
-           "section.winner_weight * winner + section", "section.winner_weight * winner * 0 + section", LOSSES),
+           "section.winner_weight * winner.mean() + section", "section", LOSSES),
     Mutant("no anchor on real sound", PREFERENCE, "+ section.real_weight * real", "", LOSSES),
     Mutant("the anchor is the loser", PREFERENCE,
-           "self.errors(policy, pairs, noise, t)[0].mean()", "self.errors(policy, pairs, noise, t)[1].mean()", LOSSES),
+           "winner = sides[0][0] if", "winner = sides[0][1] if", LOSSES),
     # Rounds and pairs
-    Mutant("later rounds sample the first model", RANKED,
+    Mutant("later rounds sample the first model", ROUND,
            "self.pool.fill(pool_folder, number, variables)",
            "self.pool.fill(pool_folder, number, job.load(self.method.start))", ROUNDS),
-    Mutant("later rounds use the first candidates", RANKED,
-           "if number > 0 or needs_own_candidates(self.method):", "if needs_own_candidates(self.method):", ROUNDS),
-    Mutant("later rounds start from the first model", RANKED,
-           "source, section, job.seed, variables, job.features", "source, section, job.seed, job.load('base'), job.features",
-           ROUNDS),
-    Mutant("the stop rule is off", RANKED, "if self.section.stop_at_real and", "if False and", ROUNDS),
-    Mutant("the stop rule cannot be switched off", RANKED, "if self.section.stop_at_real and", "if", ROUNDS),
+    Mutant("later rounds use the first candidates", ROUND,
+           "if number > 0 or self.method.samples_itself():", "if self.method.samples_itself():", ROUNDS),
+    Mutant("later rounds start from the first model", ROUND,
+           "job.seed, variables, dims, name", "job.seed, job.load('base'), dims, name", ROUNDS),
+    Mutant("the stop rule is off", ROUND, "if self.section.stop_at_real and", "if False and", ROUNDS),
+    Mutant("the stop rule cannot be switched off", ROUND, "if self.section.stop_at_real and", "if", ROUNDS),
     Mutant("every round has the same clips", "msg_jax/methods/candidates.py",
            "default_rng((self.seed, number)).permutation", "default_rng(self.seed).permutation", ROUNDS),
+    Mutant("captions in pairs that were sampled without", PREFERENCE,
+           "processed(self.as_sampled(pairs.conditions, variables)),", "processed(pairs.conditions),", LOSSES),
     Mutant("the loser is the best candidate", RANKED,
            "latents[self.pairs.worst[row], steps]}", "latents[self.pairs.best[row], steps]}", ROUNDS),
     Mutant("features of another clip", RANKED,
@@ -138,9 +140,25 @@ MUTANTS = (
     Mutant("all clips get the same noise", "msg_jax/inference/sampler.py",
            "jax.random.fold_in(root, i)", "jax.random.fold_in(root, 0 * i)", SAMPLER),
     Mutant("samples stay normalised", "msg_jax/inference/sampler.py",
-           "latents = self.model.apply(variables, latents, method=\"unnormalize\")", "latents = latents", SAMPLER),
+           "latents = model.apply(variables, latents, method=\"unnormalize\")", "latents = latents + 0", SAMPLER),
     Mutant("captions are always used", "msg_jax/inference/sampler.py",
            "conditions if prompts else conditions.replace(text=null.text)", "conditions", SAMPLER),
+    # Weighted samples and students
+    Mutant("bad samples attract the policy", "msg_jax/losses/advantage.py",
+           "reward * positive + (1 - reward) * negative", "reward * positive + (1 - reward) * positive",
+           "tests/losses/test_advantage.py"),
+    Mutant("the ratio of AWM is not clipped", "msg_jax/losses/advantage.py",
+           "jnp.clip(ratio, 1 - clip, 1 + clip) * advantage", "ratio * advantage", "tests/losses/test_advantage.py"),
+    Mutant("advantages of one video hold for all", "msg_jax/methods/weighted.py",
+           "rewards - rewards.mean(axis=1, keepdims=True)", "rewards - rewards.mean()", "tests/methods/test_weighted.py"),
+    Mutant("the old policy is the new one", "msg_jax/tasks/advantage.py",
+           "for each in (policy, reference)", "for each in (policy, policy)", LOSSES),
+    Mutant("the student learns the teacher without guidance", "msg_jax/tasks/student.py",
+           "sampling.guided(velocity, cond, null, self.guidance)", "sampling.guided(velocity, cond, null, 1.0)", LOSSES),
+    Mutant("a part of the path has the velocity of a whole", "msg_jax/tasks/student.py",
+           "jnp.diff(path, axis=1) * self.steps", "jnp.diff(path, axis=1)", LOSSES),
+    Mutant("a student is sampled with guidance", "msg_jax/methods/method.py",
+           "candidate_guidance=1.0, candidate_steps=steps", "candidate_steps=steps", "tests/methods/test_methods.py"),
     # SyncDPO, merging, adapters
     Mutant("the curriculum does not move", "msg_jax/preference/distortions.py",
            "jnp.clip(step / max(steps - 1, 1), 0.0, 1.0)", "jnp.clip(0.5, 0.0, 1.0)", "tests/preference/test_distortions.py"),
@@ -155,7 +173,7 @@ MUTANTS = (
     Mutant("a merge starts from the tuned arm", "msg_jax/methods/merge.py",
            "optax.tree.sub(job.load(name), start)", "job.load(name)", "tests/methods/test_controls.py"),
     Mutant("the control trains on too few clips", "msg_jax/methods/continue_flow.py",
-           "batch_size=4 * section.batch_size", "batch_size=section.batch_size", "tests/methods/test_controls.py"),
+           "batch_size=4 * preference.batch_size", "batch_size=preference.batch_size", "tests/methods/test_controls.py"),
     Mutant("adapters are not scaled", "msg_jax/models/lora.py",
            "scale * leaf if path[-1] == \"b\" else leaf", "leaf", "tests/models/test_lora.py"),
     # The evaluation

@@ -63,7 +63,7 @@ class Data:
     test: int = 256
     windows_per_video: int = 4  # folder sources: clips cut from one video
     frame_choice: Literal["training", "mmaudio_inference"] = "training"  # folder sources: data/frame_grid.py
-    read_threads: int = 2
+    read_threads: int = 0  # that read and decode clips; 0: one for each core
 
 
 @_section
@@ -94,6 +94,7 @@ class SFCAVPLossWeights:
 @_section
 class SFCAVP(Training):
     preset: Literal["tiny", "r50"] = "tiny"  # network size
+    remat: bool = True  # r50: recompute each block in the backward pass
     steps: int = 700
     batch_size: int = 64
     optimizer: Optimizer = Optimizer(learning_rate=3e-3, warmup_steps=30)
@@ -184,7 +185,8 @@ class Base(Training, Lora):
     features: tuple[Feature, ...] = ("clip", "sync", "text")  # what cross_attention sees; an mmdit sees these three
     positions: bool = True  # cross_attention: time positions of the features
     pooled_tokens: int = 0  # cross_attention: average each feature into so many parts of the clip; 0 keeps all steps
-    attention_implementation: Literal["", "xla", "cudnn"] = ""  # of jax.nn.dot_product_attention; "" lets JAX choose
+    attention_implementation: Literal["", "xla", "cudnn", "flash"] = ""  # mmdit; "": by device, type and shape
+    blocks: Literal["", "loop", "unrolled"] = ""  # a loop compiles faster; "": a loop on accelerators (models/stack.py)
     remat: bool = False  # recompute each block in the backward pass: a third more time, a fraction of the memory
     condition_dropout: float = 0.1
     text_dropout: float = 0.5
@@ -217,6 +219,7 @@ class Preference(Training, Lora):
     real_weight: float = 1.0  # flow matching on the real sound
     condition_dropout: float = 0.1
     text_dropout: float = 0.5
+    prompts: bool = False  # candidates are sampled, and then compared, with the clips' captions
     stop_at_real: bool = True  # no further round once the reward reaches that of real sound
 
 

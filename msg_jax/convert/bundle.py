@@ -130,6 +130,12 @@ def shapes(kind: str, config: Any) -> dict[str, jax.ShapeDtypeStruct]:
     return _flat(weights.shapes_of(module, *inputs))
 
 
+def tree_of_shapes(kind: str, config: Any, *prefixes: str) -> Params:
+    """The shapes of what `Bundle.load` returns for these prefixes."""
+    flat = {name: leaf for name, leaf in shapes(kind, config).items() if name.startswith(prefixes or "")}
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
 def _flat(variables: Params) -> dict[str, Any]:
     flat: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
     return flat

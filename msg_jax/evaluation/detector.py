@@ -4,6 +4,7 @@ It never serves as a reward and no policy trains on its output, so that no syste
 pooled features serve the Fréchet distance.
 """
 
+import functools
 from typing import cast
 
 from flax import linen as nn
@@ -32,12 +33,14 @@ class EventDetector(nn.Module):
 
     @nn.compact
     def __call__(self, mel: LogMel) -> tuple[Float[Array, "B T K"], Float[Array, "B D"]]:
-        x = nn.Conv(self.width, (self.kernel,))(_standardise(mel))
+        # TPUs and GPUs round float32 products unless told not to.
+        conv, dense = (functools.partial(layer, precision=jax.lax.Precision.HIGHEST) for layer in (nn.Conv, nn.Dense))
+        x = conv(self.width, (self.kernel,))(_standardise(mel))
         for _ in range(self.blocks):
-            x = x + nn.Conv(self.width, (self.kernel,))(nn.relu(nn.LayerNorm()(x)))
+            x = x + conv(self.width, (self.kernel,))(nn.relu(nn.LayerNorm()(x)))
         x = nn.relu(nn.LayerNorm()(x))
         # Onsets are rare: a low initial probability saves the first steps of the training.
-        return nn.Dense(self.classes, bias_init=nn.initializers.constant(-4.0))(x), x.mean(axis=1)
+        return dense(self.classes, bias_init=nn.initializers.constant(-4.0))(x), x.mean(axis=1)
 
 
 def _standardise(mel: LogMel) -> LogMel:

@@ -18,7 +18,7 @@ from msg_jax.clip import ClipSpec
 from msg_jax.data.frame_grid import FrameChoice
 from msg_jax.inference import sampling
 from msg_jax.inference.batching import chunks, map_batches
-from msg_jax.inference.frozen import EmbedText, EncodeFrames, LazyWeights
+from msg_jax.inference.frozen import EmbedText, EncodeFrames, LazyWeights, codec_program
 from msg_jax.infra import progress
 from msg_jax.models.motion import motion_energy
 from msg_jax.types import Conditions, Module, Params
@@ -171,8 +171,8 @@ class System:
 
     @functools.cached_property
     def _decode(self):
-        return jax.jit(functools.partial(self.codec.apply, method="decode"))
+        return codec_program(self.codec, "decode")
 
     @functools.cached_property
     def _vocode(self):
-        return jax.jit(functools.partial(self.codec.apply, method="vocode"))
+        return codec_program(self.codec, "vocode")

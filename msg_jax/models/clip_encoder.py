@@ -7,12 +7,13 @@ from collections.abc import Callable
 import dataclasses
 
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float, Float32, Int
 
+from msg_jax.models.attention import attend
 from msg_jax.models.layers import Conv, Dense, logical
+from msg_jax.models.stack import run_blocks
 from msg_jax.types import AnyArray, Array
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1]
@@ -73,7 +74,7 @@ class TransformerBlock(nn.Module):
 
         y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm1")(x)
         qkv = dense(3 * width, ("embed", "heads"), "qkv")(y).reshape(*x.shape[:2], 3, self.heads, -1)
-        y = jax.nn.dot_product_attention(*(qkv[:, :, i] for i in range(3)), is_causal=self.causal)
+        y = attend(*(qkv[:, :, i] for i in range(3)), causal=self.causal)
         x = x + dense(width, ("heads", "embed"), "out")(y.reshape(x.shape))
         y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm2")(x)
         y = self.activation(dense(4 * width, ("embed", "mlp"), "mlp_in")(y))
@@ -99,8 +100,10 @@ class ImageTower(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(class_token, (x.shape[0], 1, c.vision_width)), x], axis=1)
         x = x + self.param("positions", logical(init, None, "embed"), x.shape[1:]).astype(x.dtype)
         x = nn.LayerNorm(1e-5, dtype=self.dtype, name="norm_in")(x)
-        for i in range(c.vision_depth):
-            x = TransformerBlock(c.vision_heads, quick_gelu, dtype=self.dtype, name=f"block{i}")(x)
+        blocks = [
+            TransformerBlock(c.vision_heads, quick_gelu, dtype=self.dtype, name=f"block{i}") for i in range(c.vision_depth)
+        ]
+        x = run_blocks(blocks, TransformerBlock.__call__, x)
         x = nn.LayerNorm(1e-5, dtype=self.dtype, name="norm_out")(x[:, 0])
         return Dense(c.features, axes=("embed", None), use_bias=False, dtype=self.dtype, name="projection")(x)
 
@@ -121,8 +124,11 @@ class TextTower(nn.Module):
         init = logical(nn.initializers.normal(0.01), None, "embed")
         positions = self.param("positions", init, (c.context_tokens, c.text_width))
         x = x + positions[: tokens.shape[1]].astype(x.dtype)
-        for i in range(c.text_depth):
-            x = TransformerBlock(c.text_heads, quick_gelu, causal=True, dtype=self.dtype, name=f"block{i}")(x)
+        blocks = [
+            TransformerBlock(c.text_heads, quick_gelu, causal=True, dtype=self.dtype, name=f"block{i}")
+            for i in range(c.text_depth)
+        ]
+        x = run_blocks(blocks, TransformerBlock.__call__, x)
         return nn.LayerNorm(1e-5, dtype=self.dtype, name="norm_out")(x)
 
 

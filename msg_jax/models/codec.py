@@ -4,6 +4,8 @@
 Griffin-Lim as vocoder.
 """
 
+import functools
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,8 @@ import numpy as np
 
 from msg_jax.clip import ClipSpec, MelSpec
 from msg_jax.types import AnyArray, Array, Params
+
+_exact = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 class Codec(nn.Module):
@@ -65,10 +69,10 @@ class PcaCodec(Codec):
     def encode(self, log_mel: Float[AnyArray, "B T M"]) -> Float[AnyArray, "B N C"]:
         batch, frames, bands = log_mel.shape
         patches = log_mel.reshape(batch, frames // self.clip.latent_stride, self.clip.latent_stride * bands)
-        return (patches - self.mean) @ self.components / self.scale
+        return _exact(patches - self.mean, self.components) / self.scale
 
     def decode(self, latents: Float[AnyArray, "B N C"]) -> Float[AnyArray, "B T M"]:
-        patches = (latents * self.scale) @ self.components.T + self.mean
+        patches = _exact(latents * self.scale, self.components.T) + self.mean
         return patches.reshape(latents.shape[0], -1, self.clip.mel.bands)
 
     def vocode(self, log_mel: Float[AnyArray, "B T M"]) -> Float[Array, "B S"]:
@@ -101,11 +105,11 @@ def griffin_lim(
     with the framing of `MelSpec`. Phases start from zero, so the result depends on the log-mel alone.
     """
     mel = jnp.power(spec.log_base, log_mel)
-    magnitude = jnp.maximum(mel @ mel_basis, 1e-8)
-    gram = mel_basis.T @ mel_basis
-    target = mel @ mel_basis
+    target = _exact(mel, mel_basis)
+    magnitude = jnp.maximum(target, 1e-8)
+    gram = _exact(mel_basis.T, mel_basis)
     magnitude = jax.lax.fori_loop(
-        0, 30, lambda _, guess: guess * target / jnp.maximum(guess @ gram, 1e-8), magnitude
+        0, 30, lambda _, guess: guess * target / jnp.maximum(_exact(guess, gram), 1e-8), magnitude
     )
     window = jnp.asarray(np.hanning(spec.n_fft + 1)[:-1], jnp.float32)
     frames = log_mel.shape[1]

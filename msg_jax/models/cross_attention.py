@@ -16,10 +16,12 @@ from jaxtyping import Float, Float32, Num
 import numpy as np
 
 from msg_jax.clip import ClipSpec
+from msg_jax.models.attention import attend
 from msg_jax.models.condition_encoder import ConditionEncoderConfig, FrameEncoder
 from msg_jax.models.generator import Generator
 from msg_jax.models.layers import Dense, logical
-from msg_jax.models.mmdit import AdaLN, GatedMLP, TimeEmbedding, apply_rope, attend, modulate, rope_angles
+from msg_jax.models.mmdit import AdaLN, GatedMLP, TimeEmbedding, apply_rope, merge_heads, modulate, rope_angles
+from msg_jax.models.stack import run_blocks
 from msg_jax.types import AnyArray, Array, Conditions
 
 FEATURES = ("clip", "sync", "text", "motion")  # fields of Conditions
@@ -85,7 +87,7 @@ class Attention(nn.Module):
         if angles is not None:
             q, k = apply_rope(q, angles[0]), apply_rope(k, angles[1])
         attended = attend(q.astype(v.dtype), k.astype(v.dtype), v)
-        return Dense(self.features, axes=("heads", "embed"), dtype=self.dtype, name="out")(attended)
+        return Dense(self.features, axes=("heads", "embed"), dtype=self.dtype, name="out")(merge_heads(attended))
 
 
 class Block(nn.Module):
@@ -110,7 +112,7 @@ class Block(nn.Module):
 
 
 class CrossAttentionTransformer(Generator):
-    """The network; the collections `params` and `buffers` are as in `mmdit.MMDiT`.
+    """The network; the collections `params` and `buffers`, `remat` and `scan` are as in `mmdit.MMDiT`.
 
     Every used feature has a learned null feature of its own width. Unused features have no parameters.
     """
@@ -118,6 +120,7 @@ class CrossAttentionTransformer(Generator):
     config: CrossAttentionConfig
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    scan: bool | None = None
 
     def setup(self):
         c, dtype, zeros = self.config, self.dtype, nn.initializers.zeros_init()
@@ -131,8 +134,7 @@ class CrossAttentionTransformer(Generator):
                 name: FrameEncoder(sizes.widths, sizes.strides, kernels[name], sizes.sync_dim, dtype)
                 for name in kernels if name in c.features
             }
-        block = nn.remat(Block) if self.remat else Block
-        self.blocks = [block(c.hidden, c.heads, dtype) for _ in range(c.depth)]
+        self.blocks = [Block(c.hidden, c.heads, dtype) for _ in range(c.depth)]
         self.final_adaln = AdaLN(2, dtype)
         self.final = Dense(c.latent_channels, axes=("embed", None), dtype=dtype, kernel_init=zeros)
         self.empty = {
@@ -175,9 +177,11 @@ class CrossAttentionTransformer(Generator):
         """Return the network's output at x_t and t in [0, 1], given the context of the same batch."""
         c, time = self.config, self.t_embed(t)[:, None]
         angles, context_angles = rope_angles(x_t.shape[1], c.hidden // c.heads), self._context_angles()
-        x = self.latent_input(x_t)
-        for block in self.blocks:
-            x = block(x, time, context, angles, context_angles)
+
+        def step(block, x):
+            return block(x, time, context, angles, context_angles)
+
+        x = run_blocks(self.blocks, step, self.latent_input(x_t), remat=self.remat, scan=self.scan)
         return self.final(modulate(x, *self.final_adaln(time))).astype(jnp.float32)
 
     def null_conditions(self, batch: int, text: Float[AnyArray, "_ N D"] | None = None) -> Conditions:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar, Literal, no_type_check
+from typing import Any, ClassVar, no_type_check
 
 from flax import linen as nn
 from flax import struct
@@ -19,16 +19,16 @@ from jaxtyping import Bool, Float, Float32, Int32, Key
 import numpy as np
 
 from msg_jax.clip import MMAUDIO_16K, MMAUDIO_44K, SYNC_STEPS_PER_SEGMENT, ClipSpec
+from msg_jax.models.attention import Implementation, attend
 from msg_jax.models.generator import Generator
 from msg_jax.models.layers import Conv, Dense, logical
+from msg_jax.models.stack import run_blocks
 from msg_jax.types import AnyArray, Array, Conditions
 
 ROPE_THETA = 10_000.0
 V1_TIME_WIDTH = 256
 _TORCH_CONV_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 
-AttentionImplementation = Literal["xla", "cudnn"] | None
-"""`implementation` of `jax.nn.dot_product_attention`. None lets JAX choose; "cudnn" needs bfloat16 on a GPU."""
 Heads = Float[Array, "B T heads D"]
 Modulation = Float[Array, " B #T D"]  # the leading space hides the "#" from the linter
 
@@ -278,13 +278,8 @@ class Stream(nn.Module):
         return x + self.mlp(modulate(x, mlp_shift, mlp_scale)) * mlp_gate
 
 
-def attend(
-    q: Heads, k: Float[Array, "B N heads D"], v: Float[Array, "B N heads D"],
-    implementation: AttentionImplementation = None,
-) -> Float[Array, "B T heads*D"]:
-    """Scaled dot-product attention with merged heads."""
-    out = jax.nn.dot_product_attention(q, k, v, implementation=implementation)
-    return out.reshape(*out.shape[:2], -1)
+def merge_heads(x: Heads) -> Float[Array, "B T heads*D"]:
+    return x.reshape(*x.shape[:2], -1)
 
 
 class JointBlock(nn.Module):
@@ -297,7 +292,7 @@ class JointBlock(nn.Module):
     heads: int
     last: bool
     dtype: DTypeLike = jnp.float32
-    attention_implementation: AttentionImplementation = None
+    attention_implementation: Implementation = None
 
     @nn.compact
     def __call__(
@@ -316,9 +311,9 @@ class JointBlock(nn.Module):
         qkvs, rests = zip(*(s.before(x, c, a) for s, x, c, a in zip(streams, xs, conditions, angles)))
         q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*qkvs))
         if self.last:
-            attended = attend(qkvs[0][0], k, v, self.attention_implementation)
+            attended = merge_heads(attend(qkvs[0][0], k, v, implementation=self.attention_implementation))
             return streams[0].after(latent, attended, rests[0]), clip, text
-        attended = attend(q, k, v, self.attention_implementation)
+        attended = merge_heads(attend(q, k, v, implementation=self.attention_implementation))
         ends = np.cumsum([x.shape[1] for x in xs])[:-1]
         parts = jnp.split(attended, ends, axis=1)
         latent, clip, text = (s.after(x, part, rest) for s, x, part, rest in zip(streams, xs, parts, rests))
@@ -331,7 +326,7 @@ class FusedBlock(nn.Module):
     features: int
     heads: int
     dtype: DTypeLike = jnp.float32
-    attention_implementation: AttentionImplementation = None
+    attention_implementation: Implementation = None
 
     @nn.compact
     def __call__(
@@ -339,7 +334,8 @@ class FusedBlock(nn.Module):
     ) -> Float[Array, "B T D"]:
         stream = Stream(self.features, self.heads, 3, self.dtype, name="latent")
         (q, k, v), rest = stream.before(latent, extended, angles)
-        return stream.after(latent, attend(q, k, v, self.attention_implementation), rest)
+        attended = attend(q, k, v, implementation=self.attention_implementation)
+        return stream.after(latent, merge_heads(attended), rest)
 
 
 class MMDiT(Generator):
@@ -349,14 +345,15 @@ class MMDiT(Generator):
     is never trained: the latents' mean and standard deviation, and the text encoder's features of the empty string.
 
     `dtype` applies to the matrix products; parameters, normalisations and rotary angles stay in float32.
-    `attention_implementation` selects the kernel of every attention: "xla", "cudnn" (needs bfloat16 on a GPU) or None,
-    JAX's choice. `remat` recomputes each block in the backward pass: a third more time for less activation memory.
+    `attention_implementation` selects the kernel of every attention (models/attention.py). `remat` recomputes each block in
+    the backward pass: a third more time for less activation memory. `scan` is that of `run_blocks`.
     """
 
     config: MMDiTConfig
     dtype: DTypeLike = jnp.float32
-    attention_implementation: AttentionImplementation = None
+    attention_implementation: Implementation = None
     remat: bool = False
+    scan: bool | None = None
 
     def setup(self):
         c, dtype = self.config, self.dtype
@@ -370,10 +367,9 @@ class MMDiT(Generator):
         self.pooled_mlp = GatedMLP(c.hidden, dtype=dtype)
         self.t_embed = TimeEmbedding(c.hidden, c.v2, dtype)
 
-        joint, fused = (nn.remat(JointBlock), nn.remat(FusedBlock)) if self.remat else (JointBlock, FusedBlock)
         attention = self.attention_implementation
-        self.joint = [joint(c.hidden, c.heads, i == c.joint_depth - 1, dtype, attention) for i in range(c.joint_depth)]
-        self.fused = [fused(c.hidden, c.heads, dtype, attention) for _ in range(c.fused_depth)]
+        self.joint = [JointBlock(c.hidden, c.heads, i == c.joint_depth - 1, dtype, attention) for i in range(c.joint_depth)]
+        self.fused = [FusedBlock(c.hidden, c.heads, dtype, attention) for _ in range(c.fused_depth)]
         self.final_adaln = AdaLN(2, dtype)
         zeros = nn.initializers.zeros_init()
         self.final = Conv(c.latent_channels, (7,), axes=("embed", None), dtype=dtype, kernel_init=zeros)
@@ -409,10 +405,15 @@ class MMDiT(Generator):
         head_dim = c.hidden // c.heads
         latent_angles = rope_angles(latent.shape[1], head_dim)
         clip_angles = rope_angles(clip.shape[1], head_dim, scale=latent.shape[1] / clip.shape[1])
-        for block in self.joint:
-            latent, clip, text = block(latent, clip, text, pooled, extended, latent_angles, clip_angles)
-        for block in self.fused:
-            latent = block(latent, extended, latent_angles)
+
+        def joint(block, tokens):
+            return block(*tokens, pooled, extended, latent_angles, clip_angles)
+
+        def fused(block, latent):
+            return block(latent, extended, latent_angles)
+
+        latent, _, _ = run_blocks(self.joint, joint, (latent, clip, text), remat=self.remat, scan=self.scan)
+        latent = run_blocks(self.fused, fused, latent, remat=self.remat, scan=self.scan)
         return self.final(modulate(latent, *self.final_adaln(pooled))).astype(jnp.float32)
 
     def null_conditions(self, batch: int, text: Float[AnyArray, "_ N D"] | None = None) -> Conditions:

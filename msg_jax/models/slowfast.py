@@ -62,6 +62,7 @@ class SlowFastConfig:
     lateral_kernel: int = 7
     flatten_space: bool = False  # flatten the positions of the last map into features instead of averaging over them
     dtype: str = "float32"
+    remat: bool = False  # recompute each block in the backward pass
 
     @property
     def fast_stride(self) -> int:
@@ -221,8 +222,9 @@ class SlowFast(nn.Module):
     ) -> tuple[Float[Array, "B slow_steps _"], Float[Array, "B fast_steps _"]]:
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         x = jnp.asarray(x, dtype)
-        fast = Stem(c, c.slow_width // c.beta_inv, c.fast_stem, name="fast_stem")(x)
-        slow = Stem(c, c.slow_width, c.slow_stem, name="slow_stem")(low_pass_subsample(x, c.alpha, c.slow_window))
+        stem, bottleneck = (nn.remat(Stem), nn.remat(Bottleneck)) if c.remat else (Stem, Bottleneck)
+        fast = stem(c, c.slow_width // c.beta_inv, c.fast_stem, name="fast_stem")(x)
+        slow = stem(c, c.slow_width, c.slow_stem, name="slow_stem")(low_pass_subsample(x, c.alpha, c.slow_window))
         for stage, depth in enumerate(c.depths):
             lateral = TimeConv(2 * fast.shape[-1], c.lateral_kernel, c.alpha, dtype=dtype, name=f"lateral{stage}")(fast)
             lateral = nn.relu(FrameNorm(dtype=dtype, name=f"lateral{stage}_norm")(lateral))
@@ -230,11 +232,11 @@ class SlowFast(nn.Module):
             slow_width = c.slow_width * 2**stage
             for block in range(depth):
                 stride = 2 if stage > 0 and block == 0 else 1
-                slow = Bottleneck(
+                slow = bottleneck(
                     slow_width, c.expansion, c.slow_kernels[stage], c.spatial_kernel, stride, dtype,
                     name=f"slow{stage}_{block}",
                 )(slow)
-                fast = Bottleneck(
+                fast = bottleneck(
                     slow_width // c.beta_inv, c.expansion, c.fast_kernels[stage], c.spatial_kernel, stride, dtype,
                     name=f"fast{stage}_{block}",
                 )(fast)

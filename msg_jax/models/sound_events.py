@@ -73,9 +73,13 @@ class _Head(nn.Module):
         fast = Dense(c.width, axes=(None, "embed"), name="from_fast")(self._standardised(fast, "fast"))
         x = fast + jax.image.resize(slow, fast.shape, "nearest")
         for block in range(c.blocks):
-            x = x + nn.Conv(c.width, (c.kernel,), name=f"block_{block}")(nn.relu(nn.LayerNorm()(x)))
+            x = x + nn.Conv(
+                c.width, (c.kernel,), name=f"block_{block}", precision=jax.lax.Precision.HIGHEST
+            )(nn.relu(nn.LayerNorm()(x)))
         # Onsets are rare: a low initial probability saves the first training steps.
-        return nn.Dense(c.kinds, bias_init=nn.initializers.constant(-5.0), name="out")(nn.relu(nn.LayerNorm()(x)))
+        return nn.Dense(
+            c.kinds, bias_init=nn.initializers.constant(-5.0), name="out", precision=jax.lax.Precision.HIGHEST
+        )(nn.relu(nn.LayerNorm()(x)))
 
     def _standardised(self, x: AnyArray, name: str) -> Array:
         """Standardise every feature: their scales differ more than a per-step normalisation can correct."""

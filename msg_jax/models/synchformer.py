@@ -11,15 +11,16 @@ import dataclasses
 import functools
 
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float, Float32, Shaped
 import numpy as np
 
 from msg_jax.clip import SYNC_STEPS_PER_SEGMENT, ClipSpec
+from msg_jax.models.attention import attend
 from msg_jax.models.clip_encoder import TransformerBlock
 from msg_jax.models.layers import Conv, Dense, logical
+from msg_jax.models.stack import run_blocks
 from msg_jax.types import AnyArray, Array
 
 WINDOW_SEGMENTS = 14  # 4.8 s
@@ -106,8 +107,8 @@ class DividedAttention(nn.Module):
             first = jnp.repeat(tokens[:, :1], grid[1 - along], axis=0)
             return jnp.concatenate([first, lines(tokens[:, 1:])], axis=1)
 
-        class_out = jax.nn.dot_product_attention(q[:, :1], k, v)
-        out = jax.nn.dot_product_attention(lines(q[:, 1:]), with_class(k), with_class(v))
+        class_out = attend(q[:, :1], k, v)
+        out = attend(lines(q[:, 1:]), with_class(k), with_class(v))
         out = out.reshape(batch, grid[1 - along], grid[along], width)
         if along == 0:
             out = out.swapaxes(1, 2)
@@ -144,8 +145,8 @@ class Synchformer(nn.Module):
         c = self.config
         x = self._embed(jnp.asarray(segments).reshape(-1, *segments.shape[2:]))
         grid = (SYNC_STEPS_PER_SEGMENT, c.positions)
-        for i in range(c.depth):
-            x = DividedBlock(c.heads, self.dtype, name=f"block{i}")(x, grid)
+        blocks = [DividedBlock(c.heads, self.dtype, name=f"block{i}") for i in range(c.depth)]
+        x = run_blocks(blocks, lambda block, x: block(x, grid), x)
         x = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm")(x[:, 1:])
         return self._gather(x.reshape(-1, c.positions, c.width)).reshape(*segments.shape[:2], -1, c.width)
 
@@ -203,8 +204,10 @@ class SynchformerAudio(nn.Module):
         positions = self.param("positions", logical(init, None, "embed"), (2 + bands * steps, c.width)).astype(x.dtype)
         tokens = jnp.broadcast_to(tokens, (len(x), 2, c.width))
         x = jnp.concatenate([tokens, x.reshape(len(x), -1, c.width)], axis=1) + positions
-        for i in range(c.depth):
-            x = TransformerBlock(c.heads, _gelu, epsilon=_AST_EPSILON, dtype=self.dtype, name=f"block{i}")(x)
+        blocks = [
+            TransformerBlock(c.heads, _gelu, epsilon=_AST_EPSILON, dtype=self.dtype, name=f"block{i}") for i in range(c.depth)
+        ]
+        x = run_blocks(blocks, TransformerBlock.__call__, x)
         x = nn.LayerNorm(_AST_EPSILON, dtype=self.dtype, name="norm")(x)[:, 2:]
         x = x.reshape(-1, bands, steps, c.width).swapaxes(1, 2).reshape(-1, bands, c.width)
         return _gather(self, x).reshape(*spectrograms.shape[:2], steps, c.width)

@@ -9,11 +9,11 @@ import dataclasses
 import math
 
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float, Float32
 
+from msg_jax.models.attention import attend
 from msg_jax.models.layers import Conv
 from msg_jax.types import AnyArray, Array
 
@@ -99,7 +99,7 @@ class Attention(nn.Module):
         features = x.shape[-1]
         qkv = MPConv(3 * features, 1, dtype=self.dtype, name="qkv")(x)
         qkv = unit_magnitude(qkv.reshape(*x.shape[:2], 1, features, 3), axis=-2)  # the released weights interleave q, k, v
-        out = jax.nn.dot_product_attention(qkv[..., 0], qkv[..., 1], qkv[..., 2])[:, :, 0]
+        out = attend(qkv[..., 0], qkv[..., 1], qkv[..., 2])[:, :, 0]
         return mp_sum(x, MPConv(features, 1, dtype=self.dtype, name="out")(out))
 
 

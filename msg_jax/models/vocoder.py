@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Float32
 import numpy as np
 
-from msg_jax.models.layers import Conv, logical
+from msg_jax.models.layers import Conv, convolution, logical, precision
 from msg_jax.types import AnyArray, Array
 
 KERNELS = (3, 7, 11)  # one residual block each at every rate; their outputs are averaged
@@ -137,7 +137,7 @@ class TimeConv(nn.Module):
         # A 2-D convolution of height 1 is up to twice as fast on a CPU if there are few channels.
         return nn.Conv(
             self.features, (1, self.kernel), kernel_dilation=(1, self.dilation), use_bias=self.use_bias,
-            dtype=self.dtype, name="conv",
+            dtype=self.dtype, name="conv", precision=precision(self.dtype), conv_general_dilated=convolution(self.dtype),
             kernel_init=logical(nn.initializers.normal(0.01), None, None, "conv_in", "conv_out"),
             bias_init=logical(nn.initializers.zeros_init(), "conv_out"),
         )(x[:, None])[:, 0]

@@ -9,6 +9,7 @@ import toy_generator as toy
 from msg_jax import networks
 from msg_jax.config import tree
 from msg_jax.methods import ContinueFlow, Merge
+from msg_jax.methods.method import Job
 from msg_jax.recipes import presets
 from msg_jax.run.run import Run
 
@@ -30,12 +31,11 @@ def test_continued_training_takes_as_many_steps_as_all_rounds_on_four_times_the_
         return types.SimpleNamespace(params=toy.variables(slope=0.7)["params"], ema_params=None)
 
     monkeypatch.setattr(Run, "fit", fit)
-    config = tree.replace(presets.get("smoke"), arms={}, preference=dict(rounds=3, steps=5, batch_size=8))
+    config = tree.replace(presets.get("smoke"), arms={"arm": ContinueFlow()}, preference=dict(rounds=3, steps=5, batch_size=8))
     start = toy.variables(slope=0.4)
-    job = types.SimpleNamespace(
-        preference=config.preference, run=Run.create(config, tmp_path), seed=0, name="arm", folder=tmp_path,
-        features=types.SimpleNamespace(dims=toy.DIMS), load={"base": start}.get,
-    )
+    job = Job(Run.create(config, tmp_path), "arm", tmp_path, 0)
+    monkeypatch.setattr(Job, "load", lambda self, system: {"base": start}[system])
+    monkeypatch.setattr(Job, "features", types.SimpleNamespace(dims=toy.DIMS))
     tuned = ContinueFlow().tune(job)
     ((task, section),) = seen
     assert (section.steps, section.batch_size, task.section.batch_size) == (15, 32, 32)

@@ -10,7 +10,8 @@ import toy_generator as toy
 from msg_jax import networks
 from msg_jax.config import tree
 from msg_jax.data.features import FeatureWriter
-from msg_jax.methods import AvpRpo, Oracle, RandomPairs, ranked
+from msg_jax.methods import AvpRpo, Oracle, RandomPairs
+from msg_jax.methods import rounds as rounds_lib
 from msg_jax.methods.candidates import SCORES, CandidatePool
 from msg_jax.methods.method import Job
 from msg_jax.recipes import presets
@@ -64,7 +65,7 @@ class Validation:
 def rounds(tmp_path, monkeypatch):
     """Makes the rounds of a method whose trainings add .7 to the slope, and records them."""
     for name, stand_in in (("CandidatePool", Pool), ("Validation", Validation)):
-        monkeypatch.setattr(ranked, name, stand_in)
+        monkeypatch.setattr(rounds_lib, name, stand_in)
     monkeypatch.setattr(networks, "generator", lambda *_: toy.Line())
     trained = []
 
@@ -86,7 +87,7 @@ def rounds(tmp_path, monkeypatch):
             presets.get("smoke"), preference=dict(keep_share=1.0, join_cost=0.0, rounds=3, **preference), arms={"arm": method}
         )
         run = Run.create(config, tmp_path)
-        return ranked.Rounds(Job(run, "arm", tmp_path / "arm", 0), method), trained
+        return rounds_lib.Rounds(Job(run, "arm", tmp_path / "arm", 0), method), trained
 
     return make
 

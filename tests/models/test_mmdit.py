@@ -16,6 +16,7 @@ from msg_jax.convert import from_torch
 from msg_jax.convert.mmdit import table
 from msg_jax.inference import sampling
 from msg_jax.losses import flow
+from msg_jax.models import mmdit
 from msg_jax.models.mmdit import (
     PRESETS,
     MMDiT,
@@ -188,13 +189,13 @@ def test_explicit_xla_attention_equals_the_default(changes):
 
 @pytest.mark.parametrize("remat", [False, True])
 def test_every_attention_gets_the_chosen_implementation(monkeypatch, remat):
-    chosen, original = [], jax.nn.dot_product_attention
+    chosen, original = [], mmdit.attend
 
     def recorded(*args, implementation=None, **kwargs):
         chosen.append(implementation)
         return original(*args, implementation=implementation, **kwargs)
 
-    monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
+    monkeypatch.setattr(mmdit, "attend", recorded)
     config = dataclasses.replace(TINY_CONFIG, joint_depth=2, fused_depth=3)
     model = MMDiT(config, attention_implementation="xla", remat=remat)
     jax.eval_shape(model.init, jax.random.key(0), *example_inputs(config))

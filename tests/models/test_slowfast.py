@@ -132,3 +132,21 @@ def test_bfloat16_stays_near_float32():
     for a, b in zip(exact, rounded):
         assert b.dtype == jnp.bfloat16
         assert float(jnp.abs(a - b).max() / jnp.abs(a).max()) < 0.05
+
+
+def test_rematerialisation_keeps_the_gradient_and_saves_memory():
+    """Memory is that of what the forward pass keeps for the backward pass."""
+    shape, deep = (2, 16, 16, 8, 3), dataclasses.replace(SMALL, depths=(3, 3))
+    x, params = jax.random.normal(jax.random.key(1), shape), initialised(deep, shape)
+
+    def measure(remat):
+        def loss(params):
+            slow, fast = SlowFast(dataclasses.replace(deep, remat=remat)).apply(params, x)
+            return jnp.square(slow).mean() + jnp.square(fast).mean()
+
+        kept = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)
+        return jax.jit(jax.grad(loss))(params), sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+
+    (gradient, kept), (expected, kept_all) = measure(True), measure(False)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradient, expected)
+    assert kept < 0.4 * kept_all
