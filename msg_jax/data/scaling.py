@@ -30,7 +30,7 @@ class ToRgb:
             if (self._planes.width, self._planes.height) != (frame.width, frame.height):
                 self._planes = av.VideoFrame(frame.width, frame.height, "yuv444p")
             for plane, values in zip(self._planes.planes, np.moveaxis(rgb, -1, 0)):
-                rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+                rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
                 rows[:, : plane.width] = values
             self._source = frame
         return self._planes
