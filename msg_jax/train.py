@@ -63,12 +63,13 @@ class Task:
 
     def step(self, state: TrainState, batch: Any, rng: Array, frozen: Any) -> tuple[TrainState, Metrics]:
         """One optimizer step; pure. Metrics are scalars and include `loss` and `grad_norm`."""
-        rows = self.draw(batch, rng, frozen)
-        loss, metrics, gradients = mean_gradients(
-            lambda params, rows: self.loss(params, rows, frozen), state.params, rows, self.accumulate
-        )
+        loss, metrics, gradients = self.gradients(state.params, self.draw(batch, rng, frozen), frozen)
         metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients)} | metrics
         return apply_gradients(state, gradients, self.optimizer, self.ema_decay), metrics
+
+    def gradients(self, params: Params, rows: Any, frozen: Any) -> tuple[Array, Metrics, Params]:
+        """`loss` with its metrics and gradients, in `accumulate` micro-batches."""
+        return mean_gradients(lambda params, rows: self.loss(params, rows, frozen), params, rows, self.accumulate)
 
     def batches(self) -> grain.IterDataset:
         """Endless batches of this process (dicts of numpy arrays), a function of seed and step alone.
@@ -111,6 +112,28 @@ def mean_gradients(
     total, _ = jax.lax.scan(one, zeros, rows)
     (loss, metrics), gradients = jax.tree.map(lambda x: x / accumulate, total)
     return loss, metrics, gradients
+
+
+def cached_gradients(
+    encode: Callable[[Params, Any], Any], loss_fn: Callable[[Any, Params], tuple[Array, Metrics]], params: Params, rows: Any,
+    accumulate: int,
+) -> tuple[Array, Metrics, Params]:
+    """As `mean_gradients`, for a loss that compares all rows: `loss_fn(encode(params, rows), params)`.
+
+    The rows are encoded twice, in micro-batches: once to have the embeddings of all, once for the gradients, from those of the
+    loss by the embeddings (GradCache, Gao et al., arXiv 2101.06983). No row of `encode` may depend on another.
+    """
+    pieces = mesh_lib.micro_batches(rows, accumulate)
+    embedded = jax.lax.map(lambda piece: encode(params, piece), pieces)
+    compare = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
+    (loss, metrics), (by_row, direct) = compare(mesh_lib.join_micro_batches(embedded), params)
+
+    def add(total, piece):
+        rows, by_row = piece
+        (gradients,) = jax.vjp(lambda params: encode(params, rows), params)[1](by_row)
+        return jax.tree.map(jnp.add, total, gradients), None
+
+    return loss, metrics, jax.lax.scan(add, direct, (pieces, mesh_lib.micro_batches(by_row, accumulate)))[0]
 
 
 def make_schedule(config: Optimizer, steps: int) -> optax.Schedule:

@@ -115,6 +115,9 @@ MUTANTS = (
     Mutant("windows are not told apart within a clip", "msg_jax/losses/contrastive.py",
            "return symmetric_info_nce(video.reshape(-1, features), audio.reshape(-1, features), scale, axis_name)",
            "return symmetric_info_nce(video.mean(1), audio.mean(1), scale, axis_name)", CONTRASTIVE),
+    Mutant("the parameters of the contrast get no gradient in micro-batches", "msg_jax/train.py",
+           "jax.lax.scan(add, direct, (pieces,", "jax.lax.scan(add, jax.tree.map(jnp.zeros_like, direct), (pieces,",
+           "tests/test_train.py -k cached"),
     # Flow matching and sampling
     Mutant("the path runs backwards", "msg_jax/losses/flow.py",
            "return (1 - t) * noise + t * data", "return t * noise + (1 - t) * data", "tests/losses/test_flow.py"),

@@ -1,6 +1,8 @@
 """The training loop on a regression with a known answer: resumed, killed, sharded and poisoned."""
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -287,6 +289,31 @@ def test_goodput_is_the_share_of_the_time_that_nothing_else_took(monkeypatch):
             pass
     losses = {"restore_sec": 0, "compile_sec": 20, "wait_sec": 10, "save_sec": 10, "held_out_sec": 0}
     assert goodput.row() == {"goodput": pytest.approx(0.6)} | losses
+
+
+@pytest.mark.parametrize("shape", [None, (2, 2, 1)])
+def test_cached_gradients_are_those_of_a_loss_that_compares_all_rows(shape):
+    """A contrast of 16 rows with one another, encoded in four micro-batches; one parameter is seen by the loss alone."""
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4)), jnp.float32)
+    params = {"w": jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)), jnp.float32), "scale": jnp.float32(2.0)}
+
+    def encode(params, rows):
+        return jnp.tanh(rows @ params["w"]), rows[:, :3] * params["w"][0]
+
+    def compare(embedded, params):
+        logits = params["scale"] * embedded[0] @ embedded[1].T
+        return jnp.mean(jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits)), {"mean": logits.mean()}
+
+    def whole(params, rows):
+        (loss, metrics), gradients = jax.value_and_grad(lambda p: compare(encode(p, rows), p), has_aux=True)(params)
+        return loss, metrics, gradients
+
+    expected = jax.jit(whole)(params, rows)
+    mesh = mesh_lib.make_mesh(shape, jax.devices()[:4]) if shape else contextlib.nullcontext()
+    with jax.set_mesh(mesh) if shape else mesh:
+        found = jax.jit(functools.partial(train.cached_gradients, encode, compare, accumulate=4))(params, rows)
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6), found, expected)
+    assert abs(float(found[2]["scale"])) > 1e-3
 
 
 def test_rows_of_metrics_have_rates(undisturbed):

@@ -17,16 +17,21 @@ class ToRgb:
     """Converts pictures to 8-bit RGB with the arithmetic of PyAV's `to_ndarray("rgb24")`; remembers the last one."""
 
     def __init__(self):
-        self._to_packed, self._to_planes = VideoReformatter(), VideoReformatter()
-        self._source, self._planes = None, None
+        self._reformatter = VideoReformatter()
+        self._source, self._planes = None, av.VideoFrame(0, 0, "yuv444p")
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """The planes G, B and R of a picture, labelled Y, U and V: the scaler leaves unchanged what it takes for YUV."""
-        if self._source is not frame or self._planes is None:
-            rgb = self._to_planes.reformat(self._to_packed.reformat(frame, format="rgb24"), format="gbrp")
-            self._planes = av.VideoFrame(frame.width, frame.height, "yuv444p")
-            for plane, values in zip(self._planes.planes, rgb.planes):
-                plane.update(values)  # pyright: ignore[reportArgumentType] any buffer
+        """The planes R, G and B of a picture, labelled Y, U and V: the scaler leaves unchanged what it takes for YUV.
+
+        The next picture of the same size is written over them.
+        """
+        if self._source is not frame:
+            rgb = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+            if (self._planes.width, self._planes.height) != (frame.width, frame.height):
+                self._planes = av.VideoFrame(frame.width, frame.height, "yuv444p")
+            for plane, values in zip(self._planes.planes, np.moveaxis(rgb, -1, 0)):
+                rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
+                rows[:, : plane.width] = values
             self._source = frame
         return self._planes
 
@@ -62,5 +67,4 @@ def square(planes: av.VideoFrame, shown: tuple[int, int], px: int, squash: bool,
     """
     width, height = (px, px) if squash else (px * side // min(shown) for side in shown)
     top, left = round((height - px) / 2), round((width - px) / 2)
-    red_green_blue = resize(planes, width, height)[[2, 0, 1], top : top + px, left : left + px]
-    return red_green_blue.transpose(1, 2, 0)
+    return resize(planes, width, height)[:, top : top + px, left : left + px].transpose(1, 2, 0)

@@ -147,6 +147,19 @@ def micro_batches(tree: Any, count: int) -> Any:
     return jax.tree.map(cut, tree)
 
 
+def join_micro_batches(tree: Any) -> Any:
+    """The inverse of `micro_batches`: (count, B / count, ...) -> (B, ...)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = math.prod(mesh.shape.get(axis, 1) for axis in BATCH[0])
+
+    def join(x):
+        count = x.shape[0]
+        x = x.reshape(count, ways, -1, *x.shape[2:]).swapaxes(0, 1).reshape(-1, *x.shape[2:])
+        return x if mesh.empty else jax.lax.with_sharding_constraint(x, BATCH)
+
+    return jax.tree.map(join, tree)
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Copies every leaf to every device."""
     return put(tree, jax.tree.map(lambda _: NamedSharding(mesh, REPLICATED), tree))

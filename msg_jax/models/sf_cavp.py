@@ -136,9 +136,16 @@ class SFCAVP(nn.Module):
         """Return the SlowFast features of log-mels, as `video_features` does."""
         return self.audio_encoder.features(_centred(mel, self.config.clip.mel)[..., None, None])
 
+    def encode(self, batch: AVBatch) -> tuple[Embeddings, Embeddings]:
+        """Embed both modalities, video first."""
+        return self.encode_video(batch.video), self.encode_audio(batch.mel)
+
+    def scales(self) -> dict[str, Float[Array, ""]]:
+        """The inverse temperature of each of TERMS."""
+        return {name: jnp.exp(jnp.minimum(log_scale, _MAX_LOG_SCALE)) for name, log_scale in self.log_scales.items()}
+
     def __call__(self, batch: AVBatch) -> SFCAVPOutput:
-        scales = {name: jnp.exp(jnp.minimum(log_scale, _MAX_LOG_SCALE)) for name, log_scale in self.log_scales.items()}
-        return SFCAVPOutput(self.encode_video(batch.video), self.encode_audio(batch.mel), scales)
+        return SFCAVPOutput(*self.encode(batch), self.scales())
 
 
 def score(video: Embeddings, audio: Embeddings, weights: RewardWeights) -> dict[str, Float[Array, " B"]]:

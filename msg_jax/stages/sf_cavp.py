@@ -29,9 +29,6 @@ class SFCAVPTask(train.Task):
         section = self.run.config.sf_cavp
         self.model = networks.reward_model(self.run.config, self.run.clip)
         self.use(section)
-        if section.accumulate != 1:
-            raise UserError(f"config.sf_cavp.accumulate={section.accumulate}: a contrastive loss compares every clip with the "
-                            "whole batch, so it cannot be cut into micro-batches; set it to 1, and add devices instead.")
         crop_sec = section.crop_share * self.run.clip.duration_sec
         needed_sec = self.model.config.shortest_sec(section.lags)
         if crop_sec < needed_sec:
@@ -51,6 +48,18 @@ class SFCAVPTask(train.Task):
         return random_view(random_crop(clips, crop_key, self.run.clip, crop_sec), view_key)
 
     def loss(self, params, rows, frozen):
+        return self._compare(self._encode(params, rows), params)
+
+    def gradients(self, params, rows, frozen):
+        if self.accumulate == 1:
+            return super().gradients(params, rows, frozen)
+        return train.cached_gradients(self._encode, self._compare, params, rows, self.accumulate)
+
+    def _encode(self, params, rows):
+        return self.model.apply({"params": params}, rows, method="encode")
+
+    def _compare(self, embeddings, params):
+        """The loss of the embeddings of both modalities; no clip can be left out."""
         section, axes = self.run.config.sf_cavp, mesh_lib.BATCH[0]
         weights = dataclasses.asdict(section.loss_weights)
 
@@ -62,8 +71,7 @@ class SFCAVPTask(train.Task):
         def global_loss(video, audio, scales):
             return sf_cavp_loss(video, audio, scales, weights, section.lags, axis_name=axes)
 
-        output = self.model.apply({"params": params}, rows)
-        return global_loss(output.video, output.audio, output.scales)
+        return global_loss(*embeddings, self.model.apply({"params": params}, method="scales"))
 
     def batch_shapes(self):
         clip, size = self.run.clip, self.run.config.sf_cavp.batch_size
