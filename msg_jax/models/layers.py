@@ -113,7 +113,8 @@ def _adapted(module: nn.Module, layer: nn.Dense | nn.Conv, x: AnyArray) -> Array
         return y
     a, b = (module.get_variable("lora", name) for name in "ab")
     down = layer.clone(features=a.shape[-1], use_bias=False, parent=None, name=None)
-    return y + jnp.matmul(down.apply({"params": {"kernel": a}}, x), b.astype(y.dtype), precision=layer.precision)
+    low: Any = down.apply({"params": {"kernel": a}}, x)
+    return y + jnp.matmul(low, b.astype(y.dtype), precision=layer.precision)
 
 
 class Dense(nn.Module):
