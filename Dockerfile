@@ -5,5 +5,5 @@ FROM python:3.12-slim
 ARG EXTRA=tpu
 WORKDIR /app
 COPY . .
-RUN pip install --no-cache-dir ".[$EXTRA]"
+RUN pip install --no-cache-dir ".[$EXTRA,gcs]"
 CMD ["msg-jax", "--help"]

@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: demo test slow faults lint types clean
+.PHONY: demo test slow faults mutants lint types clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,10 @@ slow: $(VENV)/ready
 # make faults: about ten minutes of broken disks, killed processes and poisoned losses
 faults: $(VENV)/ready
 	$(VENV)/bin/python benchmarks/faults.py
+
+# make mutants: break the code line by line; a test must notice each time. Half an hour
+mutants: $(VENV)/ready
+	$(VENV)/bin/python tests/mutants.py
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -106,6 +106,9 @@ class Work(train.Task):
         )
 
 
+mesh_lib.SMALLEST_SHARD = 1  # its regression has nothing that a mesh would otherwise split
+
+
 def mesh_of(shape) -> jax.sharding.Mesh:
     """A mesh of this process's first devices or, with several processes, of all devices."""
     return mesh_lib.make_mesh(shape, jax.devices()[: math.prod(shape)] if jax.process_count() == 1 else jax.devices())

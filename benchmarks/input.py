@@ -21,7 +21,7 @@ from av.video.reformatter import VideoReformatter
 import numpy as np
 
 from msg_jax.clip import MMAUDIO_44K as CLIP
-from msg_jax.data import media_writer, pipeline
+from msg_jax.data import media, media_writer, pipeline
 from msg_jax.data.features import FeatureSource, FeatureWriter
 from msg_jax.data.folder import FolderSource
 
@@ -70,6 +70,14 @@ def decode_and_resize(path: pathlib.Path) -> None:
             resampler.resample(frame)
 
 
+def read_frames(path: pathlib.Path) -> None:
+    """Read the frames of a record, the semantic stream squashed as for released encoders."""
+    media.read_video(path, [
+        media.FrameGrid(CLIP.video_hz, CLIP.video_px, CLIP.video_frames),
+        media.FrameGrid(CLIP.clip_video_hz, CLIP.clip_video_px, CLIP.clip_video_frames, squash=True),
+    ])
+
+
 def rate(function: Callable[[Any], Any], items: Iterable[Any]) -> tuple[float, float]:
     """Items per second of wall time, and per second of CPU time."""
     items = list(items)
@@ -100,6 +108,7 @@ def main() -> None:
         paths = sorted(folder.glob("*.mp4"))[: arguments.clips]
         rows.append(("mp4: PyAV decodes and drops", rate(decode, paths)))
         rows.append(("mp4: PyAV decodes and resizes", rate(decode_and_resize, paths)))
+        rows.append(("mp4: frames of both grids, without sound", rate(read_frames, paths)))
         source = FolderSource(folder, CLIP, "train")
         rows.append(("mp4: a record, one after the other", rate(source.__getitem__, range(len(source)))))
         for count in threads:

@@ -32,7 +32,7 @@ parse() {
   ((${#ARGUMENTS[@]})) || die "no arguments of msg_jax.main: add them after --, for example -- --config=configs/avp_rpo.py."
   local argument
   for argument in "${ARGUMENTS[@]}"; do
-    [[ "$argument" != *workdir=*://* ]] || die "$argument is a URL: name the bucket in BUCKET and give a folder below /workdir."
+    [[ "$argument" != *workdir=*://* || "$argument" == *workdir=gs://* ]] || die "$argument is no folder and not on gs://."
   done
 }
 

@@ -9,7 +9,8 @@
 #   VERSION     TPU software version (default: the one of ACCELERATOR)
 #   QUEUED      1: ask for the slice as a queued resource and wait until it is there
 #   SPOT        1: create a spot slice. After a preemption, the same command makes a new one and continues.
-#   DELETE      1: delete the slice when the command ends, even if it fails
+#   DELETE      1: delete the slice when the command ends, even if it fails. What still runs on it saves a checkpoint first.
+#               The run must be elsewhere: in BUCKET, on gs://, or on a shared disk.
 #   POLL_SEC    seconds between looks at a queued resource (default: 30)
 # Ctrl-C stops the processes on all workers, which save a checkpoint first. They go on if the connection is lost; the same
 # command then stops them and continues from their checkpoint.
@@ -32,6 +33,10 @@ esac
 need VERSION "the TPU software version of $ACCELERATOR"
 QUEUED=${QUEUED:-0}
 [[ -z "${BUCKET:-}" ]] || default_workdir "/workdir/$TPU_NAME"
+if [[ "${DELETE:-0}" == 1 && ! " ${ARGUMENTS[*]}" =~ \ --?workdir[=\ ](gs:/)?/ ]]; then
+  die "DELETE=1 deletes the disk of the slice, and the run with it: set BUCKET, or give --workdir=gs://BUCKET/FOLDER or a" \
+    "folder on a shared disk."
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 tpu=(gcloud compute tpus tpu-vm)
 queue=(gcloud compute tpus queued-resources)
@@ -86,17 +91,19 @@ if ((DRY_RUN)); then
 else
   get_slice
 fi
+worker=msg_jax/launch/tpu_worker.sh
 scratch=$(mktemp -d)
 # shellcheck disable=SC2317,SC2329  # the trap calls it
 clean_up() {
   rm -rf "$scratch"
-  [[ "${DELETE:-0}" != 1 ]] || delete
+  [[ "${DELETE:-0}" == 1 ]] || return 0
+  "${everywhere[@]}" --command="{ [ ! -x $worker ] || $worker stop; }" || true
+  delete
 }
 trap clean_up EXIT
 
 run tar --exclude=./{.venv,.git,.cache,runs,data_cache,logs,out} -czf "$scratch/msg_jax.tar.gz" .
 run "${tpu[@]}" scp "$scratch/msg_jax.tar.gz" "$TPU_NAME:msg_jax.tar.gz" --zone="$ZONE" --worker=all
-worker=msg_jax/launch/tpu_worker.sh
 run "${everywhere[@]}" --command="{ [ ! -x $worker ] || $worker stop; } && mkdir -p msg_jax && tar -xzf msg_jax.tar.gz -C msg_jax && \
 BUCKET=${BUCKET:-} $worker install"
 # JAX reads the coordinator and each worker's index from the slice's metadata.

@@ -15,7 +15,7 @@ install() {
   local uv=$HOME/.local/bin/uv
   [[ -x "$uv" ]] || curl -LsSf "https://astral.sh/uv/$UV/install.sh" | sh
   "$uv" venv --quiet --allow-existing --python=3.12 .venv  # the image may have Python 3.10, which is too old for JAX
-  "$uv" pip install --quiet --python=.venv/bin/python --editable '.[tpu]'
+  "$uv" pip install --quiet --python=.venv/bin/python --editable '.[tpu,gcs]'
   [[ -z "${BUCKET:-}" ]] || mount_bucket
 }
 

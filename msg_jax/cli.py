@@ -3,6 +3,7 @@
     msg-jax train     --config=RECIPE[:PRESET] [--workdir=DIR] [--config.FIELD=VALUE ...]
     msg-jax generate  VIDEO_OR_FOLDER ... --checkpoint=DIR --out=DIR [--FLAG=VALUE ...]
     msg-jax evaluate  --config.generated=DIR [--config.reference=DIR] [--workdir=DIR]
+    msg-jax compile   --config=RECIPE[:PRESET] --topology=NAME [--stage=NAME,...] [--mesh=...] [--batch=N] [--json=FILE]
     msg-jax doctor    [--weights=DIR]
 
 `msg-jax COMMAND --help` lists the flags of a command.
@@ -14,7 +15,7 @@ import sys
 import msg_jax
 from msg_jax.errors import fail
 
-COMMANDS = ("train", "generate", "evaluate", "doctor")
+COMMANDS = ("train", "generate", "evaluate", "compile", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from msg_jax import doctor
 
         return doctor.main(arguments)
+    elif name == "compile":
+        from msg_jax import compile as compiling
+
+        compiling.command([f"msg-jax {name}", *arguments])
     elif name in COMMANDS:
         from msg_jax import main as program
 

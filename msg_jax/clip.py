@@ -37,7 +37,8 @@ class ClipSpec:
     """Duration of a clip and the rates of its streams.
 
     The video has two streams, as in MMAudio: `video` (25 fps, for the synchronisation encoder and SF-CAVP) and
-    `clip_video` (a few frames per second, for the semantic image encoder).
+    `clip_video` (a few frames per second, for the semantic image encoder). Lengths follow MMAudio's rules: whole frames
+    and segments that fit into the duration, and latent tokens that cover it.
     """
 
     duration_sec: float = 3.2
@@ -54,11 +55,15 @@ class ClipSpec:
 
     @property
     def video_frames(self) -> int:
-        return round(self.duration_sec * self.video_hz)
+        return math.floor(round(self.duration_sec * self.video_hz, 6))
 
     @property
     def clip_video_frames(self) -> int:
-        return round(self.duration_sec * self.clip_video_hz)
+        return math.floor(round(self.duration_sec * self.clip_video_hz, 6))
+
+    @property
+    def sync_segment_sec(self) -> float:
+        return self.sync_segment_frames / self.video_hz
 
     @property
     def sync_segments(self) -> int:

@@ -1,10 +1,12 @@
 """python -m msg_jax.doctor [--weights=DIR]
 
-Report what is installed, which released files are in DIR, and which variants this machine has the memory for.
+Report what is installed, which released files are in DIR and whether their MD5 sums are the published ones, and which variants
+this machine has the memory for. Without DIR, look into the cache of Hugging Face.
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+import hashlib
 from importlib import metadata
 import pathlib
 import platform
@@ -17,12 +19,13 @@ from msg_jax.tables import aligned
 if TYPE_CHECKING:
     from msg_jax.convert.bundle import Released, Variant
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av", "soundfile", "safetensors")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av", "soundfile", "safetensors", "ftfy")
 # Bytes beside the weights: the peak of each stage's programs in float32 (benchmarks/inference.py, large variants, two windows
 # at a time), and of a process with the libraries loaded.
 WORKING_BYTES = {"encoders": 400_000_000, "text": 100_000_000, "generator": 900_000_000, "codec": 1_100_000_000}
 PROCESS_BYTES = 700_000_000
-SIZE_TOLERANCE = 0.1  # published sizes are rounded, in MB or MiB
+SIZE_TOLERANCE = 0.05  # published sizes are rounded
+USABLE = ("found", "verified")
 
 
 def versions() -> Iterable[tuple[str, str]]:
@@ -36,22 +39,26 @@ def versions() -> Iterable[tuple[str, str]]:
 
 
 def state_of(path: pathlib.Path | None, file: "Released") -> str:
-    """`missing`, `found`, or how the file's size differs from the published one."""
+    """`missing`, `verified` by its MD5, `found` where none is published, or how the file differs from the published one."""
     from msg_jax.convert.bundle import show_size
 
     if path is None:
         return "missing"
     share = path.stat().st_size / file.bytes
     if abs(share - 1) <= SIZE_TOLERANCE:
-        return "found"
+        if not file.md5:
+            return "found"
+        with path.open("rb") as content:
+            return "verified" if hashlib.file_digest(content, "md5").hexdigest() == file.md5 else "damaged: another MD5"
     return f"{'cut short' if share < 1 else 'another file'}: {show_size(path.stat().st_size)}"
 
 
-def stage_bytes(variant: "Variant") -> dict[str, int]:
-    """Memory of each stage of `generate`, weights and programs, and of converting the files once."""
+def stage_bytes(variant: "Variant", converted: Collection[str] = ()) -> dict[str, int]:
+    """Memory of each stage of `generate`, weights and programs, and of converting the files that are not `converted` yet."""
     from msg_jax.convert.bundle import STAGES, shapes
 
-    needed = {"converting": 2 * max(network.file.bytes for network in variant.networks.values())}
+    pending = (network.file.bytes for kind, network in variant.networks.items() if kind not in converted)
+    needed = {"converting": 2 * max(pending, default=0)}
     for stage, kinds in STAGES.items():
         sizes = (
             leaf.size for kind, prefixes in kinds.items()
@@ -59,6 +66,14 @@ def stage_bytes(variant: "Variant") -> dict[str, int]:
         )
         needed[stage] = 4 * sum(sizes) + WORKING_BYTES[stage]
     return needed
+
+
+def converted_kinds(folder: pathlib.Path, variant: "Variant") -> list[str]:
+    """The kinds of networks that are converted already, of a variant whose files are all there."""
+    from msg_jax.convert.bundle import Bundle
+
+    files = Bundle(folder, variant)
+    return [kind for kind in files.paths if files.is_converted(kind)]
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -74,7 +89,7 @@ def report(folder: pathlib.Path | None) -> Iterable[str]:
         return
     import jax
 
-    from msg_jax.convert.bundle import DOCUMENT, EVALUATION, VARIANTS, VOCABULARY, find, show_size
+    from msg_jax.convert.bundle import DOCUMENT, EVALUATION, VARIANTS, VOCABULARY, locate, show_size, snapshots
     from msg_jax.infra import memory
 
     available = memory.available_bytes()
@@ -82,15 +97,17 @@ def report(folder: pathlib.Path | None) -> Iterable[str]:
     yield f"Devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {show_size(available)} free"
 
     states = {}
+    folder = folder or next(iter(snapshots("hkchengrex/MMAudio")), None)
     if folder is not None:
+        folder = folder.parent if folder.is_file() else folder
         files = {network.file: None for variant in VARIANTS.values() for network in variant.networks.values()}
-        states = {file: state_of(find(folder, file), file) for file in (*files, VOCABULARY)}
+        states = {file: state_of(locate(folder, file), file) for file in (*files, VOCABULARY)}
         rows = [(file.name, show_size(file.bytes), state) for file, state in states.items()]
         yield f"Released files in {folder} ({DOCUMENT} says where they are published)\n" + table(
             [("file", "published", "state"), *rows]
         )
         rows = [
-            (file.name, show_size(file.bytes), state_of(find(folder, file), file), kind)
+            (file.name, show_size(file.bytes), states.get(file) or state_of(locate(folder, file), file), kind)
             for kind, files in EVALUATION.items() for file in files
         ]
         yield "Files for configs/evaluate.py (one per network is enough)\n" + table(
@@ -99,12 +116,13 @@ def report(folder: pathlib.Path | None) -> Iterable[str]:
 
     rows = []
     for name, variant in VARIANTS.items():
-        needed = stage_bytes(variant)
+        lacking = sum(states.get(network.file) not in USABLE for network in variant.networks.values())
+        needed = stage_bytes(variant, converted_kinds(folder, variant) if folder and not lacking else ())
         most = max(needed.values()) + PROCESS_BYTES
-        lacking = sum(states.get(network.file) != "found" for network in variant.networks.values())
         ready = "" if folder is None else "ready" if not lacking else f"{lacking} files missing"
         enough = "enough" if most <= available else f"{show_size(most - available)} too little"
-        rows.append((name, *map(show_size, needed.values()), show_size(most), enough, ready))
+        sizes = [show_size(size) if size else "done" for size in needed.values()]
+        rows.append((name, *sizes, show_size(most), enough, ready))
     titles = ("variant", *needed, "needed", "memory", "files" if folder else "")
     yield "Memory of each variant by stage (converting: once)\n" + table([titles, *rows])
 

@@ -1,8 +1,11 @@
 """python -m msg_jax.generate VIDEO_OR_FOLDER ... --checkpoint=runs/tiny/avp_rpo --out=DIR [--FLAG=VALUE ...]
 python -m msg_jax.generate VIDEO_OR_FOLDER ... --weights=FOLDER_OR_FILE --out=DIR [--FLAG=VALUE ...]
+python -m msg_jax.generate --prompt=TEXT --weights=FOLDER_OR_FILE --out=DIR [--FLAG=VALUE ...]
 
 For NAME.mp4 (also below a folder) writes NAME.wav, exactly as long as the video, and NAME.mp4, the untouched video stream
 with that sound. `--variants=N` writes NAME_0 to NAME_{N-1}; variant i is what `--seed=SEED+i` gives.
+
+Without a video, writes the sound of the prompt alone, named after it.
 
 Subtitles, chapters, covers and attachments are copied too. What the container cannot hold, and further sound tracks, are left
 out and named. `--container=mkv` holds most.
@@ -16,8 +19,12 @@ from collections.abc import Callable, Sequence
 import os
 import pathlib
 import sys
+from typing import TYPE_CHECKING
 
 from msg_jax.errors import UserError, fail
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CONTAINERS = ("mp4", "m4v", "mov", "mkv", "webm", "avi")
 
@@ -39,11 +46,33 @@ def _whole(least: int, most: float = float("inf")) -> Callable[[str], int]:
     return whole
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
+
+
+def _read_noise(path: pathlib.Path) -> "np.ndarray":
+    """The array (variants, tokens, channels) of a .npy file; the first axis may be missing for one variant."""
+    import numpy as np
+
+    try:
+        noise = np.load(path, allow_pickle=False)
+        noise = np.asarray(noise, np.float32)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"--noise={path} is not a .npy file of numbers ({error}); save the array with numpy.save") from error
+    return noise[None] if noise.ndim == 2 else noise
+
+
 def parser() -> argparse.ArgumentParser:
     usage, _, details = (__doc__ or "").partition("\n\n")
     flags = _Parser(prog="msg-jax generate", usage=usage, description=details, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("inputs", nargs="+", type=pathlib.Path, metavar="VIDEO_OR_FOLDER")
+    flags.add_argument("inputs", nargs="*", type=pathlib.Path, metavar="VIDEO_OR_FOLDER")
     source = flags.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="folder of a finished stage: base or a preference arm")
     source.add_argument("--weights", help="folder of MMAudio's released files, or its MM-DiT file in such a folder")
@@ -51,6 +80,12 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--out", required=True, type=pathlib.Path, help="folder for the results")
     flags.add_argument("--prompt", default="", help="text that describes the sound")
     flags.add_argument("--negative_prompt", default="", help="text that describes unwanted sound; needs guidance other than 1")
+    flags.add_argument("--duration", type=_seconds, help="make sound for the first seconds only; with --weights in one "
+                       "sequence, as MMAudio does (default: the whole video, or 8 s for a prompt alone)")
+    flags.add_argument("--frame_choice", choices=("training", "mmaudio_inference"), help="rule that takes the frames: as "
+                       "MMAudio was trained, or as its demo.py does (default: training, or that of the run)")
+    flags.add_argument("--noise", type=pathlib.Path, metavar="FILE.npy", help="initial noise instead of the seed's: (tokens, "
+                       "channels), or (variants, tokens, channels)")
     flags.add_argument("--seed", type=_whole(0, 2**31 - 1), default=0)
     flags.add_argument("--variants", type=_whole(1), default=1, help="sounds for each video")
     flags.add_argument("--steps", type=_whole(1), help="solver steps (default: as the run was evaluated, or 25)")
@@ -76,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(_files_with_a_dash(sys.argv[1:] if argv is None else argv))
     if args.variant and not args.weights:
         fail("--variant chooses among the files of --weights; leave it out.")
+    if not args.inputs and not args.prompt:
+        fail("give a video or a folder of videos, or a --prompt for sound without a video; --help lists all flags.")
     from msg_jax.inference.generate import Settings, generate  # after the flags, whose mistakes need not wait for jax
     from msg_jax.inference.loading import load_checkpoint, load_weights
     from msg_jax.infra import logging, runtime
@@ -90,6 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             guidance_scale=system.guidance_scale if args.guidance is None else args.guidance,
             seed=args.seed, variants=args.variants, prompt=args.prompt, negative_prompt=args.negative_prompt,
             audio_format=args.audio_format, container=args.container, overwrite=args.overwrite,
+            duration_sec=args.duration, frame_choice=args.frame_choice,
+            noise=None if args.noise is None else _read_noise(args.noise),
         )
         made, skipped = generate(system, args.inputs, args.out, settings, quiet)
     except UserError as error:

@@ -1,6 +1,8 @@
 """Networks from the configuration: the only place where config sections become modules."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import contextvars
 import functools
 from typing import Any
 
@@ -20,7 +22,7 @@ from msg_jax.models.mmdit import MMDiT, MMDiTConfig
 from msg_jax.models.neural_codec import NeuralCodec
 from msg_jax.models.sound_events import SoundEvents, SoundEventsConfig
 from msg_jax.preference.reward import Reward
-from msg_jax.types import Array, Module, Params
+from msg_jax.types import Array, AVBatch, Module, Params
 
 SF_CAVP_KINDS = ("sf_cavp", "second_sf_cavp")
 """Values of `encoders.kind` that condition the generator on features of an SF-CAVP."""
@@ -75,6 +77,40 @@ def reward_weights(config: Config) -> sf_cavp.RewardWeights:
     return sf_cavp.RewardWeights(
         semantic=weights.semantic, dynamic=weights.dynamic, window=weights.window, events=weights.events
     )
+
+
+def reward_shapes(config: Config, clip: ClipSpec) -> Params:
+    """Shapes of the `params` of `preference.reward`, from which a program is compiled without any."""
+    cavp, events = reward_model(config, clip), sound_events(config.sound_events.kinds)
+    found = {"sf_cavp": _shapes(cavp, AVBatch(_frames(clip), _log_mel(clip)))["params"]}
+    if config.sound_events.kinds:
+        def streams(modality, x):
+            apply = functools.partial(cavp.apply, method=f"{modality}_features")
+            return jax.eval_shape(apply, {"params": found["sf_cavp"]}, x)
+
+        found["sound_events"] = _shapes(events, streams("video", _frames(clip)), streams("audio", _log_mel(clip)))
+    return found
+
+
+def encoder_shapes(config: Config, clip: ClipSpec) -> Params | None:
+    """Shapes of the parameters of the condition encoders that `feature_dims` reads; None if it reads none."""
+    if config.encoders.kind == "separate":
+        video = _frames(clip)
+        clip_video = jax.ShapeDtypeStruct((1, clip.clip_video_frames, clip.clip_video_px, clip.clip_video_px, 3), jnp.float32)
+        return _shapes(encoder(clip), video, clip_video)["params"]
+    return reward_shapes(config, clip)["sf_cavp"] if config.encoders.kind in SF_CAVP_KINDS else None
+
+
+def _shapes(module: Module, *inputs: Any) -> Params:
+    return nn.unbox(jax.eval_shape(module.init, jax.eval_shape(lambda: jax.random.key(0)), *inputs))
+
+
+def _frames(clip: ClipSpec) -> Any:
+    return jax.ShapeDtypeStruct((1, clip.video_frames, clip.video_px, clip.video_px, 3), jnp.float32)
+
+
+def _log_mel(clip: ClipSpec) -> Any:
+    return jax.ShapeDtypeStruct((1, clip.mel_frames, clip.mel.bands), jnp.float32)
 
 
 def encoder(clip: ClipSpec) -> Module:
@@ -158,9 +194,22 @@ def solver(config: Config) -> dict[str, Any]:
     return {"diffusion": objective, "solver": config.base.diffusion.solver} if objective else {}
 
 
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
+
+
+@contextlib.contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """Context in which networks are made for devices of another platform than this machine's."""
+    token = _target.set(platform)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
 def compute_dtype() -> Any:
     """bfloat16 on accelerators, float32 on a CPU, where bfloat16 is several times slower."""
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.float32 if (_target.get() or jax.default_backend()) == "cpu" else jnp.bfloat16
 
 
 def to_unit(frames: Array | np.ndarray) -> Array:

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import pathlib
+import os
 from typing import Any
 
 from flax.core import meta
@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 import numpy as np
 import optax
 
+from msg_jax import storage
 from msg_jax.config.schema import Optimizer, Training
 from msg_jax.errors import UserError
-from msg_jax.infra import explain, guard, logging, metering, preemption, runtime
+from msg_jax.infra import explain, guard, logging, metering, operations, preemption, runtime
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.infra.checkpoint import Checkpoints
 from msg_jax.infra.random import key_for
@@ -74,6 +75,10 @@ class Task:
 
         An entry `id`, a list of strings, names the clips for messages; `step` does not see it.
         """
+        raise NotImplementedError
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The arrays of a global batch of `batches`."""
         raise NotImplementedError
 
     def held_out(self) -> grain.IterDataset | None:
@@ -151,6 +156,11 @@ def apply_gradients(
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema)
 
 
+def trace_step(task: Task, layout: Any, state: TrainState, batch: Any, rng: Array, frozen: Any) -> jax.stages.Traced:
+    """The training step for these arguments, or for their shapes with shardings; `layout` are the shardings of the state."""
+    return jax.jit(task.step, donate_argnums=0, out_shardings=(layout, None)).trace(state, batch, rng, frozen)
+
+
 @dataclasses.dataclass(frozen=True)
 class Observe:
     """Observability options; they never change the result."""
@@ -166,7 +176,7 @@ def fit(
     task: Task,
     *,
     steps: int,
-    workdir: str | pathlib.Path,
+    workdir: str | os.PathLike,
     mesh: Mesh,
     seed: int,
     log_every: int,
@@ -183,7 +193,7 @@ def fit(
     Raises UserError, naming stage, step and the last checkpoint, if the loss is not finite or jumps, if no batch arrives in
     time, or if a checkpoint cannot be written. A state is saved only after its loss was checked.
     """
-    workdir, observe = pathlib.Path(workdir), observe or Observe()
+    workdir, observe, goodput = storage.path(workdir), observe or Observe(), metering.Goodput()
     with jax.set_mesh(mesh):
         init_key = key_for(seed, f"{task.name}/init")
         layout = mesh_lib.shardings(jax.eval_shape(task.init, init_key), mesh)
@@ -194,8 +204,9 @@ def fit(
             state = state.replace(params=copied(there), ema_params=None if state.ema_params is None else copied(there))
         frozen = mesh_lib.put(meta.unbox(task.frozen), mesh_lib.shardings(task.frozen, mesh))
         iterator = iter(task.batches())
-        checkpoints = Checkpoints(workdir / "checkpoints")
-        state, start = checkpoints.restore(state, iterator)
+        with goodput.losing("restore"):
+            checkpoints = Checkpoints(workdir / "checkpoints")
+            state, start = checkpoints.restore(state, iterator)
         if start:
             logging.info("%-13s resumes at step %d", task.name, start)
         if start == steps:
@@ -212,19 +223,20 @@ def fit(
         meter: Any = None
 
         for step in range(start, steps):
-            with meter.waiting_for_data() if meter else contextlib.nullcontext():
+            with goodput.losing("wait"), meter.waiting_for_data() if meter else contextlib.nullcontext():
                 batch = feed.next(step)
             ids = batch.pop("id", None)
             batch = mesh_lib.put_batch(batch, mesh)
             key = key_for(seed, task.name, step)
             if step_fn is None:
-                lowered = jax.jit(task.step, donate_argnums=0, out_shardings=(layout, None)).lower(state, batch, key, frozen)
-                step_fn = lowered.compile()
-                runtime.barrier(f"{task.name} compiled")
+                with goodput.losing("compile"):
+                    traced = trace_step(task, layout, state, batch, key, frozen)
+                    step_fn = traced.lower().compile()
+                    runtime.barrier(f"{task.name} compiled")
                 if observe.explain:
                     logging.info("%s", explain.describe(task.name, step_fn, state, mesh))
                     raise SystemExit(0)
-                flops = metering.step_flops(lowered, task.accumulate)
+                flops = operations.count(traced.jaxpr)
                 meter = metering.Meter(flops, len(jax.tree.leaves(batch)[0]), list(mesh.devices.flat), step)
             profiler.before(step)
             state, metrics = step_fn(state, batch, key, frozen)
@@ -247,15 +259,18 @@ def fit(
                 rates = meter.row(done)
                 logged_before = (done - 1) // log_every * log_every
                 if held_out_every and (done // held_out_every > logged_before // held_out_every or done == steps):
-                    values |= held_out.loss(state, frozen)
+                    with goodput.losing("held_out"):
+                        values |= held_out.loss(state, frozen)
                     meter.row(done)  # the next rates begin after the evaluation
-                row = {name: value if math.isfinite(value) else None for name, value in values.items()} | rates
+                row = {name: value if math.isfinite(value) else None for name, value in values.items()} | rates | goodput.row()
                 for writer in writers:
                     writer.write(done, row)
                 progress.update(done, {name: value for name, value in values.items() if "/" not in name and name not in _QUIET})
             if saves:
-                checkpoints.save(done, state, iterator)
+                with goodput.losing("save"):
+                    checkpoints.save(done, state, iterator)
                 if stops:
+                    checkpoints.wait()
                     preemption.stop(f"{task.name} step {done}")
         for each in (checkpoints, profiler, feed, *writers):
             each.close()
@@ -283,7 +298,7 @@ class _HeldOut:
         return {"held_out_loss": sum(losses) / len(losses)} if losses else {}
 
 
-def _writers(workdir: pathlib.Path, start: int, observe: Observe) -> list[Any]:
+def _writers(workdir: storage.Path, start: int, observe: Observe) -> list[Any]:
     """Writers of metrics, `metrics.jsonl` first; process 0 alone has any."""
     if jax.process_index():
         return []

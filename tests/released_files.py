@@ -18,8 +18,13 @@ MERGES = ["d o", "g</w> s", "do g</w>", "c a", "ca t</w>", "x y"]  # of them "do
 VOCABULARY_SIZE = 512 + len(MERGES) + 2
 
 
-def toy_tensors():
-    """File name -> tensors by the checkpoint's names, and the variant that they are."""
+def toy_spec():
+    """Clips of the released length and frame sizes, for networks of toy widths."""
+    return dataclasses.replace(MMAUDIO_16K, latent_channels=CLIP.latent_channels)
+
+
+def toy_tensors(spec=CLIP):
+    """File name -> tensors by the checkpoint's names, and the variant that they are, for clips of `spec`."""
     rng = np.random.default_rng(0)
 
     def random(*shape):
@@ -31,18 +36,19 @@ def toy_tensors():
         networks[kind], tensors[name] = Network(Released(name, 0), config), state
 
     arrays, sizes = load("clip_openclip")
-    clip = dataclasses.replace(clip_config(sizes), vocabulary=VOCABULARY_SIZE)
-    add("clip", "open_clip_pytorch_model.bin", clip, weights(arrays) | {
-        "token_embedding.weight": random(VOCABULARY_SIZE, clip.text_width),
-    })
+    clip = dataclasses.replace(clip_config(sizes), vocabulary=VOCABULARY_SIZE, image_px=spec.clip_video_px)
+    state = weights(arrays) | {"token_embedding.weight": random(VOCABULARY_SIZE, clip.text_width)}
+    if spec.clip_video_px != sizes["image_size"]:
+        state["visual.positional_embedding"] = random(1 + clip.patches, clip.vision_width)
+    add("clip", "open_clip_pytorch_model.bin", clip, state)
     arrays, sizes = load("synchformer_visual")
-    sync = dataclasses.replace(synchformer_config(sizes), image_px=CLIP.video_px)
+    sync = dataclasses.replace(synchformer_config(sizes), image_px=spec.video_px)
     state = weights(arrays)
     positions = state["vfeat_extractor.pos_embed"][:, : 1 + sync.positions]
     add("synchformer", "synchformer_state_dict.pth", sync, state | {"vfeat_extractor.pos_embed": positions})
     arrays, sizes = load("mmdit_v1")
     generator = MMDiTConfig.for_clip(
-        CLIP, clip_dim=clip.features, sync_dim=sync.width, text_dim=clip.text_width, hidden=sizes["hidden_dim"],
+        spec, clip_dim=clip.features, sync_dim=sync.width, text_dim=clip.text_width, hidden=sizes["hidden_dim"],
         heads=sizes["num_heads"], joint_depth=sizes["depth"] - sizes["fused_depth"], fused_depth=sizes["fused_depth"],
     )
     add("mmdit", "mmaudio_toy_16k.pth", generator, weights(arrays) | {
@@ -58,7 +64,7 @@ def toy_tensors():
     add("vae", "v1-16.pth", vae_config(sizes), weights(arrays, "raw"))
     arrays, sizes = load("bigvgan_16k")
     add("bigvgan", "best_netG.pt", vocoder_config(sizes), {f"generator.{k}": v for k, v in weights(arrays).items()})
-    return tensors, Variant(CLIP, networks)
+    return tensors, Variant(spec, networks)
 
 
 def write_vocabulary(folder, merges=tuple(MERGES)):
@@ -67,9 +73,9 @@ def write_vocabulary(folder, merges=tuple(MERGES)):
     return folder / VOCABULARY.name
 
 
-def write_released(folder):
+def write_released(folder, spec=CLIP):
     """Writes all files; returns their variant."""
-    tensors, variant = toy_tensors()
+    tensors, variant = toy_tensors(spec)
     for name, state in tensors.items():
         write_state(folder / name, state)
     write_vocabulary(folder)

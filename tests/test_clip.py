@@ -13,6 +13,9 @@ LENGTHS = ("video_frames", "clip_video_frames", "sync_tokens", "latent_tokens", 
     (MMAUDIO_16K, (200, 64, 192, 250, 500, 128_000)),
     (MMAUDIO_44K, (200, 64, 192, 345, 690, 353_280)),
     (TINY, (80, 20, 80, 40, 160, 51_200)),
+    (dataclasses.replace(MMAUDIO_16K, duration_sec=4.96), (124, 39, 112, 155, 310, 79_360)),  # MMAudio's own shorter clips
+    (dataclasses.replace(MMAUDIO_16K, duration_sec=7.875), (196, 63, 184, 247, 494, 126_464)),
+    (dataclasses.replace(MMAUDIO_44K, duration_sec=5.0), (125, 40, 112, 216, 432, 221_184)),
 ])
 def test_lengths_equal_the_published_ones(spec, lengths):
     assert tuple(getattr(spec, name) for name in LENGTHS) == lengths

@@ -3,7 +3,7 @@ from torch_files import write_state
 
 from msg_jax import doctor
 from msg_jax.convert import bundle
-from msg_jax.convert.bundle import VARIANTS, Network, Released, Variant
+from msg_jax.convert.bundle import VARIANTS, Bundle, Network, Released, Variant
 from msg_jax.infra import memory
 
 
@@ -22,6 +22,14 @@ def test_the_size_of_a_file_decides_its_state(tmp_path):
         assert doctor.state_of(path, file) == state
 
 
+def test_the_sum_of_a_file_decides_its_state(tmp_path):
+    path = tmp_path / "x.pth"
+    path.write_bytes(b"abc")
+    assert doctor.state_of(path, Released("x.pth", 3, "900150983cd24fb0d6963f7d28e17f72")) == "verified"  # RFC 1321
+    path.write_bytes(b"abd")
+    assert doctor.state_of(path, Released("x.pth", 3, "900150983cd24fb0d6963f7d28e17f72")) == "damaged: another MD5"
+
+
 def test_memory_of_the_released_stages():
     """Published parameter counts (docs/WEIGHTS.md), without text projections and VAE encoder, which are not loaded."""
     needed = doctor.stage_bytes(VARIANTS["small_16k"])
@@ -32,6 +40,7 @@ def test_memory_of_the_released_stages():
     assert abs(weights["text"] - (text - 1_048_577)) < 1e5
     assert 112_199_473 < weights["codec"] < 112_199_473 + 171_657_218
     assert needed["converting"] == 2 * 3_950_000_000
+    assert doctor.stage_bytes(VARIANTS["small_16k"], ("clip",))["converting"] == 2 * 951_000_000
 
 
 def test_the_report_counts_files_and_memory(tmp_path, capsys, monkeypatch):
@@ -50,7 +59,19 @@ def test_the_report_counts_files_and_memory(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: 10**10)
     report = printed()
     assert "10.0 GB free" in report and report.count("  found\n") == 5
-    assert report.splitlines()[-1].split()[-2:] == ["enough", "ready"]
+    assert report.splitlines()[-1].split()[-2:] == ["enough", "ready"] and "done" not in report
+    files = Bundle(tmp_path, bundle.VARIANTS["toy"])
+    for kind in files.paths:
+        files.convert(kind)
+    assert printed().splitlines()[-1].split()[1] == "done"
+
+    snapshot = tmp_path / "home" / "hub" / "models--hkchengrex--MMAudio" / "snapshots" / "1"
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    assert doctor.main([]) == 0 and f"Released files in {snapshot}" in (report := capsys.readouterr().out)
+    assert report.splitlines()[-1].split()[-1] == "ready"
+    monkeypatch.delenv("HF_HOME")
 
     (tmp_path / "v1-16.pth").unlink()
     (tmp_path / "best_netG.pt").write_bytes(b"half")

@@ -62,7 +62,8 @@ class Data:
     validation: int = 256
     test: int = 256
     windows_per_video: int = 4  # folder sources: clips cut from one video
-    read_threads: int = 2
+    frame_choice: Literal["training", "mmaudio_inference"] = "training"  # folder sources: data/frame_grid.py
+    read_threads: int = 0  # that read and decode clips; 0: one for each core
 
 
 @_section
@@ -218,6 +219,7 @@ class Preference(Training, Lora):
     real_weight: float = 1.0  # flow matching on the real sound
     condition_dropout: float = 0.1
     text_dropout: float = 0.5
+    prompts: bool = False  # candidates are sampled, and then compared, with the clips' captions
     stop_at_real: bool = True  # no further round once the reward reaches that of real sound
 
 

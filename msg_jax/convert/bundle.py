@@ -34,10 +34,15 @@ _COMPLETE = 0.9  # smaller shares of the published size are incomplete downloads
 
 @dataclasses.dataclass(frozen=True)
 class Released:
-    """One published file and its size, as published or as its parameters take (within a few percent)."""
+    """One published file and its size, as published or as its parameters take (within a few percent).
+
+    `md5` is the published sum, "" if there is none. `repositories` are those on Hugging Face that hold the file.
+    """
 
     name: str
     bytes: int
+    md5: str = ""
+    repositories: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,39 +61,46 @@ class Variant:
     networks: Mapping[str, Network]
 
 
-VOCABULARY = Released("bpe_simple_vocab_16e6.txt.gz", 1_356_917)  # optional; only prompts need it
+_MMAUDIO = ("hkchengrex/MMAudio",)
+_CLIP = ("apple/DFN5B-CLIP-ViT-H-14-384", "apple/DFN5B-CLIP-ViT-H-14-378")
+_BIGVGAN = ("nvidia/bigvgan_v2_44khz_128band_512x",)
+
+VOCABULARY = Released("bpe_simple_vocab_16e6.txt.gz", 1_356_917, "933b7abbbbde62c36f02f0e6ccde464f")  # optional: for prompts
+_SYNCHFORMER = Released("synchformer_state_dict.pth", 951_000_000, "5b2f5594b0730f70e41e549b7c94390c", _MMAUDIO)
 EVALUATION = {
     "vggish": (Released("vggish-10086976.pth", 288_600_000),),
     "panns": (Released("Cnn14_16k_mAP=0.438.pth", 324_000_000), Released("Cnn14_mAP=0.431.pth", 327_400_000)),
-    "synchformer": (Released("synchformer_state_dict.pth", 951_000_000), Released("24-01-04T16-39-21.pt", 951_000_000)),
+    "synchformer": (_SYNCHFORMER, Released("24-01-04T16-39-21.pt", 951_000_000)),
 }
 """Networks of an evaluation: kind -> its file, under each of its published names."""
 
 _ENCODERS = {
-    "clip": Network(Released("open_clip_pytorch_model.bin", 3_950_000_000), clip_encoder.PRESETS["vit_h_14"]),
-    "synchformer": Network(Released("synchformer_state_dict.pth", 951_000_000), synchformer.PRESETS["released"]),
+    "clip": Network(Released("open_clip_pytorch_model.bin", 3_950_000_000, "", _CLIP), clip_encoder.PRESETS["vit_h_14"]),
+    "synchformer": Network(_SYNCHFORMER, synchformer.PRESETS["released"]),
 }
 _CODEC_16K = {
-    "vae": Network(Released("v1-16.pth", 687_000_000), vae.PRESETS["16k"]),
-    "bigvgan": Network(Released("best_netG.pt", 450_000_000), vocoder.PRESETS["16k"]),
+    "vae": Network(Released("v1-16.pth", 687_000_000, "69f56803f59a549a1a507c93859fd4d7", _MMAUDIO), vae.PRESETS["16k"]),
+    "bigvgan": Network(
+        Released("best_netG.pt", 450_000_000, "eeaf372a38a9c31c362120aba2dde292", _MMAUDIO), vocoder.PRESETS["16k"]
+    ),
 }
 _CODEC_44K = {
-    "vae": Network(Released("v1-44.pth", 1_222_000_000), vae.PRESETS["44k"]),
-    "bigvgan": Network(Released("bigvgan_generator.pt", 489_000_000), vocoder.PRESETS["44k"]),
+    "vae": Network(Released("v1-44.pth", 1_222_000_000, "fab020275fa44c6589820ce025191600", _MMAUDIO), vae.PRESETS["44k"]),
+    "bigvgan": Network(Released("bigvgan_generator.pt", 489_000_000, "", _BIGVGAN), vocoder.PRESETS["44k"]),
 }
 
 
-def _variant(name: str, megabytes: int, clip: ClipSpec, codec: dict[str, Network]) -> Variant:
-    generator = Network(Released(f"mmaudio_{name}.pth", megabytes * 10**6), mmdit.PRESETS[name])
+def _variant(name: str, megabytes: int, md5: str, clip: ClipSpec, codec: dict[str, Network]) -> Variant:
+    generator = Network(Released(f"mmaudio_{name}.pth", megabytes * 10**6, md5, _MMAUDIO), mmdit.PRESETS[name])
     return Variant(clip, {"mmdit": generator, **_ENCODERS, **codec})
 
 
 VARIANTS = {
-    "small_16k": _variant("small_16k", 630, MMAUDIO_16K, _CODEC_16K),
-    "small_44k": _variant("small_44k", 630, MMAUDIO_44K, _CODEC_44K),
-    "medium_44k": _variant("medium_44k", 2_490, MMAUDIO_44K, _CODEC_44K),
-    "large_44k": _variant("large_44k", 4_120, MMAUDIO_44K, _CODEC_44K),
-    "large_44k_v2": _variant("large_44k_v2", 4_120, MMAUDIO_44K, _CODEC_44K),
+    "small_16k": _variant("small_16k", 630, "af93cde404179f58e3919ac085b8033b", MMAUDIO_16K, _CODEC_16K),
+    "small_44k": _variant("small_44k", 630, "babd74c884783d13701ea2820a5f5b6d", MMAUDIO_44K, _CODEC_44K),
+    "medium_44k": _variant("medium_44k", 2_490, "5a56b6665e45a1e65ada534defa903d0", MMAUDIO_44K, _CODEC_44K),
+    "large_44k": _variant("large_44k", 4_120, "fed96c325a6785b85ce75ae1aafd2673", MMAUDIO_44K, _CODEC_44K),
+    "large_44k_v2": _variant("large_44k_v2", 4_120, "01ad4464f049b2d7efdaa4c1a59b8dfe", MMAUDIO_44K, _CODEC_44K),
 }
 
 
@@ -118,14 +130,38 @@ def shapes(kind: str, config: Any) -> dict[str, jax.ShapeDtypeStruct]:
     return _flat(weights.shapes_of(module, *inputs))
 
 
+def tree_of_shapes(kind: str, config: Any, *prefixes: str) -> Params:
+    """The shapes of what `Bundle.load` returns for these prefixes."""
+    flat = {name: leaf for name, leaf in shapes(kind, config).items() if name.startswith(prefixes or "")}
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
 def _flat(variables: Params) -> dict[str, Any]:
     flat: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
     return flat
 
 
 def find(folder: pathlib.Path, file: Released) -> pathlib.Path | None:
-    """Find a released file in the folder, or in a folder directly inside it, as in a checkout of MMAudio."""
-    return next((path for pattern in ("", "*/") for path in sorted(folder.glob(pattern + file.name))), None)
+    """Find a released file in the folder, in a folder directly inside it, or in `ext_weights` beside it.
+
+    So both a checkout of MMAudio and its folder `weights` will do.
+    """
+    places = (folder.glob(file.name), folder.glob(f"*/{file.name}"), folder.resolve().parent.glob(f"ext_weights/{file.name}"))
+    return next((path for place in places for path in sorted(place)), None)
+
+
+def snapshots(repository: str) -> list[pathlib.Path]:
+    """The snapshots of a Hugging Face repository in this machine's cache, the latest first."""
+    home = pathlib.Path(os.environ.get("HF_HOME") or pathlib.Path.home() / ".cache" / "huggingface")
+    cache = pathlib.Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    found = (cache / f"models--{repository.replace('/', '--')}" / "snapshots").glob("*")
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def locate(folder: pathlib.Path, file: Released) -> pathlib.Path | None:
+    """`find` a released file, or else take it from the cache of Hugging Face."""
+    cached = (find(each, file) for repository in file.repositories for each in snapshots(repository))
+    return find(folder, file) or next(filter(None, cached), None)
 
 
 def choose(path: pathlib.Path, variant: str | None = None) -> tuple[pathlib.Path, str]:
@@ -163,7 +199,7 @@ class Bundle:
         self.paths: dict[str, pathlib.Path] = {}
         problems = []
         for kind, network in variant.networks.items():
-            path, size = find(folder, network.file), show_size(network.file.bytes)
+            path, size = locate(folder, network.file), show_size(network.file.bytes)
             if path is None:
                 problems.append(f"{network.file.name} ({size})")
                 continue

@@ -12,14 +12,16 @@ import pathlib
 import re
 import unicodedata
 
+import ftfy
 from jaxtyping import Int32
 import numpy as np
 
 from msg_jax.errors import UserError
 
 _WORD_END = "</w>"
-_MARKS = 2  # start and end tokens
-_CONTRACTION = re.compile("'s|'t|'re|'ve|'m|'ll|'d")
+_MARKS = ("<start_of_text>", "<end_of_text>")
+_FIXED = re.compile("|".join([*_MARKS, "'s|'t|'re|'ve|'m|'ll|'d"]), re.IGNORECASE)  # also a long s
+_DROPPED = "\u0345"  # iota subscript: open_clip's pattern ignores case, and a letter is this sign's upper case
 _RUN = re.compile("L+|N|P+")  # a run of letters, a single digit, or a run of other characters except spaces
 
 
@@ -33,12 +35,15 @@ def byte_symbols() -> list[str]:
 def split_words(text: str) -> list[str]:
     """Split lower-case text into the pieces that merging never crosses.
 
-    A contraction is a piece of its own only where a word can begin: after letters, but not after other punctuation.
+    The names of the start and end tokens are pieces. A contraction is a piece of its own only where a word can begin: after
+    letters, but not after other punctuation.
     """
-    shape = "".join(" " if c.isspace() else {"L": "L", "N": "N"}.get(unicodedata.category(c)[0], "P") for c in text)
+    kinds = {"L": "L", "N": "N"}
+    spaces = [c.isspace() or c == _DROPPED for c in text]
+    shape = "".join(" " if space else kinds.get(unicodedata.category(c)[0], "P") for c, space in zip(text, spaces))
     words, position = [], 0
     while position < len(text):
-        match = _CONTRACTION.match(text, position) or _RUN.match(shape, position)
+        match = _FIXED.match(text, position) or _RUN.match(shape, position)
         end = match.end() if match else position + 1
         if match:
             words.append(text[position:end])
@@ -49,13 +54,14 @@ def split_words(text: str) -> list[str]:
 class Tokenizer:
     """Map text to `context_tokens` token ids below `vocabulary`, as open_clip's tokeniser does.
 
-    Unlike open_clip, it does not repair garbled text (mojibake). Raises UserError if the file is not a list of merges.
+    Text is first repaired and normalised by ftfy: curly quotes, ligatures, mojibake and the like. Raises UserError if the
+    file is not a list of merges.
     """
 
     def __init__(self, path: str | os.PathLike, vocabulary: int = 49408, context_tokens: int = 77):
         self._context_tokens = context_tokens
         symbols = byte_symbols()
-        merges = vocabulary - 2 * len(symbols) - _MARKS
+        merges = vocabulary - 2 * len(symbols) - len(_MARKS)
         try:
             lines = gzip.decompress(pathlib.Path(path).read_bytes()).decode().split("\n")[1 : merges + 1]
         except (OSError, EOFError, UnicodeDecodeError) as error:
@@ -66,7 +72,7 @@ class Tokenizer:
         # Published order: bytes that stand for themselves first, then the others.
         ordered = sorted(range(256), key=lambda byte: symbols[byte])
         singles = [symbols[byte] for byte in ordered]
-        entries = [*singles, *(symbol + _WORD_END for symbol in singles), *map("".join, pairs)]
+        entries = [*singles, *(symbol + _WORD_END for symbol in singles), *map("".join, pairs), *_MARKS]
         self._bytes = symbols
         self._numbers = {symbol: number for number, symbol in enumerate(entries)}
         self._ranks = {pair: rank for rank, pair in enumerate(pairs)}
@@ -74,13 +80,15 @@ class Tokenizer:
 
     def __call__(self, text: str) -> Int32[np.ndarray, " context_tokens"]:
         """Return ids (context_tokens,) int32: start, text, end, then zeros. A long text is cut before the end token."""
-        text = " ".join(html.unescape(html.unescape(text)).split()).lower()
+        text = " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
         numbers = [self._numbers[symbol] for word in split_words(text) for symbol in self._merge(word)]
-        numbers = [self._start, *numbers[: self._context_tokens - _MARKS], self._end]
+        numbers = [self._start, *numbers[: self._context_tokens - len(_MARKS)], self._end]
         return np.array(numbers + [0] * (self._context_tokens - len(numbers)), np.int32)
 
     def _merge(self, word: str) -> list[str]:
         """Symbols of a word: merge the pair that is first in the list, everywhere, until no pair is listed."""
+        if word in _MARKS:
+            return [word]
         symbols = [self._bytes[byte] for byte in word.encode()]
         symbols[-1] += _WORD_END
         while len(symbols) > 1:

@@ -3,24 +3,25 @@
 from collections.abc import Mapping
 import dataclasses
 import logging
-import pathlib
 
 from jaxtyping import Float32, UInt8
 import numpy as np
 
+from msg_jax import storage
 from msg_jax.data import files, media
 from msg_jax.errors import UserError
+from msg_jax.storage import Path
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipFiles:
     """The files of one clip. With NAME.wav beside NAME.mp4, the first gives the sound and the second the pictures."""
 
-    sound: pathlib.Path  # may be a video file
-    pictures: pathlib.Path | None
+    sound: Path  # may be a video file
+    pictures: Path | None
 
 
-def find_clips(folder: pathlib.Path) -> dict[str, ClipFiles]:
+def find_clips(folder: Path) -> dict[str, ClipFiles]:
     """Finds all clips below a folder, keyed by relative path without suffix and sorted (`files.find_files`).
 
     Raises UserError if `folder` is not a folder or holds no clip, or if two files of one kind have the same stem.
@@ -28,7 +29,7 @@ def find_clips(folder: pathlib.Path) -> dict[str, ClipFiles]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder that holds the clips")
     kinds = dict.fromkeys(media.SOUND_SUFFIXES, "sound") | dict.fromkeys(media.VIDEO_SUFFIXES, "video")
-    found: dict[str, dict[str, pathlib.Path]] = {}
+    found: dict[str, dict[str, Path]] = {}
     paths, unlisted = files.find_files(folder, kinds)
     for row in unlisted:
         logging.getLogger("msg_jax").warning("skipped: %s", row["reason"])
@@ -51,25 +52,27 @@ class Reader:
     A shorter clip continues with silence and its last picture.
     """
 
-    sound: pathlib.Path | None
-    pictures: pathlib.Path | None
+    sound: Path | None
+    pictures: Path | None
     duration_sec: float
 
     @property
-    def paths(self) -> tuple[pathlib.Path, ...]:
+    def paths(self) -> tuple[Path, ...]:
         """The distinct files of the clip."""
         return tuple(dict.fromkeys(path for path in (self.sound, self.pictures) if path is not None))
 
     def waveform(self, hz: int) -> Float32[np.ndarray, " S"]:
         """The sound in [-1, 1] at `hz`. Raises UserError if the file has no readable sound."""
         assert self.sound is not None
-        return media.read_audio(self.sound, 0.0, round(self.duration_sec * hz), hz)
+        with storage.on_disk(self.sound) as sound:
+            return media.read_audio(sound, 0.0, round(self.duration_sec * hz), hz)
 
     def frames(self, hz: float, px: int, *, squash: bool = False) -> UInt8[np.ndarray, "T {px} {px} 3"]:
         """Frames at `hz`, cropped or, with `squash`, resized. Raises UserError if the file has no readable picture."""
         assert self.pictures is not None
         grid = media.FrameGrid(hz, px, round(self.duration_sec * hz), squash)
-        return media.read_video(self.pictures, [grid])[0]
+        with storage.on_disk(self.pictures) as pictures:
+            return media.read_video(pictures, [grid])[0]
 
 
 def longest_sec(clips: Mapping[str, ClipFiles]) -> float:
@@ -77,16 +80,17 @@ def longest_sec(clips: Mapping[str, ClipFiles]) -> float:
     lengths = [0.0]
     for each in clips.values():
         try:
-            lengths.append(media.declared_sec(each.sound))
+            with storage.on_disk(each.sound) as sound:
+                lengths.append(media.declared_sec(sound))
         except UserError:
             continue
     return max(lengths)
 
 
-def stamp(path: pathlib.Path) -> str:
+def stamp(path: Path) -> str:
     """Path, size and modification time: a cache key for results that depend on the file. Raises UserError if it is gone."""
     try:
-        stat = path.stat()
+        size, changed = storage.version_of(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    return f"{storage.absolute(path)} {size} {changed}"

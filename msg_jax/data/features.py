@@ -2,7 +2,8 @@
 
 A folder holds `schema.json` ({name: [shape, dtype]}), pairs of `shard-00000.array_record` and `shard-00000.ids.json`, and
 the marker `complete` once all shards are written. A record is the bytes of its arrays in the schema's order. The
-`.ids.json` of a shard also lists the items that were left out, each with its index and the reason.
+`.ids.json` of a shard also has the digests of its records, and lists the items that were left out, each with its index and
+the reason.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import math
-import pathlib
+import os
 from typing import Any, SupportsIndex
 
 from array_record.python import (
@@ -19,6 +20,7 @@ from array_record.python import (
 )
 import numpy as np
 
+from msg_jax import storage
 from msg_jax.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]
@@ -30,8 +32,8 @@ class FeatureWriter:
     Process `process` writes every `processes`-th shard. A shard gets its name only when complete.
     """
 
-    def __init__(self, folder: str | pathlib.Path, count: int, shard_items: int, process: int = 0, processes: int = 1):
-        self._folder, self._count, self._shard_items = pathlib.Path(folder), count, shard_items
+    def __init__(self, folder: str | os.PathLike, count: int, shard_items: int, process: int = 0, processes: int = 1):
+        self._folder, self._count, self._shard_items = storage.path(folder), count, shard_items
         self._mine = range(process, math.ceil(count / shard_items), processes)
         self._folder.mkdir(parents=True, exist_ok=True)
         for shard in self._mine:
@@ -49,42 +51,44 @@ class FeatureWriter:
         """Writes one shard. `skipped` has a row {"index", "path", "reason"} for each item that is not among `items`."""
         schema = {name: [list(value.shape), str(value.dtype)] for name, value in items[0].items()} if items else {}
         if items:
-            temporary = self._folder / f"schema.json.{shard}"
-            temporary.write_text(json.dumps(schema))
-            temporary.replace(self._folder / "schema.json")
-        contents = {"ids": list(ids), "skipped": list(skipped)}
+            storage.write_atomically(self._folder / "schema.json", json.dumps(schema))
+        records = [b"".join(np.ascontiguousarray(item[name]).tobytes() for name in schema) for item in items]
+        digests = [hashlib.sha256(record).hexdigest() for record in records]
+        contents = {"ids": list(ids), "digests": digests, "skipped": list(skipped)}
         self._path(shard).with_suffix(".ids.json").write_text(json.dumps(contents))
-        partial = self._path(shard).with_suffix(".partial")
-        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
-        for item in items:
-            writer.write(b"".join(np.ascontiguousarray(item[name]).tobytes() for name in schema))
-        writer.close()
-        partial.replace(self._path(shard))
+        with storage.new_file(self._path(shard), unfinished=f"shard-{shard:05d}.partial") as partial:
+            writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+            for record in records:
+                writer.write(record)
+            writer.close()
 
     def finish(self) -> None:
         """Marks the folder as complete, so that it can be read. Call it once no process has a missing shard."""
-        (self._folder / "complete").touch()
+        (self._folder / "complete").write_text("")
 
-    def _path(self, shard: int) -> pathlib.Path:
+    def _path(self, shard: int) -> storage.Path:
         return self._folder / f"shard-{shard:05d}.array_record"
 
 
 class FeatureSource:
     """Random access to a folder of features. Item i is a dict of arrays, with its clip's `id`, which is also `ids[i]`.
 
-    `skipped` lists the items that were left out. `kept[i]` is the index of item i among all items, left out or not.
+    `skipped` lists the items that were left out. `kept[i]` is the index of item i among all items, left out or not. ArrayRecord
+    reads files on a disk: shards in a bucket are copied to the cache first (`storage.cached`).
 
     Raises UserError if the folder is not complete, if every item was left out, or if a shard is damaged.
     """
 
-    def __init__(self, folder: str | pathlib.Path):
-        folder = pathlib.Path(folder)
+    def __init__(self, folder: str | os.PathLike):
+        folder = storage.path(folder)
         if not (folder / "complete").exists():
             raise UserError(f"{folder} holds no complete features: finish the stage that writes it.")
-        shards = sorted(folder.glob("*.array_record"))
+        on_disk = storage.cached(folder)
+        shards = sorted(on_disk.glob("*.array_record"))
         contents = [json.loads(shard.with_suffix(".ids.json").read_text()) for shard in shards]
         self.ids = [name for each in contents for name in each["ids"]]
         self.skipped = [row for each in contents for row in each["skipped"]]
+        self._digests = [digest for each in contents for digest in each.get("digests", [""] * len(each["ids"]))]
         if not self.ids:
             raise UserError(f"{folder} is empty: none of its {len(self.skipped)} clips could be read; replace the files that "
                             "skipped.jsonl lists and delete that folder.")
@@ -92,7 +96,7 @@ class FeatureSource:
         self.kept = [i for i in range(len(self.ids) + len(left_out)) if i not in left_out]
         self._schema = {
             name: (tuple(shape), np.dtype(dtype))
-            for name, (shape, dtype) in json.loads((folder / "schema.json").read_text()).items()
+            for name, (shape, dtype) in json.loads((on_disk / "schema.json").read_text()).items()
         }
         self._folder, filled = folder, [str(shard) for shard, each in zip(shards, contents) if each["ids"]]
         with self._reading():
@@ -126,8 +130,8 @@ class FeatureSource:
                             "stage again.") from error
 
     def digests(self) -> list[str]:
-        """The SHA-256 of each record."""
-        return [hashlib.sha256(self._records[i]).hexdigest() for i in range(len(self))]
+        """The SHA-256 of each record, taken when it was written. Older shards have none, and are read."""
+        return [digest or hashlib.sha256(self._records[i]).hexdigest() for i, digest in enumerate(self._digests)]
 
     def stack(self, indices: Sequence[SupportsIndex] | np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Stacks the arrays `names` of several items along a leading batch dimension."""

@@ -6,15 +6,20 @@ import hashlib
 import os
 import pathlib
 
+from msg_jax import storage
 from msg_jax.errors import UserError
+from msg_jax.storage import Path
 
 
-def find_files(root: pathlib.Path, suffixes: Collection[str]) -> tuple[list[pathlib.Path], list[dict]]:
+def find_files(root: Path, suffixes: Collection[str]) -> tuple[list[Path], list[dict]]:
     """All files below `root` with one of `suffixes`, sorted, and rows {"path", "reason"} for folders that cannot be listed.
 
     Links to folders are followed; every folder is visited once, by its own name rather than a link's, and a link to a folder
     that holds `root` is left out. Skips names that begin with a dot.
     """
+    if storage.in_bucket(root):
+        shown = (path for path in storage.files_below(root) if not any(part[0] == "." for part in path.relative_to(root).parts))
+        return [path for path in shown if path.suffix.lower() in suffixes], []
     found, unlisted, visited = [], [], set()
     real_root, pending = os.path.realpath(root), [str(root)]
 

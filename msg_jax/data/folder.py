@@ -1,6 +1,6 @@
 """A folder of videos, with or without captions, as a random-access source of fixed windows."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import csv
@@ -11,15 +11,17 @@ import json
 import logging
 import math
 import os
-import pathlib
 import unicodedata
 
 import numpy as np
 
+from msg_jax import storage
 from msg_jax.clip import ClipSpec
 from msg_jax.data import files, media
+from msg_jax.data.frame_grid import FrameChoice, FrameGrid
 from msg_jax.data.scenes import MAX_EVENTS, SPLITS
 from msg_jax.errors import UnreadableError, UserError
+from msg_jax.storage import Path
 
 
 class FolderSource:
@@ -43,7 +45,8 @@ class FolderSource:
     A record has id "relative/path.mp4@start_sec" (three decimals), video uint8 (video_frames, video_px, video_px, 3),
     clip_video uint8 (clip_video_frames, clip_video_px, clip_video_px, 3), waveform float32 (audio_samples,) in [-1, 1],
     caption str, events float32 (MAX_EVENTS, 3) of unused rows, and has_events False. Frames of `clip_video` are cropped,
-    or with `squash_clip_video` resized.
+    or with `squash_clip_video` resized; `frame_choice` names the rule that takes them (data/frame_grid.py). A record has only
+    the `streams` of pictures that are asked for; no other is decoded.
 
     Raises UserError if `root` is not a folder, if fewer than three files are usable, or if captions.csv or the index is
     malformed. Indexing raises UnreadableError if a file turns out to be broken.
@@ -65,15 +68,24 @@ class FolderSource:
         index_path: str | os.PathLike | None = None,
         index_is_final: bool = False,
         squash_clip_video: bool = False,
+        frame_choice: FrameChoice = "training",
+        streams: Sequence[str] = ("video", "clip_video"),
     ):
         if split not in SPLITS:
             raise UserError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
-        self.spec, self.split, self._squash = clip, split, squash_clip_video
-        self._root = pathlib.Path(root)
+        self.spec, self.split = clip, split
+        grids = {
+            "video": FrameGrid(clip.video_hz, clip.video_px, clip.video_frames, choice=frame_choice),
+            "clip_video": FrameGrid(
+                clip.clip_video_hz, clip.clip_video_px, clip.clip_video_frames, squash_clip_video, frame_choice
+            ),
+        }
+        self._grids = {name: grids[name] for name in streams}
+        self._root = storage.path(root)
         if index_is_final:
             if index_path is None:
                 raise ValueError("index_is_final needs an index_path")
-            found = {name: info for name, (_, info) in _load_index(pathlib.Path(index_path)).items()}
+            found = {name: info for name, (_, info) in _load_index(storage.path(index_path)).items()}
             self.skipped: list[dict] = []
         else:
             names, self.skipped = _video_names(self._root)
@@ -101,13 +113,10 @@ class FolderSource:
     def __getitem__(self, index: int) -> dict:
         name, start_sec = self._windows[index]
         path, clip = self._root / name, self.spec
-        grids = [
-            media.FrameGrid(clip.video_hz, clip.video_px, clip.video_frames),
-            media.FrameGrid(clip.clip_video_hz, clip.clip_video_px, clip.clip_video_frames, self._squash),
-        ]
         try:
-            video, clip_video = media.read_video(path, grids, start_sec)
-            waveform = media.read_audio(path, start_sec, clip.audio_samples, clip.audio_hz)
+            with storage.on_disk(path) as file, _named(path, file):
+                pictures = media.read_video(file, list(self._grids.values()), start_sec)
+                waveform = media.read_audio(file, start_sec, clip.audio_samples, clip.audio_hz)
             if not waveform.any():
                 window = f"from {start_sec:.2f} s to {start_sec + clip.duration_sec:.2f} s"
                 raise UserError(f"{path} has no sound {window}; replace the file or leave it out")
@@ -115,8 +124,7 @@ class FolderSource:
             raise UnreadableError(str(path), str(error)) from error
         return {
             "id": f"{name}@{start_sec:.3f}",
-            "video": video,
-            "clip_video": clip_video,
+            **dict(zip(self._grids, pictures)),
             "waveform": waveform,
             "caption": self._captions.get(name, ""),
             "events": np.full((MAX_EVENTS, 3), -1, np.float32),
@@ -124,7 +132,16 @@ class FolderSource:
         }
 
 
-def _video_names(root: pathlib.Path) -> tuple[list[str], list[dict]]:
+@contextlib.contextmanager
+def _named(path: Path, file: Path) -> Iterator[None]:
+    """Makes a UserError in the block name `path` instead of its copy on disk."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(str(file), str(path))) from error
+
+
+def _video_names(root: Path) -> tuple[list[str], list[dict]]:
     """The videos below `root` by relative path, sorted, and rows for folders that cannot be listed."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder that holds the videos")
@@ -132,7 +149,7 @@ def _video_names(root: pathlib.Path) -> tuple[list[str], list[dict]]:
     return sorted(path.relative_to(root).as_posix() for path in paths), unlisted
 
 
-def _read_captions(root: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
+def _read_captions(root: Path, names: Iterable[str]) -> dict[str, str]:
     """The caption of each file that has one. Raises UserError, naming the line, for a row that is not a file and a caption."""
     path = root / "captions.csv"
     if not path.exists():
@@ -141,7 +158,7 @@ def _read_captions(root: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
     known = {_nfc(name): name for name in names} | {name: name for name in names}
     captions, seen, absent, line = {}, set(), 0, 1
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with storage.on_disk(path) as copy, copy.open(newline="", encoding="utf-8-sig") as file:
             lines = list(file)
             reader = csv.DictReader(lines, strict=True, skipinitialspace=True)
             missing = {"file", "caption"} - set(reader.fieldnames or ())
@@ -191,22 +208,22 @@ def _warn_once(message: str) -> None:
 
 
 def _probe_all(
-    root: pathlib.Path, names: list[str], index_path: str | os.PathLike | None
+    root: Path, names: list[str], index_path: str | os.PathLike | None
 ) -> dict[str, media.MediaInfo | str]:
     """Probes each file, in the order of `names`; an unreadable file gets the reason instead."""
-    index = {} if index_path is None else _load_index(pathlib.Path(index_path))
+    index = {} if index_path is None else _load_index(storage.path(index_path))
 
     def probe(name: str) -> tuple[list[int], media.MediaInfo | str]:
         path, stamp = root / name, [0, 0]
         with contextlib.suppress(OSError):  # `media.probe` says what is wrong
-            stat = path.stat()
-            stamp = [stat.st_size, stat.st_mtime_ns]
+            stamp = storage.version_of(path)
         if name in index and index[name][0] == stamp:
             return index[name]
         try:
-            info = media.probe(path)
-            if info.has_audio:
-                media.check_sound(path)
+            with storage.on_disk(path) as file, _named(path, file):
+                info = media.probe(file)
+                if info.has_audio:
+                    media.check_sound(file)
             return stamp, info
         except UserError as error:
             return stamp, str(error)
@@ -214,11 +231,11 @@ def _probe_all(
     with ThreadPoolExecutor() as pool:
         found = dict(zip(names, pool.map(probe, names)))
     if index_path is not None and found != index:
-        _save_index(pathlib.Path(index_path), found)
+        _save_index(storage.path(index_path), found)
     return {name: info for name, (_, info) in found.items()}
 
 
-def _load_index(path: pathlib.Path) -> dict[str, tuple[list[int], media.MediaInfo | str]]:
+def _load_index(path: Path) -> dict[str, tuple[list[int], media.MediaInfo | str]]:
     if not path.exists():
         return {}
     try:
@@ -230,15 +247,12 @@ def _load_index(path: pathlib.Path) -> dict[str, tuple[list[int], media.MediaInf
         raise UserError(f"{path} is no index of videos ({error}); delete it to make it again") from error
 
 
-def _save_index(path: pathlib.Path, found: dict[str, tuple[list[int], media.MediaInfo | str]]) -> None:
+def _save_index(path: Path, found: dict[str, tuple[list[int], media.MediaInfo | str]]) -> None:
     plain = {
         name: [stamp, info if isinstance(info, str) else dataclasses.asdict(info)]
         for name, (stamp, info) in found.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")  # several processes may write at once
-    unfinished.write_text(json.dumps(plain, indent=1))
-    unfinished.replace(path)
+    storage.write_atomically(path, json.dumps(plain, indent=1))
 
 
 def _unusable_because(info: media.MediaInfo, clip: ClipSpec) -> str | None:
@@ -250,7 +264,7 @@ def _unusable_because(info: media.MediaInfo, clip: ClipSpec) -> str | None:
 
 
 def _split_files(
-    names: Collection[str], root: pathlib.Path, split: str, seed: int, validation_share: float, test_share: float
+    names: Collection[str], root: Path, split: str, seed: int, validation_share: float, test_share: float
 ) -> list[str]:
     """The files of one split, sorted by name. Raises UserError for fewer than three files."""
     if len(names) < len(SPLITS):

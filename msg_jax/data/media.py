@@ -2,8 +2,8 @@
 
 Second 0 is the moment the first picture is shown, whatever the container's own clock says; sound is placed on the same
 clock. (AVI counts from the start of decoding. With B-frames its first picture appears one frame late, for players as for
-us.) Containers round timestamps, Matroska to milliseconds, so times within half a millisecond are equal. Every function
-raises UserError, one sentence that names the file, for a file that it cannot use, whatever goes wrong inside it.
+us.) Every function raises UserError, one sentence that names the file, for a file that it cannot use, whatever goes wrong
+inside it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,21 +19,21 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Stream
-from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import Float, Float32, UInt8
 import numpy as np
 import soxr
 
-from msg_jax.data import containers, sound_headers
+from msg_jax.data import containers, scaling, sound_headers
 from msg_jax.data.containers import SOUND_SUFFIXES, VIDEO_SUFFIXES, is_sound, open_media
+from msg_jax.data.frame_grid import FrameGrid
 from msg_jax.errors import UserError
 
 __all__ = [
     "SOUND_SUFFIXES", "VIDEO_SUFFIXES", "FrameGrid", "MediaInfo", "check_sound", "declared_sec", "fit_length", "is_sound",
-    "probe", "read_audio", "read_video",
+    "last_picture_sec", "probe", "read_audio", "read_video",
 ]
 
-_ROUNDING_SEC = 0.0005 + 1e-9
+_ROUNDING_SEC = 0.0005 + 1e-9  # containers round timestamps, Matroska to milliseconds
 _SEEK_SLACK_SEC = 1.0  # containers index by decode time, which B-frames shift; audio decoders need packets to settle
 _GAP_SEC = 0.002  # smaller jumps between audio timestamps are rounding; closing them avoids clicks
 _FLOAT_CODECS = ("pcm_f", "wavpack")  # the beginnings of names of codecs whose samples may be NaN
@@ -47,19 +47,6 @@ def _unnamed(cls: type[SideDataType], value: int) -> SideDataType:
 
 # PyAV raises ValueError for all side data of a frame if it has no name for one of them (EXIF, 3D displays, ...).
 SideDataType._missing_ = classmethod(_unnamed)  # pyright: ignore[reportAttributeAccessIssue] a hook of Enum
-
-
-@dataclasses.dataclass(frozen=True)
-class FrameGrid:
-    """A stream of `count` square frames at `hz`, `px` x `px`, to sample from a video.
-
-    Pictures are cropped to a square, or with `squash` resized to one.
-    """
-
-    hz: float
-    px: int
-    count: int
-    squash: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,15 +97,25 @@ def declared_sec(path: str | os.PathLike) -> float:
         return (container.duration or 0) / av.time_base
 
 
+def last_picture_sec(path: str | os.PathLike, until_sec: float) -> float:
+    """The time of the last picture that appears at `until_sec` or before. Decodes nothing. Raises UserError as `probe` does."""
+    with open_media(path) as container:
+        video = containers.video_stream(container, path)
+        start, time_base = containers.start_ticks(video), containers.time_base(video)
+        shown = map(containers.Shown.of, containers.packets(container, video, path))
+        times = [float((each.ticks - start) * time_base) for each in shown if each is not None]
+    return max((time for time in times if time <= until_sec), default=0.0)
+
+
 def read_video(
     path: str | os.PathLike, streams: Sequence[FrameGrid], start_sec: float = 0.0
 ) -> list[UInt8[np.ndarray, "_ _ _ 3"]]:
     """Samples a video at fixed rates from `start_sec` on, in one decoding pass for all `streams`.
 
-    Returns uint8 (count, px, px, 3) RGB for each FrameGrid. Frame i is the picture on screen at `start_sec + i / hz`: the
-    last one whose timestamp is not later. After the end of the video its last picture stays. Pictures are turned upright by
-    the display matrix, resized (antialiased bicubic) so that the shorter side has `px` pixels, and cropped at the centre.
-    With `squash` both sides are resized to `px` pixels instead.
+    Returns uint8 (count, px, px, 3) RGB for each FrameGrid. Frame i is the picture for the time `start_sec + i / hz` by the
+    grid's FrameChoice. After the end of the video its last picture stays. Pictures are resized (antialiased bicubic) so that
+    the shorter side has `px` pixels, cropped at the centre, and turned upright by the display matrix. With `squash` both
+    sides are resized to `px` pixels instead.
 
     A damaged file is used as far as it decodes. If decoding fails, or the pictures end well before the declared duration,
     windows before that point are returned as usual, and windows that need more raise UserError. So do a file that cannot be
@@ -128,13 +125,14 @@ def read_video(
         video = containers.video_stream(container, path)
         video.thread_type = "AUTO"
         frames = _decode_from(container, video, video, start_sec, path)
-        samplers = [_GridSampler(grid, start_sec, video) for grid in streams]
+        to_rgb = scaling.ToRgb()
+        samplers = [_GridSampler(grid, start_sec, video, to_rgb) for grid in streams]
         shown, shown_sec, failure = None, 0.0, None
         try:
             for time, frame in frames:
                 if shown is not None:
                     for sampler in samplers:
-                        sampler.fill(shown, until_sec=time)
+                        sampler.fill(shown, shown_sec, until_sec=time)
                 if all(sampler.is_full for sampler in samplers):
                     break
                 shown, shown_sec = frame, time
@@ -145,7 +143,7 @@ def read_video(
         if not all(sampler.is_full for sampler in samplers):
             _refuse_window(container, video, path, start_sec, shown, shown_sec, failure)
             for sampler in samplers:
-                sampler.fill(shown, until_sec=math.inf)
+                sampler.fill_up(shown)
         return [sampler.out for sampler in samplers]
 
 
@@ -298,38 +296,30 @@ def _decode_from(
 class _GridSampler:
     """Fills the frames of one FrameGrid in order, from pictures in order."""
 
-    def __init__(self, grid: FrameGrid, start_sec: float, video: av.VideoStream):
+    def __init__(self, grid: FrameGrid, start_sec: float, video: av.VideoStream, to_rgb: scaling.ToRgb):
         self.out = np.empty((grid.count, grid.px, grid.px, 3), np.uint8)
-        self._grid, self._start_sec, self._video = grid, start_sec, video
+        self._grid, self._start_sec, self._video, self._to_rgb = grid, start_sec, video, to_rgb
         self._filled = 0
-        self._reformatter = VideoReformatter()
+        self._resize = scaling.Resizer()
 
     @property
     def is_full(self) -> bool:
         return self._filled == self._grid.count
 
-    def fill(self, frame: av.VideoFrame, until_sec: float) -> None:
-        """Uses `frame` for all remaining grid times before `until_sec`, when the next picture appears."""
-        before = (until_sec - _ROUNDING_SEC - self._start_sec) * self._grid.hz
-        stop = min(self._grid.count, math.ceil(before)) if math.isfinite(before) else self._grid.count
-        if stop > self._filled:
-            self.out[self._filled : stop] = self._square(frame)
-            self._filled = stop
+    def fill(self, frame: av.VideoFrame, shown_sec: float, until_sec: float) -> None:
+        """Uses `frame`, shown from `shown_sec` until the next picture at `until_sec`, for all frames that are its own."""
+        self._fill_to(self._grid.decided(shown_sec - self._start_sec, until_sec - self._start_sec), frame)
 
-    def _square(self, frame: av.VideoFrame) -> np.ndarray:
-        px = self._grid.px
-        width, height = _shown_size(frame, self._video)
-        scale = px / min(width, height)
-        shape = (px, px) if self._grid.squash else (max(px, round(width * scale)), max(px, round(height * scale)))
-        resized = self._reformatter.reformat(
-            frame,
-            width=shape[0],
-            height=shape[1],
-            format="gbrp",  # the scaler is twice as fast on planes as on packed rgb24, with the same bits
-            interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT,
-        ).to_ndarray()
-        top, left = (resized.shape[0] - px) // 2, (resized.shape[1] - px) // 2
-        return _upright(resized[top : top + px, left : left + px], _display_matrix(frame))
+    def fill_up(self, frame: av.VideoFrame) -> None:
+        """Uses `frame` for all remaining frames."""
+        self._fill_to(self._grid.count, frame)
+
+    def _fill_to(self, stop: int, frame: av.VideoFrame) -> None:
+        if stop > self._filled:
+            shown, px, squash = _shown_size(frame, self._video), self._grid.px, self._grid.squash
+            image = scaling.square(self._to_rgb(frame), shown, px, squash, self._resize)
+            self.out[self._filled : stop] = _upright(image, _display_matrix(frame))
+            self._filled = stop
 
 
 def _shown_size(frame: av.VideoFrame, video: av.VideoStream) -> tuple[int, int]:

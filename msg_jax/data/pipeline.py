@@ -1,11 +1,16 @@
 """The input pipeline: a source string in, shuffled and resumable batches out (Grain)."""
 
-from collections.abc import Callable, Mapping, Sequence
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+import itertools
+import os
 from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 
+from msg_jax import storage
 from msg_jax.clip import ClipSpec
 from msg_jax.data.scenes import ScenesSource
 from msg_jax.errors import UnreadableError, UserError
@@ -53,7 +58,7 @@ def make_source(
 
     scenes  procedural scenes, a function of `sizes` (scenes per split) and `seed`; written once below `data_dir`, or made
             on the fly if that is None
-    folder  videos, split by `seed`; takes `folder_options` (see `FolderSource`)
+    folder  videos, split by `seed`; takes `folder_options` (see `FolderSource`), also which `streams` of pictures to decode
     tfds    a TFDS data set, by folder or by registered name below `data_dir`
 
     Raises UserError if `source` is none of these, or if the data disagree with `clip`.
@@ -64,6 +69,9 @@ def make_source(
             raise UserError("the source 'scenes' needs data.sizes: set the number of scenes of each split")
         if data_dir is None:
             return ScenesSource(clip, split, sizes[split], seed)
+        if storage.in_bucket(storage.path(data_dir)):
+            raise UserError(f"config.data.cache={data_dir} is in a bucket, but scenes are written to a disk: "
+                            "name a folder there.")
         # TFDS and PyAV are imported only when needed
         from msg_jax.data.builders.scenes import prepare_scenes
         from msg_jax.data.tfds_source import TfdsSource
@@ -165,7 +173,7 @@ def batches(
     batch_size: int,
     seed: int,
     transform: Callable[[Element], Element] | None = None,
-    read_threads: int = 2,
+    read_threads: int = 0,
     rows: Sequence[int] | None = None,
 ) -> grain.IterDataset:
     """Endless shuffled batches of `batch_size` clips over all processes.
@@ -185,7 +193,36 @@ def batches(
     return share.to_iter_dataset(_read_options(read_threads))
 
 
+def threads_or_cores(threads: int) -> int:
+    """The number of reading threads: `threads`, or for 0 one for each core that this process may use."""
+    return threads or len(os.sched_getaffinity(0))
+
+
+def read_ahead(read: Callable[[int], Any], indices: Iterable[int], *, threads: int, ahead: int) -> Iterator[tuple[int, Any]]:
+    """Yields (i, read(i)) in the order of `indices`. Threads read up to `ahead` items while the caller works on earlier ones.
+
+    In place of an unreadable item it yields the UnreadableError. Another exception is raised at its item.
+    """
+    def one(index: int) -> Any:
+        try:
+            return read(index)
+        except UnreadableError as error:
+            return error
+
+    pool, pending, rest = ThreadPoolExecutor(threads), collections.deque(), iter(indices)
+    try:
+        while True:
+            pending.extend((i, pool.submit(one, i)) for i in itertools.islice(rest, ahead - len(pending)))
+            if not pending:
+                return
+            index, item = pending.popleft()
+            yield index, item.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def _read_options(threads: int) -> grain.ReadOptions:
+    threads = threads_or_cores(threads)
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
 
 

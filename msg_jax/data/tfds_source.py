@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from etils import epath
 import numpy as np
 import tensorflow_datasets as tfds
 
+from msg_jax import storage
 from msg_jax.clip import ClipSpec
 from msg_jax.data.scenes import MAX_EVENTS
 from msg_jax.errors import UserError
@@ -14,8 +14,10 @@ from msg_jax.errors import UserError
 class TfdsSource:
     """Records of one split of a TFDS data set stored as ArrayRecord.
 
-    `path_or_name` is the folder that holds `dataset_info.json`, or a registered name below `data_dir`. The waveform may be
-    stored as int16 or float32. Class names come from the metadata entry `class_names`.
+    `path_or_name` is the folder that holds `dataset_info.json`, or a registered name below `data_dir`. A folder in a bucket is
+    copied to the cache first (`storage.cached`).
+
+    The waveform may be stored as int16 or float32. Class names come from the metadata entry `class_names`.
 
     Raises UserError if the data set or the split does not exist, or if a feature is missing or disagrees with `clip`.
     """
@@ -50,8 +52,9 @@ class TfdsSource:
 
 
 def _open(path_or_name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    if (epath.Path(path_or_name) / "dataset_info.json").exists():
-        return tfds.builder_from_directory(path_or_name)
+    folder = storage.path(path_or_name)
+    if (folder / "dataset_info.json").exists():
+        return tfds.builder_from_directory(str(storage.cached(folder)))
     try:
         builder = tfds.builder(path_or_name, data_dir=data_dir, file_format="array_record")
     except (tfds.core.DatasetNotFoundError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 `results` is the content of `results.json`:
 
-    {"rows": [{"system", "guidance", "split", "seed", <metric>: value, ...}, ...],
+    {"rows": [{"system", "guidance", "passes", "split", "seed", <metric>: value, ...}, ...],
      "differences": [{"system", "baseline", "guidance", "split", "seed", <metric>: value, ...}, ...],   (optional)
      "sf_cavp": {<metric>: value, ...}, "reward": {<metric>: value, ...}}
 
@@ -30,7 +30,7 @@ from msg_jax.evaluation import charts, events
 from msg_jax.evaluation.labels import METRICS, Systems, describe, number, system_label, system_note
 from msg_jax.tables import aligned
 
-_KEYS = ("system", "baseline", "guidance", "split")
+_KEYS = ("system", "baseline", "guidance", "passes", "split")
 
 
 def write_report(
@@ -168,7 +168,7 @@ def _template(name: str) -> jinja2.Template:
 
 
 def _group_table(rows: list[dict], systems: Systems, footnotes: list[str]) -> dict[str, Any]:
-    """One row per (system, baseline, guidance, split), one column per metric that any row names."""
+    """One row per (system, baseline, guidance, passes, split), one column per metric that any row names."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault(tuple(row.get(key) for key in _KEYS), []).append(row)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from msg_jax import networks
+from msg_jax import networks, storage
 from msg_jax.clip import MMAUDIO_16K, ClipSpec
 from msg_jax.config import tree
 from msg_jax.config.schema import Config
@@ -81,11 +81,11 @@ def of_run(sf_cavp_folder: str, judge_folder: str, duration_sec: float) -> list[
 
 
 def _stage(folder: str, name: str, duration_sec: float):
-    path = pathlib.Path(folder)
+    path = storage.path(folder)
     record = read_record(path)
     if record is None or record["stage"] != name or not record["finished"]:
         raise UserError(f"config.{name}={folder} is not the folder of a finished {name} stage ({RECORD}): give one, or none.")
-    if not (path / "params").exists():
+    if not checkpoint.is_complete(path / "params"):
         raise UserError(f"config.{name}={folder} holds no network, because that run's data had no event truth: leave it out.")
     clip = ClipSpec.from_dict(record["clip_spec"])
     if duration_sec < clip.duration_sec:

@@ -6,11 +6,11 @@ A run has one entry per system, guidance scale and seed, which is compared with 
 from collections.abc import Sequence
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 import numpy as np
 
+from msg_jax import storage
 from msg_jax.clip import ClipSpec
 from msg_jax.config import tree
 from msg_jax.config.schema import FolderEvaluation
@@ -18,6 +18,7 @@ from msg_jax.errors import UserError
 from msg_jax.evaluation import bootstrap, measurement, onsets, report
 from msg_jax.infra import logging
 from msg_jax.infra.record import RECORD, read_record
+from msg_jax.storage import Path
 
 _COUNTS = "counts/"  # tables of (tp, fp, fn) of a run's clips, by the F1 that they make
 
@@ -40,7 +41,7 @@ class Entry:
         return {name: table[rows] for name, table in self.tables.items()}
 
 
-def run(config: FolderEvaluation, root: pathlib.Path) -> None:
+def run(config: FolderEvaluation, root: Path) -> None:
     """Compare `config.runs`; write tables and report to `root`. Raises UserError if one of them was not evaluated."""
     runs = listed(config.runs)
     if len(runs) < 2:
@@ -52,7 +53,7 @@ def run(config: FolderEvaluation, root: pathlib.Path) -> None:
     taken = (root / "results.json").exists() if record is None else record.get("compares") != runs
     if taken:
         raise UserError(f"{root} does not hold this comparison; choose another --workdir.")
-    first, *others = (read_entries(pathlib.Path(folder), name) for folder, name in zip(runs, names))
+    first, *others = (read_entries(storage.path(folder), name) for folder, name in zip(runs, names))
     columns = {entry.label: entry.row for entries in (first, *others) for entry in entries}
     options = dict(seed=config.seed, resamples=config.bootstrap)
     compared = [(entry, baseline) for entries in others for entry in entries for baseline in first
@@ -82,11 +83,11 @@ def listed(text: str) -> list[str]:
 
 def _short_names(folders: Sequence[str]) -> list[str]:
     """The last part of each path, or whole paths if two last parts are equal."""
-    names = [pathlib.Path(folder).name for folder in folders]
+    names = [storage.path(folder).name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
-def read_entries(folder: pathlib.Path, name: str) -> list[Entry]:
+def read_entries(folder: Path, name: str) -> list[Entry]:
     """Read one entry from an evaluation, or one per system, guidance scale and seed from a run."""
     path = folder / "results.json"
     if not path.exists():
@@ -99,8 +100,8 @@ def read_entries(folder: pathlib.Path, name: str) -> list[Entry]:
     return [_of_evaluation(folder, name, rows)] if "evaluates" in record else _of_run(folder, name, rows)
 
 
-def _of_evaluation(folder: pathlib.Path, name: str, rows: list[dict]) -> Entry:
-    with np.load(folder / "per_clip.npz", allow_pickle=False) as file:
+def _of_evaluation(folder: Path, name: str, rows: list[dict]) -> Entry:
+    with storage.on_disk(folder / "per_clip.npz") as copy, np.load(copy, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
 
     def part(prefix):
@@ -110,7 +111,7 @@ def _of_evaluation(folder: pathlib.Path, name: str, rows: list[dict]) -> Entry:
     return Entry(name, "", row, arrays["ids"].tolist(), part("table/"), part("jackknife/"))
 
 
-def _of_run(folder: pathlib.Path, name: str, rows: list[dict]) -> list[Entry]:
+def _of_run(folder: Path, name: str, rows: list[dict]) -> list[Entry]:
     entries, prepared = [], (read_record(folder / "prepare") or {}).get("digest", str(folder))
     for row in rows:
         key = "-".join(str(row[field]) for field in ("system", "guidance", "seed") if row[field] is not None)

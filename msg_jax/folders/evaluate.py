@@ -7,11 +7,11 @@ killed evaluation continues where it was.
 import dataclasses
 import itertools
 import json
-import pathlib
 from typing import Any
 
 import numpy as np
 
+from msg_jax import storage
 from msg_jax.clip import ClipSpec
 from msg_jax.config import tree
 from msg_jax.config.schema import FolderEvaluation
@@ -26,6 +26,7 @@ from msg_jax.folders import backbones
 from msg_jax.folders.feature_cache import Extraction, write
 from msg_jax.infra import logging
 from msg_jax.infra.record import RECORD, git_revision, read_record, versions
+from msg_jax.storage import Path
 
 SUBJECT = ("generated", "reference", "generated_cache", "reference_cache", "ids", "events", "duration_sec")
 """The settings that say what is evaluated; a --workdir holds one such evaluation."""
@@ -37,7 +38,7 @@ _SYNCHFORMER_CACHED = ("pictures.synchformer_features", "generated.synchformer_f
 _LEAST_IN_GROUP = 2
 
 
-def run(config: FolderEvaluation, root: pathlib.Path) -> None:
+def run(config: FolderEvaluation, root: Path) -> None:
     """Evaluate `config.generated` and write the results to `root`. Raises UserError."""
     if config.runs:
         raise UserError("config.runs is for comparisons: use --config=configs/evaluate.py:compare, or leave it empty.")
@@ -73,7 +74,7 @@ def run(config: FolderEvaluation, root: pathlib.Path) -> None:
     logging.info("\n%s\n\nreport: %s", table, root / "report" / "index.html")
 
 
-def _refuse_another(root: pathlib.Path, config: FolderEvaluation) -> None:
+def _refuse_another(root: Path, config: FolderEvaluation) -> None:
     """Raises UserError if the folder holds another evaluation or a run, which would be overwritten."""
     record = read_record(root)
     theirs = record["evaluates"] if record and "evaluates" in record else None
@@ -252,7 +253,7 @@ def _of_one_class(onsets_sec: np.ndarray) -> np.ndarray:
 
 def _side(config: FolderEvaluation, side: str) -> tuple[dict[str, ClipFiles], dict[str, dict[str, np.ndarray]]]:
     """Files and cached features of one side, by clip."""
-    files = clips_lib.find_clips(pathlib.Path(getattr(config, side))) if getattr(config, side) else {}
+    files = clips_lib.find_clips(storage.path(getattr(config, side))) if getattr(config, side) else {}
     cache, unused = {}, []
     if folder := getattr(config, f"{side}_cache"):
         cache, unused = av_benchmark.read_features(folder)

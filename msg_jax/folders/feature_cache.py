@@ -4,17 +4,18 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 import hashlib
 import os
-import pathlib
 from typing import Any
 import zipfile
 
 import numpy as np
 
+from msg_jax import storage
 from msg_jax.data import clips
 from msg_jax.data.clips import Reader
 from msg_jax.errors import UserError
 from msg_jax.folders.backbones import Backbone
 from msg_jax.infra import logging, preemption
+from msg_jax.storage import Path
 
 Features = dict[str, np.ndarray]
 
@@ -22,7 +23,7 @@ Features = dict[str, np.ndarray]
 class Extraction:
     """Features of clips, cached in `folder`/SIDE/BACKBONE/CLIP.npz."""
 
-    def __init__(self, folder: pathlib.Path, threads: int):
+    def __init__(self, folder: Path, threads: int):
         self._folder, self._threads = folder, max(1, threads)
         self.skipped: list[dict[str, str]] = []
 
@@ -71,19 +72,16 @@ class Extraction:
         return features
 
 
-def _read(path: pathlib.Path) -> Features | None:
+def _read(path: Path) -> Features | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with storage.on_disk(path) as copy, np.load(copy, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
-def write(path: pathlib.Path, **arrays: Any) -> None:
+def write(path: Path, **arrays: Any) -> None:
     """Write an .npz file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]  # `path` may have the longest name that there can be
-    beside = path.with_name(f".{name}.{os.getpid()}")
-    with beside.open("wb") as file:
+    with storage.new_file(path, unfinished=f".{name}.{os.getpid()}") as unfinished, unfinished.open("wb") as file:
         np.savez(file, **arrays)
-    beside.replace(path)

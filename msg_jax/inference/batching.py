@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from msg_jax.infra import mesh as mesh_lib
+from msg_jax.infra import progress
 
 
 def chunks(tree: Any, size: int) -> Iterator[Any]:
@@ -39,8 +40,13 @@ def map_batches(function: Callable, size: int, *arrays: Any, mesh: Mesh | None =
     With a `mesh`, the rows of a batch are spread over its devices.
     """
     rows = jax.tree.leaves(arrays)[0].shape[0]
-    outputs = []
+    outputs, running = [], None
     for batch in chunks(arrays, size):
         found = function(*(batch if mesh is None else mesh_lib.spread(batch, mesh)))
-        outputs.append(jax.tree.map(np.asarray, found))
+        if running is not None:  # fetched only now, so that the devices never wait for the host
+            outputs.append(jax.tree.map(np.asarray, running))
+            progress.report(len(outputs) * size / rows)
+        running = found
+    outputs.append(jax.tree.map(np.asarray, running))
+    progress.report(1.0)
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:rows], *outputs)

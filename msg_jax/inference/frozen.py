@@ -1,28 +1,30 @@
 """The frozen networks of a system, condition encoders and codec: how they are loaded and applied."""
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import functools
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 import numpy as np
 
-from msg_jax import networks
+from msg_jax import networks, storage
 from msg_jax.clip import ClipSpec
 from msg_jax.config.schema import Config
 from msg_jax.convert import bundle
 from msg_jax.convert.tokenizer import Tokenizer
 from msg_jax.errors import UserError
 from msg_jax.inference.batching import map_batches
-from msg_jax.infra import logging, memory
+from msg_jax.infra import logging, memory, progress
 from msg_jax.models.clip_encoder import CLIP
 from msg_jax.models.condition_encoder import embed_text
 from msg_jax.models.synchformer import Synchformer, cut_segments
 from msg_jax.types import Module, Params
 
-FRAMES_AT_ONCE, SEGMENTS_AT_ONCE = 2, 4  # of CLIP and Synchformer: on a CPU, eight frames took a third longer each
+FRAMES_AT_ONCE, SEGMENTS_AT_ONCE = 2, 4  # on each device: on a CPU, CLIP took a third longer for each of eight frames
 
 Loaders = dict[str, Callable[[], Params]]
 EncodeFrames = Callable[[Params, Any, Any], tuple[Any, Any]]
@@ -54,6 +56,9 @@ def open_weights(path: str | os.PathLike, variant: str | None = None) -> bundle.
     `variant` is a key of `convert.bundle.VARIANTS`; None takes the only one that the files allow. docs/WEIGHTS.md lists the
     files. Raises UserError, naming every missing or misfitting file.
     """
+    if storage.in_bucket(storage.path(path)):
+        raise UserError(f"{path} is in a bucket, but released weights are read from a disk: copy them there, or mount "
+                        "the bucket.")
     folder, name = bundle.choose(pathlib.Path(path), variant)
     released = bundle.Bundle(folder, bundle.VARIANTS[name])
     for kind in released.paths:
@@ -104,36 +109,41 @@ def released_loaders(released: bundle.Bundle, *codec_sides: str) -> Loaders:
 
 
 def encoders(
-    config: Config, clip: ClipSpec, released: bundle.Bundle | None, variables: Mapping[str, Params] | LazyWeights
+    config: Config, clip: ClipSpec, released: bundle.Bundle | None, variables: Mapping[str, Params] | LazyWeights,
+    mesh: Mesh | None = None,
 ) -> tuple[EncodeFrames, EmbedText]:
-    """`encode_frames` and `embed_text` for the encoders that the config names."""
+    """`encode_frames` and `embed_text` for the encoders that the config names.
+
+    With a `mesh`, released encoders spread their work over its devices; their variables must be on all of them.
+    """
     if config.encoders.kind == "released":
         assert released is not None
-        return released_encoders(released, clip, variables)
+        return released_encoders(released, clip, variables, mesh)
 
     @jax.jit
     def encode_frames(params, *frames):
         return networks.encode_frames(config, clip, params, *frames)
 
-    @functools.lru_cache(maxsize=256)
+    @functools.lru_cache(maxsize=1024)
     def embed_caption(caption):
         return embed_text([caption], clip.text_tokens, networks.text_dim(config))
 
     return encode_frames, embed_caption
 
 
-def released_encoders(
-    released: bundle.Bundle, clip: ClipSpec, variables: Mapping[str, Params] | LazyWeights
-) -> tuple[EncodeFrames, EmbedText]:
-    """`encode_frames` and `embed_text` of CLIP and Synchformer; the text encoder's weights are `variables["text"]`.
+class EncoderPrograms(NamedTuple):
+    """The released encoders as jitted functions of their variables and of an input."""
 
-    `embed_text` raises UserError if the tokeniser's vocabulary is missing.
-    """
-    configs = {kind: network.config for kind, network in released.variant.networks.items()}
+    images: Any  # uint8 frames (B, px, px, 3) -> (B, D)
+    segments: Any  # uint8 segments (B, frames, px, px, 3) -> (B, steps, D)
+    text: Any  # tokens (B, text_tokens) -> (B, text_tokens, D)
+
+
+def encoder_programs(variant: bundle.Variant) -> EncoderPrograms:
+    """CLIP and Synchformer of a released system, in the device's compute type."""
     dtype = networks.compute_dtype()
-    image_model: Module = CLIP(configs["clip"], dtype)
-    sync_model: Module = Synchformer(configs["synchformer"], dtype)
-    encode_text = jax.jit(functools.partial(image_model.apply, method="encode_text"))
+    image_model: Module = CLIP(variant.networks["clip"].config, dtype)
+    sync_model: Module = Synchformer(variant.networks["synchformer"].config, dtype)
 
     @jax.jit
     def encode_images(variables, frames):
@@ -143,10 +153,35 @@ def released_encoders(
     def encode_segments(variables, segments):
         return sync_model.apply(variables, networks.to_unit(segments)[:, None])[:, 0]
 
+    return EncoderPrograms(
+        encode_images, encode_segments, jax.jit(functools.partial(image_model.apply, method="encode_text"))
+    )
+
+
+def codec_program(codec: Module, method: str) -> Any:
+    """A method of a `models.codec.Codec` (encode, decode or vocode) as a jitted function of its variables and of an input."""
+    return jax.jit(functools.partial(codec.apply, method=method))
+
+
+def released_encoders(
+    released: bundle.Bundle, clip: ClipSpec, variables: Mapping[str, Params] | LazyWeights, mesh: Mesh | None = None
+) -> tuple[EncodeFrames, EmbedText]:
+    """`encode_frames` and `embed_text` of CLIP and Synchformer; the text encoder's weights are `variables["text"]`.
+
+    With a `mesh`, frames and segments are spread over its devices. `encode_frames` takes videos of any length.
+
+    `embed_text` raises UserError if the tokeniser's vocabulary is missing.
+    """
+    programs = encoder_programs(released.variant)
+
     def encode_frames(variables, video, clip_video):
-        sync = _per_item(encode_segments, variables["synchformer"], cut_segments(video, clip), SEGMENTS_AT_ONCE)
-        features = _per_item(encode_images, variables["clip"], clip_video, FRAMES_AT_ONCE)
-        return features, sync.reshape(len(sync), clip.sync_tokens, -1)
+        as_long = dataclasses.replace(clip, duration_sec=video.shape[1] / clip.video_hz)
+        with progress.part(0, 0.8):
+            segments = cut_segments(video, as_long)
+            sync = _per_item(programs.segments, variables["synchformer"], segments, SEGMENTS_AT_ONCE, mesh)
+        with progress.part(0.8, 1):
+            features = _per_item(programs.images, variables["clip"], clip_video, FRAMES_AT_ONCE, mesh)
+        return features, sync.reshape(len(sync), as_long.sync_tokens, -1)
 
     @functools.cache
     def tokenizer():
@@ -155,18 +190,21 @@ def released_encoders(
                 f"{released.folder} lacks {bundle.VOCABULARY.name} (1.4 MB), which prompts need: {bundle.DOCUMENT} says where "
                 "it is published"
             )
-        return Tokenizer(released.vocabulary, configs["clip"].vocabulary, clip.text_tokens)
+        return Tokenizer(released.vocabulary, released.variant.networks["clip"].config.vocabulary, clip.text_tokens)
 
-    @functools.lru_cache(maxsize=256)
+    @functools.lru_cache(maxsize=1024)
     def embed_prompt(prompt):
         tokens = tokenizer()(prompt)[None]
-        return np.asarray(encode_text(variables["text"], tokens))
+        return np.asarray(programs.text(variables["text"], tokens))
 
     return encode_frames, embed_prompt
 
 
-def _per_item(network: Callable[[Params, Any], Any], variables: Params, items: Any, size: int) -> np.ndarray:
-    """Apply a network to each of (B, N, ...) items, `size` at a time."""
+def _per_item(
+    network: Callable[[Params, Any], Any], variables: Params, items: Any, size: int, mesh: Mesh | None
+) -> np.ndarray:
+    """Apply a network to each of (B, N, ...) items, `size` at a time on each device."""
     flat = items.reshape(-1, *items.shape[2:])
-    outputs = map_batches(functools.partial(network, variables), size, flat)
+    at_once = size if mesh is None else size * mesh.size
+    outputs = map_batches(functools.partial(network, variables), at_once, flat, mesh=mesh)
     return outputs.reshape(*items.shape[:2], *outputs.shape[1:])

@@ -3,20 +3,27 @@
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import sys
 import time
 
+from jaxtyping import Float
 import numpy as np
 from tqdm import tqdm
 
 from msg_jax.data import containers, files, media, media_writer
+from msg_jax.data.frame_grid import FrameChoice, FrameGrid, mmaudio_duration_sec
 from msg_jax.errors import UserError
 from msg_jax.inference.system import System
-from msg_jax.infra import logging
+from msg_jax.infra import logging, progress
+from msg_jax.types import Conditions
 
 _SUFFIXES = ", ".join(media.VIDEO_SUFFIXES)
+_ENCODED, _SAMPLED = 0.4, 0.8  # about what share of a video's work is done then, for the progress bar
+_BAR = "{l_bar}{bar}| {n:.2f}/{total} {unit} [{elapsed}<{remaining}]"
+_NAME_LENGTH = 100  # of a sound for a prompt alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +39,14 @@ class Settings:
     audio_format: str = "wav"
     container: str = ""  # of the videos with sound, for example "mkv"; "" for each video's own
     overwrite: bool = False
+    duration_sec: float | None = None  # use the first seconds of each video, as one sequence if the system can; None: all
+    frame_choice: FrameChoice | None = None  # None: the system's
+    noise: Float[np.ndarray, "variants tokens channels"] | None = None  # instead of the seeds' noise
+
+    @property
+    def tags(self) -> list[str]:
+        """What the name of each variant ends in."""
+        return [""] if self.variants == 1 else [f"_{i}" for i in range(self.variants)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +60,7 @@ class Video:
         """Paths of (sound, video with sound) of each variant."""
         stem = self.name.removesuffix(self.path.suffix)
         suffix = f".{settings.container}" if settings.container else self.path.suffix
-        tags = [""] if settings.variants == 1 else [f"_{i}" for i in range(settings.variants)]
-        return [(out / f"{stem}{tag}.{settings.audio_format}", out / f"{stem}{tag}{suffix}") for tag in tags]
+        return [(out / f"{stem}{tag}.{settings.audio_format}", out / f"{stem}{tag}{suffix}") for tag in settings.tags]
 
 
 def find_videos(inputs: Iterable[pathlib.Path], out: pathlib.Path) -> tuple[list[Video], list[dict]]:
@@ -89,39 +103,95 @@ def refuse_collisions(videos: Sequence[Video], out: pathlib.Path, settings: Sett
                     f"{owners[path]} and {video.path} would both be written to {path}; give their common folder, or "
                     "each its own --out"
                 )
-            if os.path.exists(path) and not settings.overwrite:
-                raise UserError(f"{path} exists already; pass --overwrite to replace it, or choose another --out")
+            _refuse_existing([path], settings)
             owners[path] = video.path
+
+
+def _refuse_existing(paths: Iterable[pathlib.Path], settings: Settings) -> None:
+    for path in paths:
+        if os.path.exists(path) and not settings.overwrite:
+            raise UserError(f"{path} exists already; pass --overwrite to replace it, or choose another --out")
+
+
+def fit(system: System, path: pathlib.Path, settings: Settings) -> tuple[System, int, int]:
+    """The system for a video's length, the latent tokens to sample, and the samples of the sound.
+
+    A system for any length gets a window of exactly the video's length, if that is at most the system's clip or if
+    `duration_sec` is set. With `mmaudio_inference` the window ends where MMAudio's does. Otherwise a longer video is sampled
+    jointly over overlapping windows, and a shorter one keeps its last frame. Raises UserError if the file cannot be read.
+    """
+    clip = system.clip
+    duration_sec = min(media.probe(path).duration_sec, settings.duration_sec or math.inf)
+    samples, window_sec = round(duration_sec * clip.audio_hz), round(duration_sec, 3)  # containers round to milliseconds
+    if not system.any_length or (settings.duration_sec is None and window_sec > clip.duration_sec):
+        return system, system.tokens(samples), samples
+    if (settings.frame_choice or system.frame_choice) == "mmaudio_inference":
+        most_sec = settings.duration_sec or clip.duration_sec
+        last_sec = media.last_picture_sec(path, most_sec)
+        window_sec = mmaudio_duration_sec(last_sec, (clip.clip_video_hz, clip.video_hz), most_sec)
+    fitting = system.of_length(window_sec)
+    return fitting, fitting.clip.latent_tokens, samples
 
 
 def sounds_for(system: System, video: Video, settings: Settings) -> Iterator[np.ndarray]:
     """Yield a waveform (round(duration_sec * audio_hz),) in [-1, 1] per variant; the video is encoded once.
 
-    A video longer than the system's clip is sampled jointly over overlapping windows. A shorter one keeps its last frame.
-    Raises UserError if the file cannot be read.
+    Raises UserError if the file cannot be read, or if the noise of the settings has another shape than needed.
     """
-    clip = system.clip
-    samples = round(media.probe(video.path).duration_sec * clip.audio_hz)
-    tokens = system.tokens(samples)
+    fitting, tokens, samples = fit(system, video.path, settings)
+    clip, choice = fitting.clip, settings.frame_choice or system.frame_choice
     grids = (
-        media.FrameGrid(clip.video_hz, clip.video_px, clip.video_frames),
-        media.FrameGrid(
-            clip.clip_video_hz, clip.clip_video_px, clip.clip_video_frames, squash=system.squashes_clip_video
-        ),
+        FrameGrid(clip.video_hz, clip.video_px, clip.video_frames, choice=choice),
+        FrameGrid(clip.clip_video_hz, clip.clip_video_px, clip.clip_video_frames, system.squashes_clip_video, choice),
     )
-    windows = (
-        media.read_video(video.path, grids, start / clip.latent_hz) for start in system.window_starts(tokens)
-    )
-    conditions = system.encode(windows, settings.prompt)
-    sampled = [
-        system.sample(
-            conditions, system.noise(settings.seed + variant, video.name, tokens), steps=settings.steps,
-            guidance_scale=settings.guidance_scale, negative_prompt=settings.negative_prompt,
+    starts = fitting.window_starts(tokens)
+    windows = (media.read_video(video.path, grids, start / clip.latent_hz) for start in starts)
+    noises = _noises(system, video.name, tokens, settings)
+    with progress.part(0, _ENCODED):
+        conditions = fitting.encode(windows, settings.prompt, len(starts))
+    yield from _sounds(fitting, conditions, noises, samples, settings)
+
+
+def sounds_of_text(system: System, settings: Settings) -> Iterator[np.ndarray]:
+    """Yield a waveform in [-1, 1] per variant for the prompt alone: null conditions take the place of a video's.
+
+    It is `duration_sec` long, by default the system's clip. Raises UserError as `sounds_for` does.
+    """
+    duration_sec = settings.duration_sec or system.clip.duration_sec
+    fitting = system.of_length(duration_sec) if system.any_length else system
+    samples = round(duration_sec * system.clip.audio_hz)
+    tokens = fitting.clip.latent_tokens if system.any_length else system.tokens(samples)
+    noises = _noises(system, "", tokens, settings)
+    conditions = fitting.encode_text_alone(settings.prompt, len(fitting.window_starts(tokens)))
+    yield from _sounds(fitting, conditions, noises, samples, settings)
+
+
+def _noises(system: System, name: str, tokens: int, settings: Settings) -> list[np.ndarray]:
+    """The noise (1, tokens, C) of each variant."""
+    if settings.noise is None:
+        return [system.noise(settings.seed + variant, name, tokens) for variant in range(settings.variants)]
+    shape = (settings.variants, tokens, system.clip.latent_channels)
+    if settings.noise.shape != shape:
+        raise UserError(
+            f"the noise has the shape {settings.noise.shape}, but {name or 'the prompt'} needs {shape}; give another --noise"
         )
-        for variant in range(settings.variants)  # all before the first is decoded, because weights may be loaded lazily
-    ]
-    for latents in sampled:
-        yield system.decode(latents)[:samples]
+    return list(settings.noise.astype(np.float32)[:, None])
+
+
+def _sounds(
+    system: System, conditions: Conditions, noises: Sequence[np.ndarray], samples: int, settings: Settings
+) -> Iterator[np.ndarray]:
+    sampled, count = [], len(noises)
+    for i, noise in enumerate(noises):  # all before the first is decoded, because weights may be loaded lazily
+        with progress.part(_ENCODED, _SAMPLED), progress.part(i / count, (i + 1) / count):
+            sampled.append(system.sample(
+                conditions, noise, steps=settings.steps, guidance_scale=settings.guidance_scale,
+                negative_prompt=settings.negative_prompt,
+            ))
+    for i, latents in enumerate(sampled):
+        with progress.part(_SAMPLED, 1), progress.part(i / count, (i + 1) / count):
+            waveform = system.decode(latents)
+        yield media.fit_length(waveform, samples)
 
 
 def generate(
@@ -129,47 +199,40 @@ def generate(
 ) -> tuple[list[dict], list[dict]]:
     """Make sound for all videos among files and folders; return the new rows of generated.jsonl and skipped.jsonl.
 
-    A video's sound does not depend on the other videos, and whatever goes wrong with one video, the others get theirs. A
-    variant has both its files and its row, or none. Raises UserError, before anything is computed, if `out` cannot be a
-    folder, if an output would overwrite a file (`refuse_collisions`), or if the system cannot read a prompt; and at the end
-    if skipped.jsonl cannot be written.
+    Without inputs, make the sound of the prompt alone. A video's sound does not depend on the other videos, and whatever goes
+    wrong with one video, the others get theirs. A variant has both its files and its row, or none. Raises UserError, before
+    anything is computed, if `out` cannot be a folder, if an output would overwrite a file (`refuse_collisions`), or if the
+    system cannot read a prompt; and at the end if skipped.jsonl cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={out} cannot be made a folder ({error.strerror}); choose another place") from error
+    inputs = list(inputs)
     videos, skipped = find_videos(inputs, out)
     refuse_collisions(videos, out, settings)
+    if not inputs:
+        _refuse_existing(_text_outputs(out, settings), settings)
     for prompt in filter(None, (settings.prompt, settings.negative_prompt)):
         system.embed_text(prompt)
     record = _Record(out)
     for row in skipped:
         _report(f"skipped: {row['reason']}", quiet)
-    for video in tqdm(videos, unit="video", disable=quiet):
-        begun = time.monotonic()
-        try:
-            media_writer.check_mux(video.path, video.outputs(out, settings)[0][1])
-            for variant, waveform in enumerate(sounds_for(system, video, settings)):
-                with record.adding(video.outputs(out, settings)[variant]) as row:
-                    left_out = _write(video, waveform, system.clip.audio_hz, video.outputs(out, settings)[variant], settings)
-                    row |= {
-                        "input": str(video.path),
-                        "outputs": [path.relative_to(out).as_posix() for path in video.outputs(out, settings)[variant]],
-                        "seed": settings.seed + variant,
-                        "steps": settings.steps,
-                        "guidance": settings.guidance_scale,
-                        "prompt": settings.prompt,
-                        "negative_prompt": settings.negative_prompt,
-                        "checkpoint": system.digest,
-                        "seconds": round(time.monotonic() - begun, 3),
-                    } | ({"left_out": left_out} if left_out else {})
-                if left_out and variant == 0:
-                    _report(f"left out of the copy of {video.path}: {', '.join(left_out)}", quiet)
-                begun = time.monotonic()
-        except Exception as error:
-            reason = str(error) if isinstance(error, UserError) else f"{video.path} gets no sound ({containers.what(error)})"
-            skipped.append({"path": str(video.path), "reason": reason})
-            _report(f"skipped: {reason}", quiet)
+    with tqdm(total=len(videos) or 1, unit="video" if videos else "sound", bar_format=_BAR, disable=quiet) as bar:
+        for done, video in enumerate(videos):
+            try:
+                with progress.listening(_mover(bar, done)):
+                    _sounds_with_pictures(system, video, out, settings, record, quiet)
+            except Exception as error:
+                surprise = f"{video.path} gets no sound ({containers.what(error)})"
+                reason = str(error) if isinstance(error, UserError) else surprise
+                skipped.append({"path": str(video.path), "reason": reason})
+                _report(f"skipped: {reason}", quiet)
+            _mover(bar, done)(1)
+        if not inputs:
+            with progress.listening(_mover(bar, 0)):
+                _sounds_alone(system, out, settings, record)
+            _mover(bar, 0)(1)
     try:
         logging.write_jsonl(out / "skipped.jsonl", skipped)
     except OSError as error:
@@ -177,6 +240,63 @@ def generate(
             f"{out / 'skipped.jsonl'} cannot be written ({containers.what(error)}); make room, then run the command again"
         ) from error
     return record.made, skipped
+
+
+def _mover(bar: tqdm, done: int) -> progress.Listener:
+    """Moves the bar to `done` videos and a share of the next one, never back."""
+
+    def move(share: float) -> None:
+        bar.update(max(0.0, done + share - bar.n))
+
+    return move
+
+
+def _sounds_with_pictures(
+    system: System, video: Video, out: pathlib.Path, settings: Settings, record: "_Record", quiet: bool
+) -> None:
+    begun = time.monotonic()
+    media_writer.check_mux(video.path, video.outputs(out, settings)[0][1])
+    for variant, waveform in enumerate(sounds_for(system, video, settings)):
+        paths = video.outputs(out, settings)[variant]
+        with record.adding(paths) as row:
+            left_out = _write(video, waveform, system.clip.audio_hz, paths, settings)
+            row |= {"input": str(video.path)} | _row(system, settings, variant, paths, out, begun)
+            row |= {"left_out": left_out} if left_out else {}
+        if left_out and variant == 0:
+            _report(f"left out of the copy of {video.path}: {', '.join(left_out)}", quiet)
+        begun = time.monotonic()
+
+
+def _sounds_alone(system: System, out: pathlib.Path, settings: Settings, record: "_Record") -> None:
+    begun = time.monotonic()
+    for variant, waveform in enumerate(sounds_of_text(system, settings)):
+        path = _text_outputs(out, settings)[variant]
+        with record.adding([path]) as row:
+            media_writer.write_audio(path, waveform, system.clip.audio_hz, overwrite=settings.overwrite)
+            row |= {"input": None} | _row(system, settings, variant, [path], out, begun)
+        begun = time.monotonic()
+
+
+def _text_outputs(out: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
+    """Paths of the sounds for the prompt alone, named after it."""
+    stem = settings.prompt.replace(" ", "_").replace("/", "_").replace(".", "")[:_NAME_LENGTH]
+    return [out / f"{stem}{tag}.{settings.audio_format}" for tag in settings.tags]
+
+
+def _row(
+    system: System, settings: Settings, variant: int, paths: Sequence[pathlib.Path], out: pathlib.Path, begun: float
+) -> dict:
+    return {
+        "outputs": [path.relative_to(out).as_posix() for path in paths],
+        "seed": settings.seed + variant if settings.noise is None else None,
+        "steps": settings.steps,
+        "guidance": settings.guidance_scale,
+        "prompt": settings.prompt,
+        "negative_prompt": settings.negative_prompt,
+        "frame_choice": settings.frame_choice or system.frame_choice,
+        "checkpoint": system.digest,
+        "seconds": round(time.monotonic() - begun, 3),
+    }
 
 
 def _write(
@@ -197,7 +317,7 @@ class _Record:
         self._rows = {row["outputs"][0]: row for row in logging.read_metrics(self._path)}
 
     @contextlib.contextmanager
-    def adding(self, paths: tuple[pathlib.Path, pathlib.Path]) -> Iterator[dict]:
+    def adding(self, paths: Sequence[pathlib.Path]) -> Iterator[dict]:
         """Records the row that the block fills. If that fails, deletes the block's files, unless it has not touched them."""
         before, row, key = [_stamp(path) for path in paths], {}, paths[0].relative_to(self._path.parent).as_posix()
         try:

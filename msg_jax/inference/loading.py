@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 import os
-import pathlib
 from typing import Any
 
 from flax.errors import FlaxError
 import jax
 
-from msg_jax import networks
+from msg_jax import networks, storage
 from msg_jax.clip import ClipSpec
 from msg_jax.config import tree
 from msg_jax.config.schema import Config
@@ -18,9 +17,10 @@ from msg_jax.inference import frozen
 from msg_jax.inference.frozen import LazyWeights
 from msg_jax.inference.system import System
 from msg_jax.infra import checkpoint
-from msg_jax.infra.record import RECORD, read_record
+from msg_jax.infra.record import RECORD, read_record, read_sampling
 from msg_jax.models.mmdit import MMDiT, example_inputs
 from msg_jax.models.neural_codec import NeuralCodec
+from msg_jax.storage import Path
 
 
 def load_checkpoint(folder: str | os.PathLike) -> System:
@@ -29,7 +29,7 @@ def load_checkpoint(folder: str | os.PathLike) -> System:
     Raises UserError if `folder` is not such a stage, if an upstream stage is missing or was made again since, or if this
     version of the code has other networks.
     """
-    folder = pathlib.Path(folder)
+    folder = storage.path(folder)
     record = _finished(folder)
     config, clip = tree.from_dict(Config, record["config"]), ClipSpec.from_dict(record["clip_spec"])
     if record["stage"] not in ("base", *record["config"]["arms"]):
@@ -37,6 +37,7 @@ def load_checkpoint(folder: str | os.PathLike) -> System:
             f"{folder} holds the stage {record['stage']}, which is not a generator; give the folder of base or of a "
             "preference arm."
         )
+    sampling = {"steps": config.evaluate.steps, "guidance_scale": config.evaluate.reward_guidance} | read_sampling(folder)
     upstream = _upstream(folder, record)
     released = _released_files(config, upstream)
     loaders = frozen.loaders(config, released, lambda stage: checkpoint.load(upstream[stage] / "params"), "decoder")
@@ -58,14 +59,15 @@ def load_checkpoint(folder: str | os.PathLike) -> System:
     return System(
         clip=clip,
         digest=record["digest"],
-        steps=config.evaluate.steps,
-        guidance_scale=config.evaluate.reward_guidance,
+        **sampling,
         encode_frames=encode_frames,
         embed_text=embed_text,
         generator=generator,
         codec=networks.codec(config, clip),
         variables=variables,
         squashes_clip_video=config.encoders.kind == "released",
+        any_length=config.encoders.kind == config.codec.kind == "released" and isinstance(generator, MMDiT),
+        frame_choice=config.data.frame_choice,
         solver=networks.solver(config),
     )
 
@@ -93,10 +95,11 @@ def from_bundle(released: bundle.Bundle) -> System:
         codec=NeuralCodec(clip, configs["vae"], configs["bigvgan"]),
         variables=variables,
         squashes_clip_video=True,
+        any_length=True,
     )
 
 
-def _finished(folder: pathlib.Path) -> dict[str, Any]:
+def _finished(folder: Path) -> dict[str, Any]:
     record = read_record(folder)
     if record is None:
         raise UserError(f"{folder} has no {RECORD}: give the folder of a finished stage, e.g. runs/tiny/avp_rpo.")
@@ -105,7 +108,7 @@ def _finished(folder: pathlib.Path) -> dict[str, Any]:
     return record
 
 
-def _upstream(folder: pathlib.Path, record: dict[str, Any]) -> dict[str, pathlib.Path]:
+def _upstream(folder: Path, record: dict[str, Any]) -> dict[str, Path]:
     """Folders of the upstream stages by name: where the record says, else beside `folder` or one level up."""
     found = {}
     for stage in ("base", "extract", "codec", "encoders"):
@@ -114,7 +117,7 @@ def _upstream(folder: pathlib.Path, record: dict[str, Any]) -> dict[str, pathlib
         beside, above = folder.parent / stage, folder.parent.parent / stage
         needed = above if not beside.exists() and above.exists() else beside
         if stage in record["places"]:
-            needed = folder / record["places"][stage]
+            needed = storage.absolute(folder / record["places"][stage])
         theirs = _finished(needed)
         if theirs["digest"] != record["upstream"][stage]:
             raise UserError(f"{folder} was made from another {stage} than the one in {needed}: run its stage again.")
@@ -122,7 +125,7 @@ def _upstream(folder: pathlib.Path, record: dict[str, Any]) -> dict[str, pathlib
     return found
 
 
-def _released_files(config: Config, upstream: Mapping[str, pathlib.Path]) -> bundle.Bundle | None:
+def _released_files(config: Config, upstream: Mapping[str, Path]) -> bundle.Bundle | None:
     """The released files that a run used, if any. Raises UserError if they have changed."""
     used = [stage for stage in ("codec", "encoders") if getattr(config, stage).kind == "released"]
     if not used:

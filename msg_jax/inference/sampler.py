@@ -18,6 +18,23 @@ from msg_jax.infra.random import key_for
 from msg_jax.types import Conditions, Params
 
 
+def sample_program(model: Any, solver: Mapping[str, Any]) -> Any:
+    """The jitted (variables, conditions of B clips, their keys, candidates=N, guidance_scale=, steps=) -> (B, N, T, C)."""
+
+    @functools.partial(jax.jit, static_argnames=("candidates", "guidance_scale", "steps"))
+    def sample(variables, conditions, keys, *, candidates, guidance_scale, steps):
+        tokens, channels = model.config.latent_tokens, model.config.latent_channels
+        noise = jax.vmap(lambda key: jax.random.normal(key, (candidates, tokens, channels)))(keys)
+        latents = sampling.sample(
+            model, variables, conditions, noise.reshape(-1, tokens, channels), steps=steps,
+            guidance_scale=guidance_scale, **solver,
+        )
+        latents = model.apply(variables, latents, method="unnormalize")
+        return latents.reshape(-1, candidates, tokens, channels)
+
+    return sample
+
+
 class Sampler:
     """Samples from any variables of one generator network.
 
@@ -29,19 +46,8 @@ class Sampler:
         self.model, self.source, self._mesh, self._solver = model, source, mesh, solver
 
     @functools.cached_property
-    def _sample(self):
-        @functools.partial(jax.jit, static_argnames=("candidates", "guidance_scale", "steps"))
-        def sample(variables, conditions, keys, *, candidates, guidance_scale, steps):
-            tokens, channels = self.model.config.latent_tokens, self.model.config.latent_channels
-            noise = jax.vmap(lambda key: jax.random.normal(key, (candidates, tokens, channels)))(keys)
-            latents = sampling.sample(
-                self.model, variables, conditions, noise.reshape(-1, tokens, channels), steps=steps,
-                guidance_scale=guidance_scale, **self._solver,
-            )
-            latents = self.model.apply(variables, latents, method="unnormalize")
-            return latents.reshape(-1, candidates, tokens, channels)
-
-        return sample
+    def _program(self):
+        return sample_program(self.model, self._solver)
 
     def latents(
         self, variables: Params, indices: Sequence[int] | np.ndarray, *, seed: int, purpose: str, candidates: int = 1,
@@ -61,7 +67,7 @@ class Sampler:
                 conditions = Conditions.from_batch(self.source.stack(chosen, names))
                 conditions = conditions if prompts else conditions.replace(text=null.text)
             keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.asarray(chosen))
-            latents = self._sample(
+            latents = self._program(
                 variables, *mesh_lib.spread((conditions, keys), self._mesh), candidates=candidates,
                 guidance_scale=guidance_scale, steps=steps,
             )

@@ -19,6 +19,7 @@ from jaxtyping import Float
 import numpy as np
 
 from msg_jax.inference.batching import chunks, deinterleave, interleave
+from msg_jax.infra import progress
 from msg_jax.losses.diffusion import Diffusion
 from msg_jax.losses.flow import VelocityFn
 from msg_jax.types import Array, Conditions, Params
@@ -128,6 +129,19 @@ def integrate(
     return jax.lax.scan(scanned, (jnp.asarray(noise), memory), (times[:-1], times[1:]))[0][0]
 
 
+def euler_path(velocity_fn: VelocityFn, noise: Float[Array, "B T C"], steps: int) -> Float[Array, "B {steps}+1 T C"]:
+    """All states of `integrate` with Euler's method, from noise at t = 0 to data at t = 1."""
+    times = solver_times(steps)
+
+    def step(x, span):
+        start, end = span
+        x, _ = _euler(lambda x, t: velocity_fn(x, jnp.full(x.shape[0], t)), x, start, end, None)
+        return x, x
+
+    ends = jax.lax.scan(step, noise, (times[:-1], times[1:]))[1]
+    return jnp.concatenate([noise[:, None], jnp.moveaxis(ends, 0, 1)], axis=1)
+
+
 def guided(velocity_fn: Callable, cond, null, guidance_scale: float) -> VelocityFn:
     """Classifier-free guidance: s * velocity(cond) + (1 - s) * velocity(null) (Ho & Salimans, arXiv 2207.12598).
 
@@ -217,8 +231,9 @@ def sample_windows(
 
     x = np.asarray(noise)
     step, memory = solver_step(solver, x, diffusion)
-    for start, end in itertools.pairwise(solver_times(steps)):
+    for done, (start, end) in enumerate(itertools.pairwise(solver_times(steps)), 1):
         x, memory = step(velocity, x, start, end, memory)
+        progress.report(done / steps)
     return np.asarray(x)
 
 

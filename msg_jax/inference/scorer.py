@@ -15,6 +15,7 @@ from msg_jax.config.schema import Judge
 from msg_jax.data import mel
 from msg_jax.evaluation import detector, events
 from msg_jax.inference.batching import map_batches
+from msg_jax.inference.frozen import codec_program
 from msg_jax.models.sf_cavp import TERMS
 from msg_jax.preference import reward
 from msg_jax.types import Module, Params
@@ -28,17 +29,17 @@ class RewardScorer:
     def __init__(self, cosines: reward.Reward, params: Params, mesh: Mesh, batch_size: int):
         self._params, self._mesh, self._batch = params, mesh, batch_size
         self.terms = (*TERMS, *(("events",) if cosines.sound_events is not None else ()))
-        self._embed_video = jax.jit(lambda params, x: reward.embed_video(cosines, params, networks.to_unit(x)))
-        self._embed_audio = jax.jit(lambda params, x: reward.embed_audio(cosines, params, x))
+        self.embed_video_program = jax.jit(lambda params, x: reward.embed_video(cosines, params, networks.to_unit(x)))
+        self.embed_audio_program = jax.jit(lambda params, x: reward.embed_audio(cosines, params, x))
         self._score = jax.jit(lambda params, video, x: reward.score_candidates(cosines, params, video, x))
 
     def embed_video(self, video: UInt8[np.ndarray, "B T H W 3"]) -> Any:
         """The reward's embeddings of frames."""
-        return map_batches(functools.partial(self._embed_video, self._params), self._batch, video, mesh=self._mesh)
+        return map_batches(functools.partial(self.embed_video_program, self._params), self._batch, video, mesh=self._mesh)
 
     def embed_audio(self, log_mels: Float[np.ndarray, "B T M"]) -> Any:
         """The reward's embeddings of log-mels."""
-        return map_batches(functools.partial(self._embed_audio, self._params), self._batch, log_mels, mesh=self._mesh)
+        return map_batches(functools.partial(self.embed_audio_program, self._params), self._batch, log_mels, mesh=self._mesh)
 
     def score(self, video: Any, log_mels: Float[np.ndarray, "B N T M"]) -> dict[str, Float[np.ndarray, "B N"]]:
         """The reward and its terms for N candidates per clip, against the `video` embeddings of B clips."""
@@ -65,7 +66,7 @@ class CodecAndJudge:
         self._variables, self._section, self._clip, self._mesh, self._batch = codec_variables, section, clip, mesh, batch_size
         self.can_judge = judge is not None
         self._decode, self._encode, self._vocode = (
-            jax.jit(functools.partial(codec.apply, method=method)) for method in ("decode", "encode", "vocode")
+            codec_program(codec, method) for method in ("decode", "encode", "vocode")
         )
         if judge is not None:
             self._judge = jax.jit(lambda x: detector.detect(judge, judge_params, x))

@@ -15,9 +15,11 @@ import jax
 import numpy as np
 
 from msg_jax.clip import ClipSpec
+from msg_jax.data.frame_grid import FrameChoice
 from msg_jax.inference import sampling
 from msg_jax.inference.batching import chunks, map_batches
-from msg_jax.inference.frozen import EmbedText, EncodeFrames, LazyWeights
+from msg_jax.inference.frozen import EmbedText, EncodeFrames, LazyWeights, codec_program
+from msg_jax.infra import progress
 from msg_jax.models.motion import motion_energy
 from msg_jax.types import Conditions, Module, Params
 
@@ -30,6 +32,9 @@ class System:
 
     A clip has T >= clip.latent_tokens latent tokens. The generator sees windows of clip.latent_tokens that overlap by half
     or more; conditions have one row per window. Programs are compiled for two shapes at most: one window, and several.
+
+    With `any_length`, the networks also work at other lengths: `of_length` gives the system whose window is that long. Its
+    programs are compiled for that length.
     """
 
     clip: ClipSpec
@@ -42,7 +47,24 @@ class System:
     codec: Module  # a models.codec.Codec
     variables: Mapping[str, Params] | LazyWeights  # of "encoders", "generator" and "codec"
     squashes_clip_video: bool = False  # resize whole frames to a square instead of cropping them
+    any_length: bool = False
+    frame_choice: FrameChoice = "training"  # that of the frames the generator was trained on
     solver: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keyword arguments of `sampling.sample_windows`
+
+    def of_length(self, duration_sec: float) -> "System":
+        """The system with windows of `duration_sec`, at least one segment of the synchronisation encoder; kept for next time.
+
+        Only with `any_length`.
+        """
+        clip = dataclasses.replace(self.clip, duration_sec=max(duration_sec, self.clip.sync_segment_sec))
+        lengths = {
+            "latent_tokens": clip.latent_tokens, "clip_tokens": clip.clip_video_frames, "sync_tokens": clip.sync_tokens,
+        }
+        if clip.duration_sec not in self._of_length:
+            generator = self.generator.clone(config=dataclasses.replace(self.generator.config, **lengths))
+            codec = self.codec.clone(clip=clip)
+            self._of_length[clip.duration_sec] = dataclasses.replace(self, clip=clip, generator=generator, codec=codec)
+        return self._of_length[clip.duration_sec]
 
     def tokens(self, samples: int) -> int:
         """Latent tokens of a clip with this number of waveform samples."""
@@ -52,24 +74,30 @@ class System:
         """First tokens of the windows of a clip."""
         return sampling.window_starts(tokens, self.clip.latent_tokens, self.clip.latent_tokens // 2)
 
-    def encode(self, windows: Iterable[Sequence[np.ndarray]], prompt: str = "") -> Conditions:
+    def encode(self, windows: Iterable[Sequence[np.ndarray]], prompt: str = "", count: int = 1) -> Conditions:
         """Encode the frames of a clip's windows; they are read lazily, so that few are in memory.
 
         A window is a pair of uint8 arrays, `video` and `clip_video` in the sizes of the ClipSpec. Without a prompt the text
-        condition is the generator's null text.
+        condition is the generator's null text. The progress that is reported takes the windows to be `count`.
         """
         inputs = self.generator.config.features
         features, motion, rows, size, remaining = [], [], 0, None, iter(windows)
         while batch := list(itertools.islice(remaining, WINDOWS_AT_ONCE)):
             rows, size = rows + len(batch), size or len(batch)
             (frames,) = chunks(tuple(np.stack(stream) for stream in zip(*batch)), size)
-            features.append(jax.tree.map(np.asarray, self.encode_frames(self.variables["encoders"], *frames)))
+            with progress.part((rows - len(batch)) / count, rows / count):
+                features.append(jax.tree.map(np.asarray, self.encode_frames(self.variables["encoders"], *frames)))
+            progress.report(rows / count)
             if "motion" in inputs:
                 motion.append(np.asarray(motion_energy(frames[0], self.clip.sync_tokens)))
         clip, sync = (np.concatenate(parts)[:rows] for parts in zip(*features))
-        text = self.embed_text(prompt) if prompt else self._null_text
+        text = self._embed_prompt(prompt)
         found = {"clip": clip, "sync": sync, "text": np.repeat(text, rows, axis=0)}
         return Conditions.from_batch(found | ({"motion": np.concatenate(motion)[:rows]} if motion else {}))
+
+    def encode_text_alone(self, prompt: str, rows: int = 1) -> Conditions:
+        """Conditions of `rows` windows without a video: the generator's null conditions, with the text of the prompt."""
+        return self.generator.apply(self.variables["generator"], rows, self._embed_prompt(prompt), method="null_conditions")
 
     def noise(self, seed: int, name: str, tokens: int) -> np.ndarray:
         """Noise (1, tokens, C) for a seed and a clip's name. Longer noise begins with the shorter one's values."""
@@ -98,26 +126,40 @@ class System:
         starts = np.array(self.window_starts(len(latents)))
         windows = latents[starts[:, None] + np.arange(self.clip.latent_tokens)]
         decode = functools.partial(self._decode, self.variables["codec"])
-        log_mels = map_batches(decode, min(len(starts), WINDOWS_AT_ONCE), windows)
-        return self.vocode(sampling.blend(log_mels, starts * self.clip.latent_stride))
+        with progress.part(0, 0.1):
+            log_mels = map_batches(decode, min(len(starts), WINDOWS_AT_ONCE), windows)
+        with progress.part(0.1, 1):
+            return self.vocode(sampling.blend(log_mels, starts * self.clip.latent_stride))
 
     def vocode(self, log_mel: np.ndarray) -> np.ndarray:
         """Turn a log-mel (frames, M) into a waveform (frames * hop_samples,), in pieces of one length, without seams.
 
         A vocoder is local: a sample depends on `context_frames` mel frames on either side only. Each piece is computed with
-        that much context and cropped, which gives the samples of the whole clip in one piece, phases included. A clip
+        that much context and cropped, which gives the samples of the whole clip in one piece, phases included.
+
+        A piece has the mel frames of a window, so one window is one piece, and begins and ends as the vocoder itself pads
+        it. Where a window is shorter than twice the context, pieces of longer clips are longer, and such a clip that is
         shorter than a piece is padded with its last frame.
         """
-        context, hop = self.codec.context_frames, self.clip.mel.hop_samples
-        size = self.clip.mel_frames + 2 * context
+        context, hop, size = self.codec.context_frames, self.clip.mel.hop_samples, self.clip.mel_frames
+        if len(log_mel) > size and size <= 2 * context:
+            size += 2 * context
         filled = np.pad(log_mel, ((0, max(0, size - len(log_mel))), (0, 0)), mode="edge")
-        starts = sampling.window_starts(len(filled), size, self.clip.mel_frames)
+        starts = sampling.window_starts(len(filled), size, max(1, size - 2 * context))
         joins = [0, *(start + context for start in starts[1:]), len(filled)]
         pieces = []
         for start, (first, end) in zip(starts, itertools.pairwise(joins)):
             piece = np.asarray(self._vocode(self.variables["codec"], filled[None, start : start + size]))[0]
             pieces.append(piece[(first - start) * hop : (end - start) * hop])
+            progress.report(len(pieces) / len(starts))
         return np.concatenate(pieces)[: len(log_mel) * hop]
+
+    def _embed_prompt(self, prompt: str) -> np.ndarray:
+        return self.embed_text(prompt) if prompt else self._null_text
+
+    @functools.cached_property
+    def _of_length(self) -> dict[float, "System"]:
+        return {}
 
     @functools.cached_property
     def _null_text(self) -> np.ndarray:
@@ -129,8 +171,8 @@ class System:
 
     @functools.cached_property
     def _decode(self):
-        return jax.jit(functools.partial(self.codec.apply, method="decode"))
+        return codec_program(self.codec, "decode")
 
     @functools.cached_property
     def _vocode(self):
-        return jax.jit(functools.partial(self.codec.apply, method="vocode"))
+        return codec_program(self.codec, "vocode")

@@ -1,20 +1,17 @@
 """The memory and the collectives of a compiled training step (`--explain_sharding`)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import math
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from msg_jax.infra import hlo
 from msg_jax.types import TrainState
 
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BITS = {"pred": 8, "bf16": 16}  # other type names contain their width: f32, s8, u64
-_INSTRUCTION = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
-_SHAPE = re.compile(r"\b(pred|bf16|[fsu]\d+)\[([\d,]*)\]")
+LARGEST = 5  # tensors that `describe` names
 
 
 def device_bytes(tree: Any) -> int:
@@ -26,20 +23,22 @@ def device_bytes(tree: Any) -> int:
     )
 
 
-def collectives(hlo: str) -> Mapping[str, tuple[int, int]]:
-    """Counts the collectives in the text of a compiled program: (count, bytes of the results on one device) by kind.
+def collectives(found: Sequence[hlo.Collective]) -> Mapping[str, tuple[int, int]]:
+    """Count and bytes by kind: a collective in a loop counts as often as it runs, with the bytes of its whole tensor."""
+    totals = {kind: (0, 0) for kind in hlo.COLLECTIVES}
+    for each in found:
+        count, size = totals[each.kind]
+        totals[each.kind] = count + each.times, size + each.bytes * each.times
+    return totals
 
-    A collective in a loop counts once.
-    """
-    found = {kind: (0, 0) for kind in COLLECTIVES}
-    for shapes, kind in _INSTRUCTION.findall(hlo):
-        sizes = [
-            _BITS.get(dtype, int(re.sub(r"\D", "", dtype) or 0)) // 8 * math.prod(int(n) for n in dims.split(",") if n)
-            for dtype, dims in _SHAPE.findall(shapes)
-        ]
-        count, total = found[kind]
-        found[kind] = count + 1, total + sum(sizes)
-    return found
+
+def tensors(found: Sequence[hlo.Collective]) -> list[tuple[str, str, int, int]]:
+    """(kind, tensor, count, bytes) of the collectives, the largest first."""
+    totals: dict[tuple[str, str], tuple[int, int]] = {}
+    for each in found:
+        count, size = totals.get((each.kind, each.tensor), (0, 0))
+        totals[each.kind, each.tensor] = count + each.times, size + each.bytes * each.times
+    return sorted(((*key, *value) for key, value in totals.items()), key=lambda row: -row[3])
 
 
 def device_memory(compiled: jax.stages.Compiled, state: TrainState) -> dict[str, int]:
@@ -65,7 +64,8 @@ def describe(name: str, compiled: jax.stages.Compiled, state: TrainState, mesh: 
     lines += [f"  {labels[kind]:<28} {size:>16,}" for kind, size in sizes.items()]
     lines.append(f"  {'total':<28} {sum(sizes.values()):>16,}")
     lines.append(f"collectives of one step:{'':<6} {'count':>7} {'bytes':>15}")
-    found = [
-        f"  {kind:<28} {count:>6} {size:>16,}" for kind, (count, size) in collectives(compiled.as_text() or "").items() if count
-    ]
-    return "\n".join(lines + (found or ["  none"]))
+    found = hlo.parse(compiled.as_text() or "", mesh.size).collectives()
+    rows = [(kind, count, size) for kind, (count, size) in collectives(found).items() if count]
+    lines += [f"  {kind:<28} {count:>6} {size:>16,}" for kind, count, size in rows] or ["  none"]
+    lines += [f"    {kind} of {tensor}: {count} x, {size:,} bytes" for kind, tensor, count, size in tensors(found)[:LARGEST]]
+    return "\n".join(lines)

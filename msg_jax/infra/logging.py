@@ -7,15 +7,16 @@ import json
 import logging
 import math
 import os
-import pathlib
-import socket
 import sys
+import tempfile
 import time
 from typing import Any
 
 from absl import logging as absl_logging
 
+from msg_jax import storage
 from msg_jax.errors import UserError
+from msg_jax.storage import write_atomically
 
 _LOGGER = logging.getLogger("msg_jax")
 
@@ -72,15 +73,21 @@ Row = Mapping[str, float | str | None]
 class MetricsFile:
     """`metrics.jsonl`: one object per logged step. Drops rows after the resumed step, so a rerun writes no duplicates."""
 
-    def __init__(self, path: str | pathlib.Path, resumed_step: int = 0):
-        self._path = pathlib.Path(path)
+    def __init__(self, path: str | os.PathLike, resumed_step: int = 0):
+        self._path = storage.path(path)
         self.rows = [row for row in read_metrics(self._path) if row["step"] <= resumed_step]
-        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self._text = "".join(json.dumps(row) + "\n" for row in self.rows)
+        write_atomically(self._path, self._text)
 
     def write(self, step: int, metrics: Row) -> None:
         """Appends the row of `step`."""
+        line = json.dumps({"step": step, **metrics}) + "\n"
+        if storage.in_bucket(self._path):  # an object cannot grow
+            self._text += line
+            write_atomically(self._path, self._text)
+            return
         with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+            file.write(line)
 
     def close(self) -> None:
         pass
@@ -89,7 +96,7 @@ class MetricsFile:
 class TensorBoard:
     """TensorBoard event files of the same metrics, by tensorboardX. Raises UserError if the package is missing."""
 
-    def __init__(self, folder: str | pathlib.Path):
+    def __init__(self, folder: str | os.PathLike):
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
@@ -109,15 +116,17 @@ class TensorBoard:
 class WandB:
     """A Weights & Biases run of the same metrics; a resumed run continues it. Raises UserError if the package is missing."""
 
-    def __init__(self, project: str, folder: str | pathlib.Path):
+    def __init__(self, project: str, folder: str | os.PathLike):
         try:
             import wandb  # pyright: ignore[reportMissingImports] optional, in no requirements file
         except ImportError as error:
             raise UserError(f"config.log.wandb={project!r} needs the package wandb: install it, or set the field to "
                             "an empty string.") from error
-        name = "/".join(pathlib.Path(folder).resolve().parts[-3:])
+        folder = storage.path(folder)
+        name = "/".join(storage.absolute(folder).parts[-3:])
+        on_disk = tempfile.mkdtemp() if storage.in_bucket(folder) else str(folder)
         self._run = wandb.init(
-            project=project, name=name, id=hashlib.sha256(name.encode()).hexdigest()[:16], resume="allow", dir=str(folder),
+            project=project, name=name, id=hashlib.sha256(name.encode()).hexdigest()[:16], resume="allow", dir=on_disk,
         )
 
     def write(self, step: int, metrics: Row) -> None:
@@ -127,10 +136,10 @@ class WandB:
         self._run.finish()
 
 
-def read_metrics(path: str | pathlib.Path) -> list[dict]:
+def read_metrics(path: str | os.PathLike) -> list[dict]:
     """Reads the rows of a `metrics.jsonl`, none if it does not exist. Ignores a last line that a kill cut off."""
     rows = []
-    path = pathlib.Path(path)
+    path = storage.path(path)
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
@@ -139,19 +148,6 @@ def read_metrics(path: str | pathlib.Path) -> list[dict]:
     return rows
 
 
-def write_atomically(path: str | pathlib.Path, text: str) -> None:
-    """Writes a file beside `path` and renames it, so that `path` is never half written."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")  # several hosts may share the folder
-    try:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names may not be UTF-8
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_jsonl(path: str | pathlib.Path, rows: Iterable[Mapping]) -> None:
+def write_jsonl(path: storage.Path | str, rows: Iterable[Mapping]) -> None:
     """Writes one JSON object per line, atomically."""
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))

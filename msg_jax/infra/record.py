@@ -1,4 +1,4 @@
-"""`run.json`: the record of a stage folder, and facts about the code that made it."""
+"""What lies in a stage's folder beside its result, `run.json` and `sampling.json`, and facts about the code that made it."""
 
 import importlib.metadata
 import json
@@ -8,18 +8,26 @@ import subprocess
 from typing import Any
 
 from msg_jax.errors import UserError
+from msg_jax.storage import Path
 
 RECORD = "run.json"
+SAMPLING = "sampling.json"
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 
 
-def read_record(folder: pathlib.Path) -> dict[str, Any] | None:
+def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of a stage folder; None if it has none. Raises UserError if it cannot be read."""
     path = folder / RECORD
     try:
         return json.loads(path.read_text()) if path.exists() else None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): restore it, or delete {folder} to make the stage again.") from error
+
+
+def read_sampling(folder: Path) -> dict[str, Any]:
+    """How the generator in a folder is to be sampled, if not as the run's evaluation does: `steps` and `guidance_scale`."""
+    path = folder / SAMPLING
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def git_revision() -> str | None:

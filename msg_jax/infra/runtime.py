@@ -5,7 +5,6 @@ import contextlib
 import errno
 import itertools
 import os
-import pathlib
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 from orbax.checkpoint.multihost import get_barrier_sync_fn
 
+from msg_jax import storage
 from msg_jax.errors import UserError
 from msg_jax.infra import logging, preemption
 from msg_jax.infra.rollcall import roll_call
@@ -131,7 +131,13 @@ def first_process_alone(function: Callable[[], object], name: str) -> None:
         raise failure
 
 
-def check_shared(folder: pathlib.Path) -> None:
+def anywhere(flag: bool, name: str) -> bool:
+    """Whether `flag` is true in any process. All of them must ask."""
+    barrier(name)
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag)))) if jax.process_count() > 1 else flag
+
+
+def check_shared(folder: storage.Path) -> None:
     """Raises UserError in every process unless all processes see `folder` on one disk. Creates the folder.
 
     Process 0 writes a file with a random name, and every process looks for it. A single process checks nothing.
@@ -169,6 +175,8 @@ def user_message(error: Exception) -> str | None:
     if isinstance(error, OSError) and (error.filename is not None or error.errno in _STORAGE):
         where = "A file that the run writes" if error.filename is None else error.filename
         return f"{where}: {error.strerror}; fix that, then run the same command to continue from what is finished."
+    if fault := storage.failure(error):
+        return f"The bucket failed ({fault}): look at it, then run the same command to continue from what is finished."
     if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
         lines = str(error).strip().splitlines() or ["no reason given"]
         return (f"Process {jax.process_index()} of {jax.process_count()} has lost another ({lines[0][:200]}): see the output "

@@ -4,40 +4,39 @@ A new method is one file with a subclass of `Method`, and its entry in KINDS.
 """
 
 from collections.abc import Mapping
-import pathlib
+import json
 
 from msg_jax.config import tree
 from msg_jax.config.schema import Arm, Config
 from msg_jax.errors import UserError
-from msg_jax.infra import checkpoint
+from msg_jax.infra import checkpoint, logging
+from msg_jax.infra.record import SAMPLING
 from msg_jax.methods.avp_rpo import AvpRpo
 from msg_jax.methods.continue_flow import ContinueFlow
+from msg_jax.methods.distill import Distill
 from msg_jax.methods.merge import Merge
-from msg_jax.methods.method import Job, Method
+from msg_jax.methods.method import Job, Method, method
 from msg_jax.methods.oracle import Oracle
 from msg_jax.methods.random_pairs import RandomPairs
 from msg_jax.methods.sync_dpo import SyncDpo
+from msg_jax.methods.weighted import Awm, DiffusionNft
 from msg_jax.run.run import Run
 from msg_jax.run.stage import Make
+from msg_jax.storage import Path
 
 KINDS: dict[str, type[Arm]] = {
-    method.kind: method for method in (AvpRpo, SyncDpo, ContinueFlow, RandomPairs, Oracle, Merge)
+    method.kind: method for method in (AvpRpo, SyncDpo, ContinueFlow, RandomPairs, Oracle, Merge, Distill, DiffusionNft, Awm)
 }
-
-
-def method(config: Config, name: str) -> Method:
-    """The arm `name` of a config."""
-    arm = config.arms[name]
-    assert isinstance(arm, Method)
-    return arm
 
 
 def make(name: str) -> Make:
     """The stage function of an arm."""
 
-    def make_arm(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+    def make_arm(run: Run, folder: Path, seed: int | None) -> str:
         assert seed is not None
         tuned = method(run.config, name).tune(Job(run, name, folder, seed))
+        if steps := method(run.config, name).student_steps(run.config):
+            logging.write_atomically(folder / SAMPLING, json.dumps({"steps": steps, "guidance_scale": 1.0}) + "\n")
         return checkpoint.export(folder / "params", tuned)
 
     return make_arm

@@ -4,7 +4,6 @@ As a stage it fills the base model's pool once, for the first round of every pre
 """
 
 import functools
-import pathlib
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from msg_jax.infra import logging, preemption, runtime
 from msg_jax.run import build
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
+from msg_jax.storage import Path
 from msg_jax.types import Params
 
 # `event_f1` is the truth, by the judge: the oracle ranks by it, all others only log it. Unknown scores are NaN.
@@ -35,7 +35,7 @@ class CandidatePool:
     def __init__(self, run: Run, section: Preference, seed: int):
         self.run, self.section, self.seed = run, section, seed
         self.features = FeatureSource(run.folder("extract") / "train")
-        self.source = run.source("train", self.features.kept)
+        self.source = run.source("train", self.features.kept, ("video",))
         self.reward = build.reward_scorer(run)
         self.codec_and_judge = build.codec_and_judge(run, self.source.class_names)
 
@@ -47,7 +47,7 @@ class CandidatePool:
         """Indices of the training clips of round `number`."""
         return np.random.default_rng((self.seed, number)).permutation(len(self.features))[: self.section.videos]
 
-    def fill(self, folder: pathlib.Path, number: int, variables: Params) -> None:
+    def fill(self, folder: Path, number: int, variables: Params) -> None:
         """Write N candidates of each clip, continuing where a kill left it.
 
         Each clip has `latents` (N, T, C), `scores` (N, SCORES), and per latent step `step_rewards` (N, T) and `step_errors`
@@ -90,7 +90,7 @@ class CandidatePool:
         ]
 
 
-def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+def make(run: Run, folder: Path, seed: int | None) -> str:
     assert seed is not None
     pool = CandidatePool(run, run.config.preference, seed)
     pool.fill(folder, 0, run.load("base", seed))

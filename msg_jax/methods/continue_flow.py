@@ -4,9 +4,8 @@ import dataclasses
 from typing import ClassVar
 
 from msg_jax.config import tree
-from msg_jax.methods.method import Job, Method
+from msg_jax.methods.method import Method, at_once
 from msg_jax.tasks.flow import FlowTask
-from msg_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,8 +21,8 @@ class ContinueFlow(Method):
     title: ClassVar[str] = "Continued training"
     summary: ClassVar[str] = "control: flow matching continued at equal training compute"
 
-    def tune(self, job: Job) -> Params:
-        section = job.preference
-        section = tree.replace(section, steps=section.rounds * section.steps, batch_size=4 * section.batch_size)
-        task = FlowTask(job.run, job.features, section, job.seed, initial=job.load(self.start), name=job.name)
-        return task.result(job.run.fit(task, section, job.folder / "training", seed=job.seed))
+    def training(self, preference):
+        return tree.replace(at_once(preference), batch_size=4 * preference.batch_size)
+
+    def task(self, given):
+        return FlowTask(given.run, given.source, given.section, given.seed, initial=given.start, name=given.name)

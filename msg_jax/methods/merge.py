@@ -30,6 +30,9 @@ class Merge(Method):
             merged = optax.tree.add_scale(merged, share, optax.tree.sub(job.load(name), start))
         return merged
 
+    def training(self, preference):
+        return None
+
     def origins(self):
         return super().origins() | {f"shares.{name}": name for name in self.shares}
 

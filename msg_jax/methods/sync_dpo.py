@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msg_jax.config import tree
 from msg_jax.data.features import FeatureSource
 from msg_jax.infra import logging
 from msg_jax.infra.random import key_for
 from msg_jax.losses import flow
 from msg_jax.losses.preference import PairErrors, margins
-from msg_jax.methods.method import Job, Method
+from msg_jax.methods.method import Given, Job, Method, at_once
 from msg_jax.preference import distortions
+from msg_jax.tasks.flow import GeneratorTask
 from msg_jax.tasks.preference import PreferenceTask
 from msg_jax.types import Array, Conditions, Params, PreferenceBatch
 
@@ -44,11 +44,19 @@ class SyncDpo(Method):
     summary: ClassVar[str] = "base tuned against rule-made distortions of real sound"
     curriculum: Literal["linear", "uniform"] = "linear"
 
+    def training(self, preference):
+        return at_once(preference)
+
+    def task(self, given):
+        return SyncDPOTask(
+            given.run, given.source, given.section, given.seed, given.start, given.dims, given.name, self.curriculum
+        )
+
     def tune(self, job: Job) -> Params:
-        section = job.preference
-        section = tree.replace(section, steps=section.rounds * section.steps)
-        dims = job.features.dims
-        task = SyncDPOTask(job.run, job.features, section, job.seed, job.load(self.start), dims, job.name, self.curriculum)
+        section = self.training(job.preference)
+        task = self.task(
+            Given(job.run, job.features, section, job.seed, job.load(self.start), job.features.dims, job.name)
+        )
         logging.write_jsonl(job.folder / "pairs.jsonl", task.pairs())
         tuned = task.result(job.run.fit(task, section, job.folder / "training", seed=job.seed))
         held_out = task.held_out_margins(FeatureSource(job.run.folder("extract") / "validation"), tuned)
@@ -81,6 +89,9 @@ class SyncDPOTask(PreferenceTask):
         probabilities = distortions.schedule(step, section.steps, self.curriculum, self.rules)
         index = jax.random.choice(rule_key, len(self.rules), (section.batch_size,), p=probabilities)
         return index, distortions.strengths(strength_key, index, self.rules)
+
+    def batch_shapes(self):
+        return GeneratorTask.batch_shapes(self)  # the losers are made in the step
 
     def losers(self, key: Array, latents: Array, index: Array, strength: Array) -> Array:
         return distortions.distort(key, latents, index, strength, self.rules, self.run.clip.latent_hz)

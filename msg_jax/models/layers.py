@@ -10,7 +10,7 @@ A layer adds its adapter to its output if the collection `lora` holds one (model
 from collections.abc import Callable, Sequence
 import functools
 import math
-from typing import Any
+from typing import Any, cast
 
 from flax import linen as nn
 import jax
@@ -113,8 +113,8 @@ def _adapted(module: nn.Module, layer: nn.Dense | nn.Conv, x: AnyArray) -> Array
         return y
     a, b = (module.get_variable("lora", name) for name in "ab")
     down = layer.clone(features=a.shape[-1], use_bias=False, parent=None, name=None)
-    low: Any = down.apply({"params": {"kernel": a}}, x)
-    return y + jnp.matmul(low, b.astype(y.dtype), precision=layer.precision)
+    low_rank = cast(Array, down.apply({"params": {"kernel": a}}, x))
+    return y + jnp.matmul(low_rank, b.astype(y.dtype), precision=layer.precision)
 
 
 class Dense(nn.Module):

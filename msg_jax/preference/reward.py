@@ -59,22 +59,24 @@ def score_candidates(
 
 
 def step_rewards(reward: Reward, video: Embeddings, audio: Embeddings) -> Float[Array, "B T"]:
-    """Reward of each step of the clip, (B, T) at `dynamic_hz`. The mean over time is the reward, up to a constant.
+    """Reward of each step of the clip, (B, T) at `dynamic_hz`. The mean over time is the reward.
 
     A step's reward is the weighted sum of
     - its dynamic cosine,
-    - the mean cosine of the windows that contain it,
-    - its share of the event agreement: for unit vectors the cosine is 1 - |a - b|^2 / 2; the constant 1 is left out.
-
-    The semantic term belongs to no step and is left out too.
+    - its share of the cosines of the windows that contain it: a window spreads its own over its steps,
+    - its share of the event agreement: for unit vectors the cosine is 1 - |a - b|^2 / 2,
+    - the semantic cosine, the same at every step.
     """
     weights, config = reward.weights, reward.sf_cavp.config
-    dynamic, windows = (jnp.sum(getattr(video, name) * getattr(audio, name), axis=-1) for name in ("dynamic", "local"))
+    semantic, dynamic, windows = (
+        jnp.sum(getattr(video, name) * getattr(audio, name), axis=-1) for name in ("semantic", "dynamic", "local")
+    )
     steps = dynamic.shape[1]
     starts = np.arange(windows.shape[1])[:, None] * config.window_stride
     in_window = (starts <= np.arange(steps)) & (np.arange(steps) < starts + config.window_steps)
     in_window[-1] |= ~in_window.any(axis=0)  # steps after the last window count as part of it
-    rewards = weights.dynamic * dynamic + weights.window * windows @ (in_window / in_window.sum(axis=0))
+    spread = in_window / in_window.mean(axis=1, keepdims=True) / len(in_window)
+    rewards = weights.semantic * semantic[:, None] + weights.dynamic * dynamic + weights.window * windows @ spread
     if video.events is not None and audio.events is not None:
-        rewards -= weights.events * steps / 2 * jnp.sum((video.events - audio.events) ** 2, axis=-1)
+        rewards += weights.events * (1 - steps / 2 * jnp.sum((video.events - audio.events) ** 2, axis=-1))
     return rewards

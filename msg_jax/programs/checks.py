@@ -1,13 +1,18 @@
 """Settings that contradict each other, refused before anything runs. Choices of single fields are checked by their types."""
 
+from collections.abc import Iterable, Iterator
 import dataclasses
 import math
 
+from jax.sharding import Mesh
+
 from msg_jax import methods, networks
 from msg_jax.clip import ClipSpec
-from msg_jax.config.schema import Config
+from msg_jax.config import tree
+from msg_jax.config.schema import Config, Training
 from msg_jax.convert.bundle import DOCUMENT, VARIANTS
 from msg_jax.errors import UserError
+from msg_jax.infra import mesh as mesh_lib
 
 MMDIT_CONTEXT = {"features": ("clip", "sync", "text"), "positions": True, "pooled_tokens": 0}
 """What an MM-DiT always sees, in the terms of the cross-attention network."""
@@ -24,6 +29,38 @@ def check(config: Config) -> None:
                         f"config.augment.concat and speed to 0, or leave out config.arms ({', '.join(config.arms)}).")
     if not config.data.source:
         raise UserError("config.data.source is not given: --config.data.source=folder:PATH, or tfds:NAME_OR_FOLDER.")
+
+
+def check_batches(config: Config, stages: Iterable[str], mesh: Mesh) -> None:
+    """Raises UserError if the mesh cannot split the batch of one of these stages, or a device its rows into micro-batches."""
+    ways = mesh_lib.batch_devices(mesh)
+    for where, given, section in _trainings(config, set(stages)):
+        pieces = ways * section.accumulate
+        if section.batch_size % pieces:
+            micro_batches = f", in accumulate={section.accumulate} micro-batches" if section.accumulate > 1 else ""
+            unit = pieces // math.gcd(pieces, section.batch_size // given.batch_size)
+            raise UserError(f"config.{where}.batch_size={given.batch_size} cannot be split over {ways} devices, data x fsdp of "
+                            f"config.mesh={tuple(mesh.shape.values())}{micro_batches}: make it a multiple of {unit}.")
+
+
+def _trainings(config: Config, stages: set[str]) -> Iterator[tuple[str, Training, Training]]:
+    """Of each training among the stages: where its section is in the config, that section, and what the stage makes of it."""
+    names = stages & {"sf_cavp", "sound_events", "base", "judge", "encoders"}
+    if config.data.source != "scenes":  # without event truth it is not trained
+        names -= {"judge"}
+    if config.encoders.kind == "second_sf_cavp":
+        names |= {"sf_cavp"} if "encoders" in names else set()
+    if config.encoders.kind != "separate":
+        names -= {"encoders"}
+    for name in sorted(names):
+        section = getattr(config, name)
+        if section.steps:
+            yield name, section, section
+    for name in sorted(stages & config.arms.keys()):
+        preference = tree.preference_of(config, name)
+        if section := methods.method(config, name).training(preference):
+            changed = "batch_size" in config.arms[name].changes
+            yield f"arms.{name}.changes" if changed else "preference", preference, section
 
 
 def _check_released(config: Config) -> None:

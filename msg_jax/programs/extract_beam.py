@@ -48,7 +48,8 @@ class WriteShard(beam.DoFn):
         writer = FeatureWriter(self._run.folder("extract") / split, len(source), self._run.config.extract.shard_clips)
         for missing, indices in writer.missing:
             if missing == shard:
-                written, skipped = extract.write_shard(self._run, self._extract, source, writer, shard, indices)
+                read = extract.reader(self._run, source, indices)
+                written, skipped = extract.write_shard(self._run, self._extract, read, writer, shard, indices)
                 yield split, shard, written, skipped
 
 

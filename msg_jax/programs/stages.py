@@ -1,6 +1,5 @@
 """The program `stages`: make the target stages of a run, and whatever they need."""
 
-import pathlib
 import time
 
 from msg_jax.config.schema import Config
@@ -10,10 +9,12 @@ from msg_jax.infra.record import read_record
 from msg_jax.programs import checks
 from msg_jax.programs.plan import Digests, maker, needed, plan
 from msg_jax.run.run import Run
+from msg_jax.run.stage import Stage
+from msg_jax.storage import Path
 from msg_jax.tables import aligned
 
 
-def run(config: Config, root: pathlib.Path) -> None:
+def run(config: Config, root: Path) -> None:
     """Make `config.stages` in `root`; finished stages are not made again. Raises UserError on settings that cannot run."""
     begun = time.monotonic()
     checks.check(config)
@@ -21,7 +22,9 @@ def run(config: Config, root: pathlib.Path) -> None:
     for name in config.stages:
         if name not in stages:
             raise UserError(f"config.stages names {name!r}, which is not a stage: choose from {', '.join(stages)}.")
-    if any(stages[name].weights for name in needed(stages, config.stages)):
+    ahead = needed(stages, config.stages)
+    checks.check_batches(config, (name for name in ahead if not _is_finished(this, stages[name])), this.mesh)
+    if any(stages[name].weights for name in ahead):
         assert this.released is not None
         logging.info("%-13s released files in %s", "weights", this.released.folder)
     digests: Digests = {}
@@ -30,6 +33,12 @@ def run(config: Config, root: pathlib.Path) -> None:
         for seed in config.seeds:
             make(name, seed)
     _summarise(this, digests, time.monotonic() - begun)
+
+
+def _is_finished(run: Run, stage: Stage) -> bool:
+    """Whether the stage need not be made again, for any seed."""
+    seeds = run.config.seeds if stage.seeded else (None,)
+    return all((read_record(run.folder(stage.name, seed)) or {}).get("finished", False) for seed in seeds)
 
 
 def _summarise(this: Run, digests: Digests, seconds: float) -> None:

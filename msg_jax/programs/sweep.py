@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import dataclasses
 import json
 import math
-import pathlib
 import traceback
 from typing import Any
 
@@ -23,6 +22,7 @@ from msg_jax.programs import checks
 from msg_jax.programs.plan import Plan, maker, plan
 from msg_jax.run.run import Run
 from msg_jax.run.stage import settings, text_digest
+from msg_jax.storage import Path
 from msg_jax.studies import event_metrics
 from msg_jax.tables import markdown
 
@@ -78,7 +78,7 @@ def place(run: Run, stages: Plan, shared: Run, shared_stages: Plan) -> Run:
     return dataclasses.replace(run, places=places)
 
 
-def run(config: Config, root: pathlib.Path) -> None:
+def run(config: Config, root: Path) -> None:
     """Make every cell for every seed; write `table.md` and `results.json`. Raises UserError if no cell could be made."""
     cells = cells_of(config)
     plain = cells[0].config(config)
@@ -108,11 +108,12 @@ def run(config: Config, root: pathlib.Path) -> None:
 
 def _make(config: Config, name: str, seed: int, shared: Run, shared_stages: Plan) -> None:
     checks.check(config)
+    checks.check_batches(config, ("sf_cavp", "judge", "encoders", "base"), shared.mesh)
     mine, stages = Run.create(config, shared.root / "cells" / name), plan(config)
     maker(place(mine, stages, shared, shared_stages), stages, {})("event_metrics", seed)
 
 
-def summary(config: Config, root: pathlib.Path, cells: list[Cell], failures: dict[str, str]) -> dict[str, Any]:
+def summary(config: Config, root: Path, cells: list[Cell], failures: dict[str, str]) -> dict[str, Any]:
     """Mean and standard error over seeds of each metric, and its difference to the baseline's, by cell and guidance scale.
 
     Differences are between equal seeds. `failed` has the reason of each failed cell.

@@ -5,14 +5,16 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
-import pathlib
+import hashlib
+import json
+import os
 import threading
 from typing import Any
 
 import grain
 import jax
 
-from msg_jax import networks, train
+from msg_jax import networks, storage, train
 from msg_jax.clip import ClipSpec
 from msg_jax.config import tree
 from msg_jax.config.schema import Config, Training
@@ -23,13 +25,14 @@ from msg_jax.inference import frozen
 from msg_jax.infra import checkpoint, guard, logging, runtime
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.infra.record import read_record
+from msg_jax.storage import Path
 from msg_jax.types import Params
 
 _SKIPPED_LOCK = threading.Lock()  # the threads that read ahead report skipped files
 
 
 @contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[None]:
     """Holds an exclusive lock among processes, until the block or the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -45,51 +48,76 @@ class Run:
     Seeded stages live in `seed_K/` when the run has several seeds. `places` are folders of unseeded stages that lie elsewhere.
     """
 
-    root: pathlib.Path
+    root: Path
     config: Config
     mesh: jax.sharding.Mesh
-    places: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+    places: Mapping[str, Path] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def create(cls, config: Config, workdir: str | pathlib.Path) -> "Run":
+    def create(cls, config: Config, workdir: str | os.PathLike) -> "Run":
         """Raises UserError if the mesh does not fit the devices."""
         if config.weights:  # the record must hold from every working directory
-            config = tree.replace(config, weights=str(pathlib.Path(config.weights).resolve()))
-        return cls(pathlib.Path(workdir), config, mesh_lib.make_mesh(config.mesh))
+            config = tree.replace(config, weights=str(storage.absolute(storage.path(config.weights))))
+        return cls(storage.path(workdir), config, mesh_lib.make_mesh(config.mesh))
 
     @property
     def clip(self) -> ClipSpec:
         return self.config.clip
 
-    def folder(self, stage: str, seed: int | None = None) -> pathlib.Path:
+    def folder(self, stage: str, seed: int | None = None) -> Path:
         if stage in self.places:
             return self.places[stage]
         return self.root / stage if seed is None or len(self.config.seeds) == 1 else self.root / f"seed_{seed}" / stage
 
-    def source(self, split: str, kept: Sequence[int] | None = None) -> pipeline.Source:
-        """The random-access source of a split (data/pipeline.py), or of its clips at the indices `kept`."""
+    def source(
+        self, split: str, kept: Sequence[int] | None = None, streams: Sequence[str] = ("video", "clip_video")
+    ) -> pipeline.Source:
+        """The random-access source of a split (data/pipeline.py), or of its clips at the indices `kept`.
+
+        Videos are decoded to the `streams` alone. Data that is decoded already may have more.
+        """
         data, prepared = self.config.data, self.folder("prepare")
         source = pipeline.make_source(
             data.source, self.clip, split, data_dir=data.cache, seed=data.seed,
             sizes={"train": data.train, "validation": data.validation, "test": data.test},
             windows_per_video=data.windows_per_video,
+            frame_choice=data.frame_choice,
             index_path=prepared / "videos.json",
             index_is_final=(read_record(prepared) or {}).get("finished", False),  # the clips are those that `prepare` found
             squash_clip_video=self.config.encoders.kind == "released",  # as CLIP saw its images in training
+            streams=streams,
         )
         return source if kept is None else pipeline.Chosen(source, kept)
 
     def report_skipped(self, row: dict) -> None:
         """Add a row {"path", "reason"} to the run's `skipped.jsonl`, and log it, unless it is there already.
 
-        Threads, processes and Beam workers may call it at once, also on hosts that share the folder.
+        Threads, processes and Beam workers may call it at once, also on hosts that share the folder. A bucket has no locks:
+        there each row gets an object of its own, and `collect_skipped` makes the list.
         """
+        if storage.in_bucket(self.root):
+            own = self._skipped_rows / f"{hashlib.sha256(json.dumps(row).encode()).hexdigest()[:16]}.json"
+            if not own.exists():
+                logging.write_atomically(own, json.dumps(row))
+                logging.info("skipped %s: %s", row["path"], row["reason"])
+            return
         path = self.root / "skipped.jsonl"
         with _SKIPPED_LOCK, _lock(self.root / ".skipped.lock"):
             rows = logging.read_metrics(path)
             if row not in rows:
                 logging.write_jsonl(path, [*rows, row])
                 logging.info("skipped %s: %s", row["path"], row["reason"])
+
+    def collect_skipped(self) -> None:
+        """Add the rows that were reported in a bucket to the run's `skipped.jsonl`. One process calls it."""
+        if storage.in_bucket(self.root) and (files := storage.files_below(self._skipped_rows)):
+            path = self.root / "skipped.jsonl"
+            rows, new = logging.read_metrics(path), [json.loads(file.read_text()) for file in files]
+            logging.write_jsonl(path, [*rows, *(row for row in new if row not in rows)])
+
+    @property
+    def _skipped_rows(self) -> Path:
+        return self.root / "skipped"
 
     @functools.cached_property
     def released(self) -> Bundle | None:
@@ -112,16 +140,16 @@ class Run:
         return self.local(self.released.load(kind, *prefixes))
 
     def frozen(self, *codec_sides: str) -> frozen.LazyWeights:
-        """Variables of the frozen "encoders" and of the "codec"; `codec_sides` as for `frozen.loaders`."""
+        """Variables of the frozen "encoders" and of the "codec", whole on every device of this process; `codec_sides` as for
+        `frozen.loaders`."""
         loaders = frozen.loaders(self.config, self.released, self.load, *codec_sides)
-        return frozen.LazyWeights(loaders, keep_all=self.released is None or frozen.fits_in_memory(self.released))
+        here = {name: lambda load=load: self.local(load()) for name, load in loaders.items()}
+        return frozen.LazyWeights(here, keep_all=self.released is None or frozen.fits_in_memory(self.released))
 
     def arrays(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """What networks see of a record: frames as uint8 (devices convert them to floats) and the log-mel."""
-        return {
-            "video": record["video"], "clip_video": record["clip_video"],
-            "mel": mel.log_mel(record["waveform"], self.clip.mel),
-        }
+        pictures = {name: record[name] for name in ("video", "clip_video") if name in record}
+        return pictures | {"mel": mel.log_mel(record["waveform"], self.clip.mel)}
 
     def load(self, stage: str, seed: int | None = None) -> Params:
         """What a finished stage exported, whole on every device of this process."""
@@ -147,7 +175,7 @@ class Run:
             rows=mesh_lib.local_rows(self.mesh, batch_size),
         )
 
-    def fit(self, task: train.Task, section: Training, folder: pathlib.Path, *, seed: int) -> train.TrainState:
+    def fit(self, task: train.Task, section: Training, folder: Path, *, seed: int) -> train.TrainState:
         """Train `task` for `section.steps` in `folder` with the run's mesh and intervals (`train.fit`)."""
         every = self.config.every
         return train.fit(

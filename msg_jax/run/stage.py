@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 import time
 from typing import Any
 
@@ -16,8 +15,9 @@ from msg_jax.errors import UserError
 from msg_jax.infra import logging, runtime
 from msg_jax.infra.record import RECORD, git_revision, read_record, versions
 from msg_jax.run.run import Run
+from msg_jax.storage import Path
 
-Make = Callable[[Run, pathlib.Path, int | None], str]
+Make = Callable[[Run, Path, int | None], str]
 _HOW_NOT_WHAT = ("accumulate", "remat", "blocks", "cache", "read_threads", "label", "note", "attention_implementation")
 
 
@@ -90,6 +90,7 @@ def ensure(run: Run, stage: Stage, seed: int | None, upstream: dict[str, str]) -
     else:
         made.append(stage.make(run, folder, seed))
     if jax.process_index() == 0:
+        run.collect_skipped()
         _write_record(folder, record | {"finished": True, "digest": made[0], "seconds": round(time.monotonic() - begun, 1)})
     runtime.barrier(f"stage {folder}")
     finished = read_record(folder)
@@ -105,12 +106,12 @@ def text_digest(*texts: str) -> str:
     return sha.hexdigest()
 
 
-def _write_record(folder: pathlib.Path, record: dict) -> None:
+def _write_record(folder: Path, record: dict) -> None:
     if jax.process_index() == 0:
         logging.write_atomically(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
 
-def _refuse_difference(folder: pathlib.Path, record: dict, wanted: dict) -> None:
+def _refuse_difference(folder: Path, record: dict, wanted: dict) -> None:
     for field, theirs, ours in _differences(record["settings"], wanted["settings"]):
         raise UserError(
             f"{folder} was made with {field}={theirs}, this run has {field}={ours}: choose another --workdir, or delete "

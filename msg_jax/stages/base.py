@@ -1,15 +1,15 @@
 """Trains the base model on extracted features: by default an MM-DiT with conditional flow matching."""
 
-import pathlib
 
 from msg_jax.data.features import FeatureSource
 from msg_jax.infra import checkpoint, logging
 from msg_jax.run.run import Run
 from msg_jax.stages import alignment
+from msg_jax.storage import Path
 from msg_jax.tasks.flow import FlowTask
 
 
-def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+def make(run: Run, folder: Path, seed: int | None) -> str:
     section, initial = run.config.base, None
     assert seed is not None
     if section.initial == "released":

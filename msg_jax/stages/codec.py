@@ -1,6 +1,5 @@
 """The audio codec: fit the default one to training clips, or use the released one."""
 
-import pathlib
 
 import numpy as np
 
@@ -9,9 +8,10 @@ from msg_jax.infra import checkpoint, logging
 from msg_jax.models.codec import fit_pca
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
+from msg_jax.storage import Path
 
 
-def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+def make(run: Run, folder: Path, seed: int | None) -> str:
     if run.config.codec.kind == "released":
         assert run.released is not None
         logging.info("%-13s MMAudio's VAE and BigVGAN", "codec")

@@ -1,7 +1,6 @@
 """The condition encoders, frames to the features that the generator sees: train the default ones, or use others."""
 
 import dataclasses
-import pathlib
 
 import jax.numpy as jnp
 
@@ -11,6 +10,7 @@ from msg_jax.models.condition_encoder import pretraining_loss
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
 from msg_jax.stages.sf_cavp import SFCAVPTask
+from msg_jax.storage import Path
 
 
 @dataclasses.dataclass
@@ -51,7 +51,7 @@ class EncoderTask(train.Task):
         return self.batches("validation") if len(self.run.source("validation")) else None
 
 
-def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+def make(run: Run, folder: Path, seed: int | None) -> str:
     kind, config = run.config.encoders.kind, run.config
     if kind == "released":
         assert run.released is not None

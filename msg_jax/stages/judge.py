@@ -1,7 +1,6 @@
 """Trains the judge: a sound-event detector on real clips, with the true events as targets."""
 
 import dataclasses
-import pathlib
 
 import jax.numpy as jnp
 
@@ -11,6 +10,7 @@ from msg_jax.evaluation import detector, events
 from msg_jax.infra import checkpoint, logging
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
+from msg_jax.storage import Path
 
 
 @dataclasses.dataclass
@@ -49,7 +49,7 @@ class JudgeTask(train.Task):
         return self.batches("validation") if len(self.run.source("validation")) else None
 
 
-def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+def make(run: Run, folder: Path, seed: int | None) -> str:
     config = run.config
     if not run.source("train").class_names:
         logging.info("%-13s not trained: %s has no event truth", "judge", config.data.source)

@@ -1,16 +1,16 @@
 """Prepares the data: writes the procedural scenes once, or indexes a folder, and reports skipped files."""
 
 import json
-import pathlib
 
 from msg_jax.infra import logging
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
+from msg_jax.storage import Path
 
 SPLITS = ("train", "validation", "test")
 
 
-def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+def make(run: Run, folder: Path, seed: int | None) -> str:
     sources = {split: run.source(split) for split in SPLITS}
     skipped = {(row["path"], row["reason"]): row for source in sources.values() for row in source.skipped}
     logging.write_jsonl(run.root / "skipped.jsonl", skipped.values())

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from msg_jax.infra import mesh as mesh_lib
 from msg_jax.losses.contrastive import sf_cavp_loss
 from msg_jax.models.sf_cavp import random_crop, random_view
 from msg_jax.run.run import Run
+from msg_jax.storage import Path
 from msg_jax.types import AVBatch
 
 
@@ -65,18 +65,25 @@ class SFCAVPTask(train.Task):
         output = self.model.apply({"params": params}, rows)
         return global_loss(output.video, output.audio, output.scales)
 
+    def batch_shapes(self):
+        clip, size = self.run.clip, self.run.config.sf_cavp.batch_size
+        return {
+            "video": jax.ShapeDtypeStruct((size, clip.video_frames, clip.video_px, clip.video_px, 3), jnp.uint8),
+            "mel": jax.ShapeDtypeStruct((size, clip.mel_frames, clip.mel.bands), jnp.float32),
+        }
+
     def batches(self, split="train"):
         config = self.run.config
 
         def arrays(record):
             return {name: value for name, value in self.run.arrays(record).items() if name != "clip_video"}
 
-        return self.run.batches(self.run.source(split), config.sf_cavp.batch_size, arrays, seed=config.seed)
+        return self.run.batches(self.run.source(split, streams=("video",)), config.sf_cavp.batch_size, arrays, seed=config.seed)
 
     def held_out(self):
         return self.batches("validation") if len(self.run.source("validation")) else None
 
 
-def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+def make(run: Run, folder: Path, seed: int | None) -> str:
     state = run.fit(SFCAVPTask(run), run.config.sf_cavp, folder, seed=run.config.seed)
     return checkpoint.export(folder / "params", state.params)

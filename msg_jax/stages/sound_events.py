@@ -6,8 +6,8 @@ on the kinds and lets them refine the labels (preference/codebook.py).
 """
 
 import dataclasses
+import itertools
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,20 @@ import numpy as np
 import optax
 
 from msg_jax import networks, train
-from msg_jax.data import mel, pipeline
+from msg_jax.data import pipeline
+from msg_jax.data.features import FeatureSource, FeatureWriter
 from msg_jax.inference.batching import chunks, map_batches
-from msg_jax.infra import checkpoint, logging
+from msg_jax.infra import checkpoint, logging, preemption, runtime
+from msg_jax.infra import mesh as mesh_lib
 from msg_jax.models.sound_events import statistics
 from msg_jax.preference import codebook
 from msg_jax.run.run import Run
+from msg_jax.storage import Path
 from msg_jax.types import Params
 
 STREAMS = ("video_slow", "video_fast", "audio_slow", "audio_fast")
 _AT_ONCE = 32
+_SHARD_CLIPS = 16 * _AT_ONCE
 
 
 @dataclasses.dataclass
@@ -83,29 +87,49 @@ class SoundEventsTask(train.Task):
         return self.run.batches(self.clips, self.section.batch_size, seed=self.run.config.seed)
 
 
-def extract_features(run: Run, clips: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """SF-CAVP's features of the first `clips` training clips, and their log-mels (B, T, M)."""
-    source = pipeline.Readable(run.source("train"), run.report_skipped)
+def extract_features(run: Run, folder: Path, clips: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """SF-CAVP's features of the first `clips` training clips, and their log-mels (B, T, M).
+
+    Shards of clips are split over the processes, and kept in `folder`.
+    """
+    source = pipeline.Readable(run.source("train", streams=("video",)), run.report_skipped)
     model, params = networks.reward_model(run.config, run.clip), run.load("sf_cavp")
 
     @jax.jit
-    def features(video, log_mel):
+    def features(params, video, log_mel):
         streams = (
             *model.apply({"params": params}, networks.to_unit(video), method="video_features"),
             *model.apply({"params": params}, log_mel, method="audio_features"),
         )
         return dict(zip(STREAMS, (x.astype(jnp.float16) for x in streams)))
 
-    parts, log_mels, count = [], [], min(clips, len(source))
-    progress = logging.Progress("features", count, "clip")
-    for indices in chunks(np.arange(count), _AT_ONCE):
-        records = [source[int(i)] for i in indices]
-        log_mel = mel.log_mel(np.stack([record["waveform"] for record in records]), run.clip.mel)
-        parts.append(jax.tree.map(np.asarray, features(np.stack([record["video"] for record in records]), log_mel)))
-        log_mels.append(log_mel)
-        progress.update(int(indices[-1]) + 1)
-    whole = {name: np.concatenate([part[name] for part in parts])[:count] for name in STREAMS}
-    return whole, np.concatenate(log_mels)[:count]
+    def read(index: int) -> dict:
+        record = source[index]
+        return {"id": record["id"]} | run.arrays(record)
+
+    count = min(clips, len(source))
+    writer = FeatureWriter(folder, count, _SHARD_CLIPS, jax.process_index(), jax.process_count())
+    progress, missing = logging.Progress("features", count, "clip"), list(writer.missing)
+    threads = pipeline.threads_or_cores(run.config.data.read_threads)
+    ahead = pipeline.read_ahead(read, (i for _, rows in missing for i in rows), threads=threads, ahead=_AT_ONCE + threads)
+    for shard, rows in missing:
+        ids, items = [], []
+        for start in range(0, len(rows), _AT_ONCE):
+            batch = [clip for _, clip in itertools.islice(ahead, len(rows[start : start + _AT_ONCE]))]
+            columns = {name: np.stack([clip[name] for clip in batch]) for name in ("video", "mel")}
+            (padded,) = chunks(columns, _AT_ONCE)
+            placed = mesh_lib.spread(padded, run.local_mesh)
+            found = {name: np.asarray(x) for name, x in features(params, placed["video"], placed["mel"]).items()}
+            items += [{name: x[i] for name, x in found.items()} | {"mel": clip["mel"]} for i, clip in enumerate(batch)]
+            ids += [clip["id"] for clip in batch]
+            progress.update(rows[start] + len(batch))
+        writer.write(shard, ids, items)
+        preemption.exit_if_requested(f"sound_events features {rows.stop}")
+    runtime.barrier(f"features {folder}")
+    writer.finish()
+    written = FeatureSource(folder)
+    whole = written.stack(range(len(written)), (*STREAMS, "mel"))
+    return whole, whole.pop("mel")
 
 
 def probabilities(variables: Params, features: dict[str, np.ndarray], kinds: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,9 +144,9 @@ def probabilities(variables: Params, features: dict[str, np.ndarray], kinds: int
     return map_batches(both, _AT_ONCE, *(features[name] for name in STREAMS))
 
 
-def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+def make(run: Run, folder: Path, seed: int | None) -> str:
     section, hz = run.config.sound_events, networks.reward_model(run.config, run.clip).config.dynamic_hz
-    features, log_mels = extract_features(run, section.clips)
+    features, log_mels = extract_features(run, folder / "features", section.clips)
     count, steps = features["video_fast"].shape[:2]
     nats = log_mels * math.log(run.clip.mel.log_base)
     clip, second = codebook.onsets(nats, run.clip.mel.frames_hz, section.onset_threshold)

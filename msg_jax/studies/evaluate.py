@@ -7,13 +7,12 @@ import dataclasses
 import functools
 import json
 import math
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
-from msg_jax import methods, networks
+from msg_jax import methods, networks, storage
 from msg_jax.config import tree
 from msg_jax.data import mel
 from msg_jax.data.features import FeatureSource
@@ -25,6 +24,7 @@ from msg_jax.losses.contrastive import lagged_cosines
 from msg_jax.run import build
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
+from msg_jax.storage import Path
 from msg_jax.studies.reward_study import judged_candidates
 
 OFFSETS = 9  # a clip against itself, shifted by -4 to 4 times OFFSET_SEC
@@ -72,10 +72,14 @@ class Evaluation:
         rows = [RowKey(name) for name in REFERENCES]
         for seed in config.seeds:
             rows.append(RowKey("unconditional", 1.0, seed))
-            rows += [
-                RowKey(name, scale, seed) for name in ("base", *config.arms) for scale in self.section.guidance_scales
-            ]
+            for name in ("base", *config.arms):
+                scales = self.section.guidance_scales if self.student_steps(name) is None else (1.0,)
+                rows += [RowKey(name, scale, seed) for scale in scales]
         return rows
+
+    def student_steps(self, name: str) -> int | None:
+        """Solver steps of a student, which needs no guidance; None for other systems."""
+        return methods.method(self.run.config, name).student_steps(self.run.config) if name in self.run.config.arms else None
 
     def mels(self, system: RowKey, clips: int | None = None, samples: int = 1) -> np.ndarray:
         """Log-mels (B, S, T, M) of the system's sound for all (or the first `clips`) clips; references have S = 1."""
@@ -89,15 +93,26 @@ class Evaluation:
         stage = "base" if system.name == "unconditional" else system.name
         latents = self.sampler.latents(
             self._variables(stage, system.seed), self.indices[:clips], seed=system.seed, purpose="test",
-            guidance_scale=system.guidance, steps=self.section.steps, batch_size=self.section.batch_size,
+            guidance_scale=system.guidance, steps=self.steps(system), batch_size=self.section.batch_size,
             conditional=system.name != "unconditional", candidates=samples, prompts=self.section.prompts,
         )
         return np.concatenate([self.codec_and_judge.decode(chunk) for chunk in latents])
+
+    def steps(self, system: RowKey) -> int:
+        """Solver steps of a generator."""
+        return self.student_steps(system.name) or self.section.steps
+
+    def passes(self, system: RowKey) -> int | None:
+        """Passes of the network that a clip takes; None for references."""
+        if system.guidance is None:
+            return None
+        return self.steps(system) * (1 if system.guidance == 1 else 2)
 
     def row(self, system: RowKey) -> dict[str, Any]:
         mels = self.mels(system, samples=self.section.samples)
         row: dict[str, Any] = {
             "system": system.name, "guidance": system.guidance, "split": self.section.split, "seed": system.seed,
+            "passes": self.passes(system),
         }
         options = dict(seed=self.run.config.seed, resamples=self.section.bootstrap)
         scores = self.reward_scorer.score(self.video, mels)
@@ -171,7 +186,10 @@ class Evaluation:
         if not count:
             return []
         guidance = self.section.reward_guidance
-        systems = [RowKey("real")] + [RowKey(name, guidance, seed) for name in ("base", *reversed(tuned.values()))]
+        systems = [RowKey("real")] + [
+            RowKey(name, guidance if self.student_steps(name) is None else 1.0, seed)
+            for name in ("base", *reversed(tuned.values()))
+        ]
         examples = [
             {"id": record["id"], "caption": record["caption"], "frames": record["video"], "events": truth, "tracks": []}
             for record, truth in zip(self.records[:count], self.truth)
@@ -189,7 +207,7 @@ class Evaluation:
         return examples
 
 
-def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+def make(run: Run, folder: Path, seed: int | None) -> str:
     evaluation = Evaluation(run)
     keys = evaluation.keys()
     progress = logging.Progress("evaluate", len(keys), "row")
@@ -220,12 +238,22 @@ def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
 
 
 def paired_differences(rows: list[dict], run: Run) -> list[dict]:
-    """`PAIRED_METRICS` of each tuned system minus the base's at equal guidance and seed, from a bootstrap paired by clip."""
-    base = {(row["guidance"], row["seed"]): row for row in rows if row["system"] == "base"}
+    """`PAIRED_METRICS` of each tuned system minus the base's at equal seed, from a bootstrap paired by clip.
+
+    The base has the guidance of the system; against a student it has the guidance at which its event F1 is best.
+    """
+    bases = [row for row in rows if row["system"] == "base"]
+
+    def baseline(row: dict) -> dict:
+        same_seed = [base for base in bases if base["seed"] == row["seed"]]
+        if methods.method(run.config, row["system"]).student_steps(run.config):
+            return max(same_seed, key=lambda base: base["event_f1"]["value"])
+        return next(base for base in same_seed if base["guidance"] == row["guidance"])
+
     return [
         {"system": row["system"], "baseline": "base"} | {name: row[name] for name in ("guidance", "split", "seed")} | {
             name: bootstrap.f1_difference_interval(
-                np.array(row["counts"][name]), np.array(base[row["guidance"], row["seed"]]["counts"][name]),
+                np.array(row["counts"][name]), np.array(baseline(row)["counts"][name]),
                 seed=run.config.seed, resamples=run.config.evaluate.bootstrap,
             ) for name in PAIRED_METRICS
         }
@@ -236,7 +264,7 @@ def paired_differences(rows: list[dict], run: Run) -> list[dict]:
 def curves(run: Run) -> dict[str, list[dict]]:
     """The metrics of every training in the run, by its folder."""
     found = {}
-    for path in sorted(run.root.glob("**/metrics.jsonl")):
+    for path in (path for path in storage.files_below(run.root) if path.name == "metrics.jsonl"):
         found[str(path.parent.relative_to(run.root))] = [
             {name: value for name, value in row.items() if name not in metering.FIELDS} for row in logging.read_metrics(path)
         ]
@@ -245,7 +273,7 @@ def curves(run: Run) -> dict[str, list[dict]]:
 
 def facts(run: Run) -> dict[str, Any]:
     """What it takes to repeat the run: config, versions, revision, device, and seconds of each stage."""
-    folders = [path.parent for path in sorted(run.root.glob(f"**/{RECORD}"))]
+    folders = [path.parent for path in storage.files_below(run.root) if path.name == RECORD]
     records = {str(folder.relative_to(run.root)): record for folder in folders if (record := read_record(folder))}
     first = next(iter(records.values()))
     return {

@@ -1,7 +1,6 @@
 """Event metrics of a base model: the cheap evaluation for sweeps of many trainings (studies/evaluate.py does more)."""
 
 import json
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from msg_jax.infra import logging
 from msg_jax.run import build
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
+from msg_jax.storage import Path
 
 FILE = "event_metrics.json"
 
@@ -59,7 +59,7 @@ class Truth:
         return metrics
 
 
-def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+def make(run: Run, folder: Path, seed: int | None) -> str:
     """Write `event_metrics.json`: `rows` per guidance scale, and the metrics of real sound after the codec."""
     assert seed is not None
     section, features = run.config.evaluate, FeatureSource(run.folder("extract") / run.config.evaluate.split)

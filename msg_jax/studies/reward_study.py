@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import functools
 import json
 import math
-import pathlib
 import statistics
 from typing import Any
 import zlib
@@ -17,7 +16,7 @@ import zlib
 import jax
 import numpy as np
 
-from msg_jax import networks
+from msg_jax import networks, storage
 from msg_jax.clip import ClipSpec
 from msg_jax.config import tree
 from msg_jax.config.schema import Config, RewardStudy, StudiedReward
@@ -34,6 +33,7 @@ from msg_jax.preference.reward import Reward
 from msg_jax.run import build
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
+from msg_jax.storage import Path
 from msg_jax.types import Params
 
 JUDGE = "judge"  # a column beside the rewards: event F1 of edited sound
@@ -106,7 +106,7 @@ class Cosines:
     def _open(self, field: str, folder: str) -> RewardScorer:
         """The networks in a folder. Raises UserError if there are none, or none for this run's clips."""
         if folder not in self._opened:
-            path = pathlib.Path(folder) if folder else self._run.folder("sf_cavp")
+            path = storage.path(folder) if folder else self._run.folder("sf_cavp")
             record = read_record(path)
             if record is None or record["stage"] != "sf_cavp" or not record["finished"]:
                 raise UserError(f"{field}.sf_cavp={folder} is not the folder of a finished sf_cavp stage: give one, or none.")
@@ -215,7 +215,7 @@ class Study:
         return {name: np.asarray(measure(self.frames, mels), np.float64) for name, measure in self.rewards.items()}
 
 
-def make(run: Run, folder: pathlib.Path, seed: int | None) -> str:
+def make(run: Run, folder: Path, seed: int | None) -> str:
     study = Study(run)
     section, seeds = run.config.reward_study, run.config.seeds
     jobs: dict[str, Callable[[], Scores]] = {f"seed_{seed}-{guidance}": functools.partial(study.candidates, seed, guidance)

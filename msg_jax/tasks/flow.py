@@ -66,6 +66,11 @@ class GeneratorTask(train.Task):
             trained = mesh.to_host(trained)
         return lora.merge(self.variables(self.run.local(trained), self.base))
 
+    def batch_shapes(self):
+        latents, _, conditions = jax.eval_shape(lambda: example_inputs(self.model.config, self.section.batch_size))
+        found = {"latents": latents, "clip": conditions.clip, "sync": conditions.sync, "text": conditions.text}
+        return found if conditions.motion is None else found | {"motion": conditions.motion}
+
     def held_out(self):
         features = FeatureSource(self.run.folder("extract") / "validation")
         return self.run.batches(features, self.section.batch_size, seed=self.seed) if len(features) else None
@@ -77,6 +82,14 @@ class GeneratorTask(train.Task):
         return flow_loss(
             self.model, variables, batch["latents"], Conditions.from_batch(batch), draws, self.diffusion
         )
+
+    def as_sampled(self, conditions: Conditions, variables: Params) -> Conditions:
+        """Conditions as candidates are sampled with: without captions, unless `section.prompts`."""
+        assert isinstance(self.section, Preference)
+        if self.section.prompts:
+            return conditions
+        null = self.model.apply(variables, conditions.clip.shape[0], method="null_conditions")
+        return conditions.replace(text=null.text)
 
     def frozen_base(self, frozen: Any) -> Params:
         """`base` as the step gets it."""

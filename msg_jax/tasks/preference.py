@@ -55,9 +55,9 @@ class PreferenceTask(GeneratorTask):
         sides = [self.errors(each, pairs, noise, t, section.dpo_guidance) for each in (policy, frozen["reference"])]
         errors = PairErrors(*sides[0], *sides[1])
         dpo, metrics = preference_loss(errors, section.beta)
-        winner = self.errors(policy, pairs, noise, t)[0].mean()  # at guidance 1 XLA computes this once with the line above
+        winner = sides[0][0] if section.dpo_guidance == 1 else self.errors(policy, pairs, noise, t)[0]
         real = flow_loss(self.model, policy, pairs.real, pairs.conditions, rows["flow"])
-        loss = section.dpo_weight * dpo + section.winner_weight * winner + section.real_weight * real
+        loss = section.dpo_weight * dpo + section.winner_weight * winner.mean() + section.real_weight * real
         return loss, {"dpo": dpo, "error_real": real} | metrics | self.more_metrics(errors, rows)
 
     def errors(
@@ -72,7 +72,8 @@ class PreferenceTask(GeneratorTask):
 
         velocity = sampling.guided(
             lambda x_t, t, conditions: self.model.apply(variables, x_t, t, conditions, method="velocity"),
-            processed(pairs.conditions), processed(self.model.apply(variables, len(t), method="null_conditions")),
+            processed(self.as_sampled(pairs.conditions, variables)),
+            processed(self.model.apply(variables, len(t), method="null_conditions")),
             guidance_scale,
         )
         errors = flow.flow_error(
@@ -86,6 +87,10 @@ class PreferenceTask(GeneratorTask):
 
     def frozen_base(self, frozen):
         return frozen["reference"]
+
+    def batch_shapes(self):
+        shapes = super().batch_shapes()
+        return shapes | dict.fromkeys(("winner", "loser"), shapes["latents"])
 
     def batches(self):
         return self.run.batches(self.source, self.section.batch_size, seed=self.seed)

@@ -1,5 +1,6 @@
 """Folders of released files: their contents, the cache of conversions, and error messages."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -11,7 +12,7 @@ from released_files import toy_tensors, write_released
 from torch_files import write_state
 
 from msg_jax.convert import bundle, from_torch
-from msg_jax.convert.bundle import VARIANTS, VOCABULARY, Bundle, choose, find
+from msg_jax.convert.bundle import VARIANTS, VOCABULARY, Bundle, Variant, choose, find
 from msg_jax.errors import UserError
 
 
@@ -30,8 +31,9 @@ def test_published_names_and_sizes_are_those_of_the_document():
     files |= {file for file in evaluation if file.name != "24-01-04T16-39-21.pt"}  # its published size is unknown
     assert published.keys() == {file.name for file in files}
     for file in files:
-        # Publishers count in powers of ten or of two. A file is never smaller than its floats.
-        assert 0.93 < published[file.name] / file.bytes < 1.05, file.name
+        assert published[file.name] == pytest.approx(file.bytes, rel=0.04), file.name
+    sums = dict(re.findall(r"^\| `(\S+)` \| .* \| `([0-9a-f]{32})` \|", text, re.MULTILINE))
+    assert sums == {file.name: file.md5 for file in files if file.md5}
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
@@ -84,6 +86,34 @@ def test_choose_infers_the_variant_from_the_files(tmp_path):
     other.touch()
     with pytest.raises(UserError, match=r"mine\.pth is not named like"):
         choose(other)
+
+
+def test_files_may_be_in_ext_weights_beside_the_folder(folder):
+    """As in a checkout of MMAudio, whose MM-DiT is given."""
+    weights, others = folder / "weights", folder / "ext_weights"
+    weights.mkdir(), others.mkdir()
+    for path in list(folder.glob("*.*")):
+        path.rename((weights if path.name.startswith("mmaudio") else others) / path.name)
+    found, variant = choose(weights / "mmaudio_toy_16k.pth")
+    assert (found, variant) == (weights, "toy")
+    paths = Bundle(found, VARIANTS[variant]).paths
+    assert {kind: path.parent.name for kind, path in paths.items()} == {
+        kind: "weights" if kind == "mmdit" else "ext_weights" for kind in paths
+    }
+    assert Bundle(folder, VARIANTS["toy"]).paths["vae"].samefile(paths["vae"])  # also from the root of the checkout
+
+
+def test_files_that_are_missing_come_from_the_cache_of_hugging_face(folder, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(folder / "home"))
+    toy = VARIANTS["toy"]
+    file = dataclasses.replace(toy.networks["bigvgan"].file, repositories=("nvidia/vocoder",))
+    networks = {**toy.networks, "bigvgan": dataclasses.replace(toy.networks["bigvgan"], file=file)}
+    snapshot = folder / "home" / "hub" / "models--nvidia--vocoder" / "snapshots" / "3f2a"
+    snapshot.mkdir(parents=True)
+    (folder / file.name).rename(snapshot / file.name)
+    assert Bundle(folder, Variant(toy.clip, networks)).paths["bigvgan"] == snapshot / file.name
+    with pytest.raises(UserError, match="lacks 1 of the files"):
+        Bundle(folder, toy)
 
 
 def test_files_may_be_in_subfolders(folder):

@@ -119,7 +119,7 @@ def test_record(root):
     assert record["video"].shape == (20, 16, 16, 3) and record["clip_video"].shape == (5, 8, 8, 3)
     assert record["video"].dtype == record["clip_video"].dtype == np.uint8
     np.testing.assert_allclose(record["video"].mean((1, 2, 3)), 5 * np.arange(20, 40), atol=1.5)
-    np.testing.assert_allclose(record["clip_video"].mean((1, 2, 3)), 5 * np.arange(20, 40, 4), atol=1.5)
+    np.testing.assert_allclose(record["clip_video"].mean((1, 2, 3)), 5 * np.arange(21, 41, 4), atol=1.5)
     assert record["waveform"].shape == (CLIP.audio_samples,) and record["waveform"].dtype == np.float32
     np.testing.assert_allclose(record["waveform"], tone(500, 2)[12_800 : 12_800 + CLIP.audio_samples], atol=0.05)
     assert record["events"].shape == (48, 3) and (record["events"] == -1).all() and record["has_events"] is False
@@ -272,3 +272,14 @@ def test_a_file_that_breaks_after_probing_is_named(tmp_path):
     with pytest.raises(UnreadableError, match=path.name) as error:
         source[0]
     assert error.value.row == {"path": str(path), "reason": str(error.value)}
+
+
+@pytest.mark.parametrize("streams", [("video",), ("clip_video",), ("clip_video", "video")])
+def test_only_the_streams_that_are_asked_for_are_decoded(root, streams, monkeypatch):
+    whole, asked, read_video = folder.FolderSource(root, CLIP, "train")[0], [], media.read_video
+    monkeypatch.setattr(media, "read_video", lambda path, grids, *rest: asked.extend(grids) or read_video(path, grids, *rest))
+    record = folder.FolderSource(root, CLIP, "train", streams=streams)[0]
+    assert [grid.px for grid in asked] == [{"video": 16, "clip_video": 8}[name] for name in streams]
+    assert record.keys() == whole.keys() - ({"video", "clip_video"} - set(streams))
+    for name in record:
+        np.testing.assert_array_equal(record[name], whole[name])

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from msg_jax.evaluation import events
+from msg_jax.evaluation import event_metrics, events
 
 HZ = 50.0
 
@@ -116,3 +116,12 @@ def test_micro_f1_without_any_event_is_nan():
 def test_clip_counts_rejects_different_numbers_of_clips():
     with pytest.raises(ValueError, match="zip"):
         events.clip_counts([_list()], [])
+
+
+def test_event_metrics_have_the_run_s_tolerance_and_40_ms():
+    true, predicted = [_list((0, 1.0), (1, 2.0))], [_list((0, 1.03), (1, 2.07))]
+    counts = event_metrics.counts(true, predicted, 0.08)
+    assert tuple(counts) == event_metrics.EVENT_METRICS
+    np.testing.assert_array_equal(counts["event_f1"], [[2, 0, 0]])
+    np.testing.assert_array_equal(counts["event_f1_40ms"], [[1, 1, 1]])
+    np.testing.assert_array_equal(counts["onset_f1_40ms"], [[1, 1, 1]])

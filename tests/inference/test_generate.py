@@ -197,9 +197,9 @@ def test_windows_see_the_frames_of_their_own_time(untrained, videos, monkeypatch
     """long.mp4 is 92 tokens of 0.08 s: windows start at tokens 0, 20, 40, 52, that is at frames 0, 40, 80 and 104."""
     seen, encode = [], System.encode
 
-    def spy(self, windows, prompt):
+    def spy(self, windows, prompt, count):
         seen.extend(windows)
-        return encode(self, seen, prompt)
+        return encode(self, seen, prompt, count)
 
     monkeypatch.setattr(System, "encode", spy)
     next(sounds_for(untrained, Video(videos / "long.mp4", "long.mp4"), SETTINGS))
@@ -568,6 +568,20 @@ def test_required_flags_are_named(command, capfd):
     with pytest.raises(SystemExit):
         command(["clip.mp4", "--out=out", "--checkpoint=run", "--variant=small_16k"])
     assert "--variant chooses among the files of --weights" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        command(["--out=out", "--checkpoint=run"])
+    assert "give a video or a folder of videos, or a --prompt" in capfd.readouterr().err
+
+
+def test_a_prompt_needs_no_video(command, run_folder, tmp_path, capfd):
+    flags = [f"--checkpoint={run_folder / 'base'}", f"--out={tmp_path}", "--prompt=A dog. barks/howls", "--verbosity=-1"]
+    assert command([*flags, "--variants=2"]) == 0
+    made = [read(tmp_path / f"A_dog_barks_howls_{i}.wav") for i in (0, 1)]
+    assert [len(each) for each in made] == [51_200, 51_200] and np.abs(made[0] - made[1]).mean() > 1e-4
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".jsonl", ".jsonl", ".wav", ".wav"]
+    with pytest.raises(SystemExit):
+        command([*flags, "--variants=2"])
+    assert "A_dog_barks_howls_0.wav exists already; pass --overwrite" in capfd.readouterr().err
 
 
 def test_the_command_takes_its_defaults_from_the_run(command, run_folder, videos, tmp_path):

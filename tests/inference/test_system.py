@@ -18,7 +18,7 @@ from msg_jax.inference.frozen import LazyWeights
 from msg_jax.inference.generate import Settings, Video, generate, sounds_for
 from msg_jax.inference.loading import load_weights
 from msg_jax.inference.system import System
-from msg_jax.infra import logging, memory, runtime
+from msg_jax.infra import logging, memory, progress, runtime
 from msg_jax.models.clip_encoder import CLIP as CLIPModel
 from msg_jax.models.synchformer import Synchformer
 
@@ -107,7 +107,7 @@ def test_conditions_are_those_of_the_published_recipe(released, folder):
     """CLIP features of every frame, Synchformer features of 16 frames every 8, text features of every token."""
     rng = np.random.default_rng(0)
     video, clip_video = (
-        rng.integers(0, 256, (count, px, px, 3), np.uint8) for count, px in ((24, CLIP.video_px), (8, 28))
+        rng.integers(0, 256, (count, px, px, 3), np.uint8) for count, px in ((24, CLIP.video_px), (7, 28))
     )
     conditions = released.encode([(video, clip_video)], "dog cat")
     variant = VARIANTS["toy_16k"]
@@ -131,7 +131,7 @@ def test_conditions_are_those_of_the_published_recipe(released, folder):
 def test_the_codec_gets_unnormalised_latents(released, folder):
     files = Bundle(folder, VARIANTS["toy_16k"])
     buffers = files.load("mmdit")["buffers"]
-    conditions = released.encode([(np.zeros((24, 32, 32, 3), np.uint8), np.zeros((8, 28, 28, 3), np.uint8))])
+    conditions = released.encode([(np.zeros((24, 32, 32, 3), np.uint8), np.zeros((7, 28, 28, 3), np.uint8))])
     noise = released.noise(0, "x", 30)
     latents = released.sample(conditions, noise, steps=1, guidance_scale=1.0)
     velocity = released.generator.apply(files.load("mmdit"), noise, np.zeros(1), conditions)
@@ -147,14 +147,14 @@ def test_clip_frames_are_whole_and_sync_frames_are_cropped(released, tmp_path, m
     path.write_bytes(media_writer.encode_video(pictures, 25.0, np.zeros(16_000), 16_000))
     seen, encode = [], System.encode
 
-    def spy(self, windows, prompt):
+    def spy(self, windows, prompt, count):
         seen.extend(windows)
-        return encode(self, seen, prompt)
+        return encode(self, seen, prompt, count)
 
     monkeypatch.setattr(System, "encode", spy)
     next(sounds_for(released, Video(path, "wide.mp4"), SETTINGS))
     video, clip_video = seen[0]
-    assert video.shape == (24, 32, 32, 3) and clip_video.shape == (8, 28, 28, 3)
+    assert video.shape == (24, 32, 32, 3) and clip_video.shape == (7, 28, 28, 3)
     assert clip_video[:, :, :6].mean() > 240 and clip_video[:, :, 9:].mean() < 10
     assert video.mean() < 10
 
@@ -199,3 +199,61 @@ def test_a_waveform_in_pieces_is_the_waveform_in_one(released):
     log_mel = np.random.default_rng(0).normal(size=(300, 80)).astype(np.float32)
     whole = released._vocode(released.variables["codec"], log_mel[None])[0]
     np.testing.assert_allclose(released.vocode(log_mel), whole, atol=1e-5)
+
+
+def make_video(path, frames, hz=25.0):
+    pictures = np.random.default_rng(0).integers(0, 256, (frames, 36, 64, 3), np.uint8)
+    path.write_bytes(media_writer.encode_video(pictures, hz, np.zeros(16_000), 16_000))
+    return path
+
+
+@pytest.mark.parametrize("frames, duration_sec, window_sec", [
+    (16, None, 0.64), (40, 0.64, 0.64), (10, None, 0.64), (40, None, 0.96),
+])
+def test_the_networks_run_at_the_length_of_the_video(released, tmp_path, monkeypatch, frames, duration_sec, window_sec):
+    """A short video, its first seconds, one below a segment of 0.64 s, and one that takes several windows."""
+    lengths, sample = [], System.sample
+
+    def spy(self, conditions, noise, **options):
+        lengths.append((self.clip.duration_sec, noise.shape[1], conditions.clip.shape[:2], conditions.sync.shape[1]))
+        return sample(self, conditions, noise, **options)
+
+    monkeypatch.setattr(System, "sample", spy)
+    path = make_video(tmp_path / "short.mp4", frames)
+    settings = dataclasses.replace(SETTINGS, duration_sec=duration_sec)
+    (sound,) = sounds_for(released, Video(path, "short.mp4"), settings)
+    heard = min(frames / 25, duration_sec or np.inf)
+    assert sound.shape == (round(16_000 * heard),) and np.abs(sound).max() > 1e-3
+    spec = dataclasses.replace(CLIP, duration_sec=window_sec)
+    windows = 3 if heard > window_sec else 1
+    tokens = 50 if windows > 1 else spec.latent_tokens
+    assert lengths == [(window_sec, tokens, (windows, spec.clip_video_frames), spec.sync_tokens)]
+
+
+def test_noise_is_that_of_the_whole_clip_and_can_be_given(released, video, tmp_path, command, folder, capfd):
+    path = make_video(tmp_path / "short.mp4", 16)
+    (plain,) = sounds_for(released, Video(path, "short.mp4"), SETTINGS)
+    noise = released.noise(0, "short.mp4", 30)[:, :20]
+    np.save(tmp_path / "noise.npy", noise[0])
+    flags = [str(path), f"--weights={folder}", "--steps=2", "--verbosity=-1", f"--noise={tmp_path / 'noise.npy'}"]
+    assert command([*flags, f"--out={tmp_path / 'out'}"]) == 0
+    np.testing.assert_allclose(soundfile.read(tmp_path / "out" / "short.wav")[0], plain, atol=1 / 32768)
+    (row,) = [json.loads(line) for line in (tmp_path / "out" / "generated.jsonl").read_text().splitlines()]
+    assert row["seed"] is None
+    assert command([*flags, f"--out={tmp_path / 'two'}", "--variants=2"]) == 2
+    assert "the noise has the shape (1, 20, 6), but short.mp4 needs (2, 20, 6); give another --noise" in capfd.readouterr().err
+
+
+def test_the_sound_of_one_window_begins_and_ends_as_the_vocoder_pads_it(released):
+    log_mel = np.random.default_rng(0).normal(size=(CLIP.mel_frames, 80)).astype(np.float32)
+    whole = released._vocode(released.variables["codec"], log_mel[None])[0]
+    np.testing.assert_array_equal(released.vocode(log_mel), whole)
+
+
+def test_progress_moves_through_encoders_steps_and_decoder(released, tmp_path):
+    moves = []
+    with progress.listening(moves.append):
+        next(sounds_for(released, Video(make_video(tmp_path / "short.mp4", 16), "short.mp4"), SETTINGS))
+    assert moves == sorted(moves) and moves[-1] == 1
+    assert sum(move < 0.4 for move in moves) >= 3 and {0.6, 0.8} <= {round(move, 6) for move in moves}
+    assert sum(0.8 < move <= 1 for move in moves) >= 2

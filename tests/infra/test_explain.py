@@ -9,23 +9,19 @@ import numpy as np
 import optax
 
 from msg_jax import train
-from msg_jax.infra import explain
+from msg_jax.infra import explain, hlo
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.models.layers import Dense
 
 
-def test_collectives_are_counted_with_their_bytes():
-    hlo = """
-      %all-gather.1 = f32[16,4]{1,0} all-gather(f32[2,4]{1,0} %x), dimensions={0}
-      %ar = (bf16[8]{0}, f32[]) all-reduce(%a, %b), to_apply=%sum
-      %start = u8[10]{0} all-reduce-start(%c), to_apply=%sum
-      %done = u8[10]{0} all-reduce-done(%start)
-      %add = f32[99]{0} add(%d, %e)
-    """
-    found = explain.collectives(hlo)
-    assert found["all-gather"] == (1, 16 * 4 * 4)
-    assert found["all-reduce"] == (2, 8 * 2 + 4 + 10)
-    assert found["all-to-all"] == (0, 0)
+def test_collectives_are_summed_by_kind_and_by_tensor():
+    found = [
+        hlo.Collective("all-gather", 100, 75, 4, 3, "joint_*/qkv"), hlo.Collective("all-gather", 20, 15, 4, 1, "joint_*/qkv"),
+        hlo.Collective("all-reduce", 400, 600, 4, 1, "loss"),
+    ]
+    totals = explain.collectives(found)
+    assert totals["all-gather"] == (4, 320) and totals["all-reduce"] == (1, 400) and totals["all-to-all"] == (0, 0)
+    assert explain.tensors(found) == [("all-reduce", "loss", 1, 400), ("all-gather", "joint_*/qkv", 4, 320)]
 
 
 def test_bytes_per_device_follow_the_sharding():

@@ -1,5 +1,6 @@
 """Training on two processes with two devices each; benchmarks/faults.py breaks them in more ways."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -19,6 +20,11 @@ def test_two_processes_train_as_one_and_one_continues_their_run(tmp_path):
     ended = [faults.ends(process) for process in faults.start_two(tmp_path, "--steps=15")]
     assert [code for code, _ in ended] == [0, 0], ended
     assert ended[0] == ended[1]  # both print the same digest
+    saved = tmp_path / "checkpoints" / "15"
+    first, second = (set(json.loads((saved / name).read_text())) for name in ("sha256.json", "sha256.1.json"))
+    assert second == {name for name in first | second if "ocdbt.process_1/" in name} and not first & second
+    sums = {"sha256.json", "sha256.1.json"}
+    assert first | second | sums == {path.relative_to(saved).as_posix() for path in saved.rglob("*") if path.is_file()}
     ours, theirs = faults.trained(tmp_path), faults.undisturbed()
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

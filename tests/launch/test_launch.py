@@ -14,7 +14,8 @@ from tests.launch.stand_ins import ARGUMENTS, LAUNCH, TASK, VARIABLES, ends
 
 
 def test_every_launcher_is_tested():
-    assert {path.name for path in LAUNCH.glob("*.s*")} - {"common.sh", "tpu_worker.sh"} == set(VARIABLES)
+    others = {"common.sh", "tpu_worker.sh", "accelerator_check.sh"}
+    assert {path.name for path in LAUNCH.glob("*.s*")} - others == set(VARIABLES)
 
 
 def test_shellcheck():
@@ -67,10 +68,16 @@ def test_without_a_bucket_a_tpu_slice_has_no_default_workdir(stand_ins):
     assert "--workdir" not in stand_ins.run("tpu_pod.sh", "--dry_run", "--", "--config=base")[1]
 
 
-@pytest.mark.parametrize("given", [["--workdir=gs://bucket/run"], ["--config=base", "-workdir=gs://bucket/run"]])
+@pytest.mark.parametrize("given", [["--workdir=s3://bucket/run"], ["--config=base", "-workdir=https://bucket/run"]])
 def test_a_url_is_refused_as_workdir(given, stand_ins):
     code, _, err = stand_ins.run("gke.sh", "--dry_run", "--", *given)
-    assert code == 2 and err == f"error: {given[-1]} is a URL: name the bucket in BUCKET and give a folder below /workdir.\n"
+    assert code == 2 and err == f"error: {given[-1]} is no folder and not on gs://.\n"
+
+
+@pytest.mark.parametrize("name", ["gke.sh", "xpk.sh", "tpu_pod.sh"])
+def test_a_workdir_in_a_bucket_is_passed_on(name, stand_ins):
+    code, out, _ = stand_ins.run(name, "--dry_run", "--", "--config=base", "--workdir=gs://bucket/run", BUCKET="bucket")
+    assert code == 0 and out.count("workdir=") == out.count("--workdir=gs://bucket/run") == 1
 
 
 @pytest.mark.parametrize(("name", "tasks"), [("gpu.sh", 1), ("local_processes.sh", 2)])
@@ -95,6 +102,6 @@ def test_the_image_leaves_out_what_git_ignores_and_installs_an_extra_that_exists
     )
     assert ignored | {".git"} <= left_out
     steps = (ROOT / "Dockerfile").read_text()
-    assert 'RUN pip install --no-cache-dir ".[$EXTRA]"' in steps
+    assert 'RUN pip install --no-cache-dir ".[$EXTRA,gcs]"' in steps
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert re.search(r"ARG EXTRA=(\w+)", steps)[1] == "tpu" and {"tpu", "cuda"} <= set(extras)
+    assert re.search(r"ARG EXTRA=(\w+)", steps)[1] == "tpu" and {"tpu", "cuda", "gcs"} <= set(extras)

@@ -73,6 +73,19 @@ def test_delete_deletes_even_after_a_failure(stand_ins, queued, expected):
     assert code == 1 and calls == expected
 
 
+def test_before_the_slice_is_deleted_its_processes_save(stand_ins):
+    """They go on when the connection is lost; what they still write to a bucket would be cut off."""
+    _run(stand_ins, ["READY"], DELETE="1", BUCKET="bucket")
+    *_, save, delete = stand_ins.calls
+    assert "ssh msg" in save and "--worker=all" in save and save.endswith("tpu_worker.sh stop; }") and DELETE in delete
+
+
+@pytest.mark.parametrize("place", [["--config=base"], ["--workdir=runs/mine"], ["--config=base", "--workdir", "runs/mine"]])
+def test_delete_is_refused_where_the_run_would_go_with_the_slice(stand_ins, place):
+    code, _, err = stand_ins.run("tpu_pod.sh", "--dry_run", "--", *place, DELETE="1")
+    assert code == 2 and err == ("error: DELETE=1 deletes the disk of the slice, and the run with it: set BUCKET, or give "
+                                 "--workdir=gs://BUCKET/FOLDER or a folder on a shared disk.\n")
+
 @pytest.mark.parametrize(("accelerator", "version"), [
     ("v5litepod-256", "v2-alpha-tpuv5-lite"), ("v5p-128", "v2-alpha-tpuv5"), ("v6e-256", "v2-alpha-tpuv6e"),
     ("v4-32", "tpu-ubuntu2204-base"),
@@ -204,7 +217,7 @@ def test_install_brings_an_interpreter_and_mounts_the_bucket_as_on_gke(worker, s
     stand_ins.answering("uv", "gcsfuse", "sudo", "findmnt", findmnt=["other"])
     assert ends(worker("install", BUCKET="bucket")) == (0, "", "")
     venv, packages, _, folder, owner, mount = stand_ins.calls
-    assert re.match(r"uv venv .*--python=3\.12 \.venv$", venv) and packages.endswith("--editable .[tpu]")
+    assert re.match(r"uv venv .*--python=3\.12 \.venv$", venv) and packages.endswith("--editable .[tpu,gcs]")
     assert folder == "sudo mkdir -p /workdir" and owner.endswith("/workdir")
     options = re.search(r"^MOUNT_OPTIONS=(.*)", (LAUNCH / "common.sh").read_text(), re.MULTILINE)[1].split(",")
     flags = [re.sub(r":(?=\w+$)", "=", option).replace(":", "-") for option in options]

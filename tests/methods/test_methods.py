@@ -12,8 +12,8 @@ from msg_jax.config import tree
 from msg_jax.config.schema import Config
 from msg_jax.errors import UserError
 from msg_jax.evaluation import report
-from msg_jax.infra import checkpoint
-from msg_jax.methods import AvpRpo, ContinueFlow, Merge, SyncDpo
+from msg_jax.infra import checkpoint, record
+from msg_jax.methods import AvpRpo, ContinueFlow, Distill, Merge, SyncDpo
 from msg_jax.programs import checks
 from msg_jax.programs.plan import plan
 from msg_jax.recipes import presets, runs
@@ -34,6 +34,8 @@ from msg_jax.run.stage import ensure
     ({"a": dict(kind="merge", shares=dict(b=0.5))}, r"arms\.a\.shares\.b is not a system"),
     ({"a": dict(kind="merge", shares=dict(b=0.5)), "b": dict(kind="sync_dpo", start="a")}, r"makes a circle \(a <- b <- a\)"),
     ({"a": dict(kind="merge")}, r"arms\.a\.shares is empty"),
+    ({"a": dict(kind="distill", solver_steps=3)}, r"arms\.a\.solver_steps=3 must divide teacher_steps=8"),
+    ({"a": dict(kind="distill"), "b": dict(kind="distill", start="a")}, r"b\.guidance=2.0 needs .* a is a student: set"),
 ])
 def test_an_impossible_arm_is_one_sentence(arms, sentence):
     values = tree.to_dict(presets.get("smoke")) | {"arms": arms}
@@ -54,7 +56,9 @@ def test_an_arm_needs_its_start_and_only_ranked_arms_need_reward_and_judge():
     assert set(stages["avp_rpo_sync_dpo"].needs) == {"base", "avp_rpo"}
     assert set(stages["soup"].needs) == {"base", "avp_rpo", "sync_dpo", "continue_cfm"}
     assert set(stages["avp_rpo"].needs) == {"base", "sf_cavp", "sound_events", "judge", "candidates"}
-    assert tuple(methods.KINDS) == ("avp_rpo", "sync_dpo", "continue_flow", "random_pairs", "oracle", "merge")
+    assert tuple(methods.KINDS) == (
+        "avp_rpo", "sync_dpo", "continue_flow", "random_pairs", "oracle", "merge", "distill", "diffusion_nft", "awm"
+    )
 
 
 @pytest.mark.parametrize(("arm", "own"), [
@@ -64,6 +68,22 @@ def test_an_arm_needs_its_start_and_only_ranked_arms_need_reward_and_judge():
 def test_an_arm_shares_the_base_model_s_candidates_unless_it_samples_otherwise(arm, own):
     config = tree.replace(presets.get("smoke"), arms={"arm": arm, "sync_dpo": SyncDpo()})
     assert ("candidates" in plan(config)["arm"].needs) == (not own)
+
+
+def test_arms_that_start_from_a_student_are_sampled_as_it_is(tmp_path):
+    arms = {
+        "student": Distill(), "fast": Distill(start="student", guidance=1.0, solver_steps=2), "tuned": AvpRpo(start="fast"),
+        "half": Merge(start="student", shares={"tuned": 0.5}), "guided": AvpRpo(),
+    }
+    config = tree.replace(presets.get("smoke"), arms=arms, evaluate=dict(steps=6))
+    methods.check(config)
+    steps = {name: methods.method(config, name).student_steps(config) for name in arms}
+    assert steps == {"student": 6, "fast": 2, "tuned": 2, "half": 6, "guided": None}
+    run = Run.create(config, tmp_path)
+    sections = {name: methods.Job(run, name, tmp_path, 0).preference for name in ("tuned", "guided")}
+    assert (sections["tuned"].candidate_guidance, sections["tuned"].candidate_steps) == (1.0, 2)
+    assert sections["guided"].candidate_guidance == config.preference.candidate_guidance != 1
+    assert AvpRpo(start="student").samples_itself() and not AvpRpo(start="student", sampled="base").samples_itself()
 
 
 def test_labels():
@@ -98,7 +118,10 @@ def test_a_new_method_is_one_class_and_one_entry(tmp_path, monkeypatch):
     assert stage.needs == ("base",) and "mine" in plan(config)["evaluate"].needs
     run = Run.create(config, tmp_path)
     checkpoint.export(tmp_path / "base" / "params", {"w": np.full(3, 4.0, np.float32)})
+    monkeypatch.setattr(Shrink, "student_steps", lambda self, config: 3)
     made = ensure(run, stage, 0, {"base": "digest"})
+    assert record.read_sampling(tmp_path / "mine") == {"steps": 3, "guidance_scale": 1.0}
+    assert record.read_sampling(tmp_path / "base") == {}
     np.testing.assert_array_equal(checkpoint.load(tmp_path / "mine" / "params")["w"], np.ones(3))
     assert json.loads((tmp_path / "mine" / "run.json").read_text())["settings"]["arms"]["mine"]["factor"] == 0.25
     assert made == checkpoint.digest(checkpoint.load(tmp_path / "mine" / "params"))

@@ -1,5 +1,6 @@
 """Settings that contradict each other are refused in one sentence that names field and remedy."""
 
+from jax.sharding import AbstractMesh
 import numpy as np
 import pytest
 
@@ -8,9 +9,12 @@ from msg_jax.clip import TINY
 from msg_jax.config.schema import Config
 from msg_jax.config.tree import replace
 from msg_jax.errors import UserError
-from msg_jax.methods import AvpRpo
-from msg_jax.programs import checks
+from msg_jax.infra.record import RECORD
+from msg_jax.methods import AvpRpo, ContinueFlow, Merge
+from msg_jax.programs import checks, stages
+from msg_jax.programs.plan import plan
 from msg_jax.recipes import presets, runs
+from msg_jax.run.run import Run
 
 
 def refusal(config):
@@ -59,6 +63,43 @@ def test_sections_that_contradict_each_other_are_refused(changes, words):
 @pytest.mark.parametrize("recipe", [runs.avp_rpo, runs.base, runs.sf_cavp, runs.sync_dpo, runs.reward_study])
 def test_recipes_pass(recipe, preset):
     checks.check(recipe(preset))
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    (dict(), None),
+    (dict(preference=dict(batch_size=8)), "config.preference.batch_size=8 cannot be split over 16 devices.* multiple of 16"),
+    (dict(preference=dict(batch_size=8), arms={"continue_cfm": ContinueFlow()}), None),  # it takes batches of 32
+    (dict(preference=dict(batch_size=6), arms={"continue_cfm": ContinueFlow()}),
+     "config.preference.batch_size=6 .* multiple of 4"),
+    (dict(arms={"avp_rpo": AvpRpo(changes=dict(batch_size=24))}), "config.arms.avp_rpo.changes.batch_size=24 .* of 16"),
+    (dict(arms={"half": Merge(shares={"avp_rpo": 0.5})}, preference=dict(batch_size=8)), None),
+    (dict(base=dict(accumulate=4)), "config.base.batch_size=32 .*, in accumulate=4 micro-batches: .* multiple of 64"),
+    (dict(encoders=dict(batch_size=40)), "config.encoders.batch_size=40"),
+    (dict(encoders=dict(batch_size=40, kind="joint")), None),
+    (dict(judge=dict(batch_size=8)), "config.judge.batch_size=8"),
+    (dict(judge=dict(batch_size=8), data=dict(source="folder:videos")), None),
+])
+def test_batches_that_the_mesh_cannot_split_are_refused_at_the_start(changes, words):
+    mesh = AbstractMesh((4, 4, 2), ("data", "fsdp", "tensor"))
+    config = replace(runs.avp_rpo("tiny"), arms={"avp_rpo": AvpRpo()})
+    config = replace(config, **changes)
+    stages = set(plan(config))
+    if words is None:
+        checks.check_batches(config, stages, mesh)
+    else:
+        with pytest.raises(UserError, match=words):
+            checks.check_batches(config, stages, mesh)
+
+
+def test_a_run_stops_at_once_unless_the_stage_is_finished(tmp_path):
+    config = replace(runs.avp_rpo("smoke"), preference=dict(batch_size=12), stages=("avp_rpo",), arms={"avp_rpo": AvpRpo()})
+    with pytest.raises(UserError, match=r"config.preference.batch_size=12 cannot be split over 8 devices"):
+        stages.run(config, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "avp_rpo").mkdir()
+    (tmp_path / "avp_rpo" / RECORD).write_text('{"finished": true}')
+    run = Run.create(config, tmp_path)
+    assert stages._is_finished(run, plan(config)["avp_rpo"]) and not stages._is_finished(run, plan(config)["base"])
 
 
 def test_network_and_objective_are_independent():

@@ -7,6 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
+from msg_jax.clip import TINY, ClipSpec
 from msg_jax.data.features import FeatureSource
 from tests.conftest import ROOT, command, environment
 
@@ -28,7 +29,7 @@ def test_every_stage_leaves_a_finished_record(smoke_run):
     for stage in STAGES:
         record = json.loads((smoke_run / stage / "run.json").read_text())
         assert record["finished"] and len(record["digest"]) == 64, stage
-        assert record["clip_spec"]["audio_hz" if "audio_hz" in record["clip_spec"] else "duration_sec"]
+        assert ClipSpec.from_dict(record["clip_spec"]) == TINY, stage
     base = json.loads((smoke_run / "base" / "run.json").read_text())
     assert base["upstream"]["extract"] == json.loads((smoke_run / "extract" / "run.json").read_text())["digest"]
 

@@ -1,0 +1,318 @@
+"""Reads the text of a compiled program: how often each instruction runs, what it moves, and its collectives."""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import functools
+import math
+import re
+from typing import NamedTuple
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_BITS = {"pred": 8, "bf16": 16}  # other type names contain their width: f32, s8, u64, f8e4m3fn
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
+_NAME = re.compile(r"%([\w.-]+)")
+_CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
+_CALLED_LISTS = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CHAIN = re.compile(r"\bchannel_id=\d+|\bchain_id=\"\d+\"")
+_WORKSPACE = re.compile(r"\b[su]8\[\d+\]\S*")
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_WORKLESS = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
+             "partition-id", "replica-id", "iota", "opt-barrier")
+
+
+class Array(NamedTuple):
+    """An array in an instruction's type."""
+
+    bytes: int
+    padded: int  # bytes in the layout of the device, whose tiles may not divide the array
+    in_memory: bool  # in the device's main memory, not in a core's own
+
+
+class Instruction(NamedTuple):
+    """One line of a computation."""
+
+    name: str
+    arrays: tuple[Array, ...]  # of the result
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+    is_root: bool
+
+    @property
+    def op_name(self) -> str:
+        found = _OP_NAME.search(self.attributes)
+        return found[1] if found else ""
+
+
+Computation = dict[str, Instruction]
+
+
+class Collective(NamedTuple):
+    """A collective operation, and how often a run of the program executes it."""
+
+    kind: str
+    bytes: int  # of the whole tensor that one group of devices gathers, reduces or exchanges, as one device sees it
+    wire: float  # bytes that one device receives, for the usual ring algorithms
+    group: int  # devices that take part
+    times: int
+    tensor: str  # the part of the model that it belongs to
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """The computations of a program by name."""
+
+    computations: Mapping[str, Computation]
+    entry: str
+    devices: int
+
+    @functools.cached_property
+    def times(self) -> Mapping[str, int]:
+        """How often a run of the program executes each computation; what `reduce` and the like apply is left out."""
+        return self._executions(fused=True)
+
+    @functools.cached_property
+    def top_level_times(self) -> Mapping[str, int]:
+        """The same for computations whose results are in memory: the entry, and what loops, branches and calls run."""
+        return self._executions(fused=False)
+
+    def _executions(self, fused: bool) -> Mapping[str, int]:
+        order: dict[str, None] = {}
+
+        def visit(name: str) -> None:
+            if name in order or name not in self.computations:
+                return
+            for called, _ in self._calls(name, fused):
+                visit(called)
+            order[name] = None
+
+        visit(self.entry)
+        counts = dict.fromkeys(order, 0) | {self.entry: 1}
+        for name in reversed(order):
+            for called, trips in self._calls(name, fused):
+                if called in counts:
+                    counts[called] += counts[name] * trips
+        return counts
+
+    def _calls(self, name: str, fused: bool) -> Iterator[tuple[str, int]]:
+        """The computations that one computation runs, and how often each."""
+        for instruction in self.computations[name].values():
+            code, text = instruction.opcode, instruction.attributes
+            if "=" not in text or (code == "fusion" and not fused):
+                continue
+            trips = self._trips(instruction) if code == "while" else 1
+            for how, called in _CALLED.findall(text):
+                if how != "to_apply" or code == "call":
+                    yield called, trips
+            for names in _CALLED_LISTS.findall(text):
+                if fused or code in ("conditional", "call"):
+                    yield from ((each.strip().lstrip("%"), 1) for each in names.split(","))
+
+    def _trips(self, loop: Instruction) -> int:
+        """The trip count that XLA notes or, failing that, the one integer that the condition compares with; else 1."""
+        if known := _TRIPS.search(loop.attributes):
+            return int(known[1])
+        condition = dict(_CALLED.findall(loop.attributes)).get("condition", "")
+        limits = {
+            int(line.operands[0]) for line in self.computations.get(condition, {}).values()
+            if line.opcode == "constant" and line.operands and line.operands[0].isdecimal()
+        }
+        return limits.pop() if len(limits) == 1 else 1
+
+    def collectives(self) -> list[Collective]:
+        """All collectives. Of a pair of start and done, the latter counts.
+
+        A TPU spreads one collective over a chain of fusions, each of which repeats it; it counts once.
+        """
+        found, chains = [], set()
+        for name, times in self.times.items():
+            inside = self.computations[name]
+            for line in inside.values():
+                kind = line.opcode.removesuffix("-done")
+                if kind not in COLLECTIVES:
+                    continue
+                start = inside.get(line.operands[0]) if line.opcode != kind and line.operands else None
+                text = line.attributes if start is None else start.attributes
+                if "chain_id" in text:
+                    chain = (kind, *_CHAIN.findall(text))
+                    if chain in chains:
+                        continue
+                    chains.add(chain)
+                label = line.op_name or (start.op_name if start else "") or self._callers.get(name, "")
+                found.append(self._collective(name, kind, line, text, times, shorten(label)))
+        return found
+
+    @functools.cached_property
+    def _callers(self) -> Mapping[str, str]:
+        """The `op_name` of an instruction that calls each computation."""
+        return {
+            called: line.op_name for inside in self.computations.values() for line in inside.values()
+            for _, called in _CALLED.findall(line.attributes) if line.op_name
+        }
+
+    def _collective(
+        self, computation: str, kind: str, line: Instruction, attributes: str, times: int, tensor: str
+    ) -> Collective:
+        group, result = self._group(attributes), sum(array.bytes for array in line.arrays)
+        whole = result * group if kind == "reduce-scatter" else result
+        if kind == "all-reduce" and "all-reduce-scatter" in computation:  # a TPU's reduce-scatter: the reduction, then a slice
+            kind = "reduce-scatter"
+        passes = {"all-reduce": 2 * (group - 1) / group, "collective-permute": 1}.get(kind, (group - 1) / group)
+        return Collective(kind, whole, whole * passes, group, times, tensor)
+
+    def _group(self, attributes: str) -> int:
+        """The number of devices in each of the `replica_groups`, in any of XLA's three notations; all devices if not given."""
+        if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes):
+            return int(found[2])
+        if found := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
+            return len(found[1].split(","))
+        if found := re.search(r"replica_groups=\w*\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
+            sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+            return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", found[2]) if axis in sizes)
+        return self.devices
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes that instructions read from and write to the memory of one device, and the share of them that is padding.
+
+        A slice of an array counts as what it takes, also inside a fusion. Caches are not considered.
+        """
+        moved = padding = 0
+        for name, times in self.top_level_times.items():
+            for line in self.computations[name].values():
+                for array, share in self._touched(self.computations[name], line):
+                    moved += round(times * array.padded * share)
+                    padding += round(times * (array.padded - array.bytes) * share)
+        return moved, padding
+
+    def _touched(self, inside: Computation, line: Instruction) -> Iterator[tuple[Array, float]]:
+        """Arrays in memory that an instruction reads or writes, and the share of each."""
+        if line.opcode in _WORKLESS or line.opcode.endswith("-start"):
+            return
+        results, operands = _sum(line.arrays), [inside[name].arrays for name in line.operands if name in inside]
+        if line.opcode.endswith("-done"):  # its start names what is read
+            start = inside.get(line.operands[0]) if line.operands else None
+            operands = [inside[name].arrays for name in start.operands if name in inside] if start else []
+        called = dict(_CALLED.findall(line.attributes)).get("calls", "")
+        fused = self.computations.get(called) if line.opcode == "fusion" else None
+        parts = _read_parts(fused) if fused else {}
+        if line.opcode in ("dynamic-slice", "slice", "gather"):
+            parts = {0: results}
+        if line.opcode == "dynamic-update-slice" and len(operands) > 1:
+            parts, written = {0: 0}, _sum(operands[1])
+        else:
+            written = _written(fused, results) if fused else results
+        for number, arrays in enumerate(operands):
+            for array in arrays:
+                if array.in_memory:
+                    yield array, min(1.0, parts.get(number, array.bytes) / max(array.bytes, 1))
+        for array in line.arrays:
+            if array.in_memory:
+                yield array, min(1.0, written / max(results, 1))
+
+
+def _sum(arrays: tuple[Array, ...]) -> int:
+    return sum(array.bytes for array in arrays)
+
+
+def _read_parts(fused: Computation) -> dict[int, int]:
+    """Bytes that a fusion reads of those operands of which it only takes slices, by number of the operand."""
+    users: dict[str, list[Instruction]] = {}
+    for line in fused.values():
+        for name in line.operands:
+            users.setdefault(name, []).append(line)
+    parts = {}
+    for line in fused.values():
+        uses = users.get(line.name, [])
+        if line.opcode == "parameter" and uses:
+            if all(use.opcode in ("dynamic-slice", "slice", "gather") and use.operands[0] == line.name for use in uses):
+                parts[int(line.operands[0])] = sum(_sum(use.arrays) for use in uses)
+            elif all(use.opcode == "dynamic-update-slice" and use.operands[0] == line.name for use in uses):
+                parts[int(line.operands[0])] = 0
+    return parts
+
+
+def _written(fused: Computation, results: int) -> int:
+    """Bytes that a fusion writes: of an update in place, only those of the update."""
+    roots = [line for line in fused.values() if line.is_root]
+    if roots and roots[0].opcode == "dynamic-update-slice":
+        return _sum(fused[roots[0].operands[1]].arrays)
+    return results
+
+
+def parse(text: str, devices: int = 1) -> Module:
+    """Parse `Compiled.as_text()` of a program for so many devices."""
+    computations: dict[str, Computation] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if current is None or not line.startswith(" "):
+            head = _COMPUTATION.match(line)
+            if head:
+                current = computations.setdefault(head[2], {})
+                entry = head[2] if head[1] else entry
+            continue
+        if found := _INSTRUCTION.match(line):
+            root, name, kind, opcode, rest = found.groups()
+            end = _closing(rest)
+            inside = rest[:end]
+            if opcode == "custom-call" and kind.startswith("("):  # a library's workspace, which it need not fill
+                kind = _WORKSPACE.sub("", kind)
+            operands = _NAME.findall(inside) if opcode not in ("constant", "parameter") else [inside]
+            current[name] = Instruction(name, _arrays(kind), opcode, tuple(operands), rest[end + 1 :], bool(root))
+    return Module(computations, entry, devices)
+
+
+def _closing(text: str) -> int:
+    """The place of the bracket that closes the operands at the start of `text`."""
+    depth = 0
+    for place, letter in enumerate(text):
+        if letter == "(":
+            depth += 1
+        elif letter == ")":
+            if not depth:
+                return place
+            depth -= 1
+    return len(text)
+
+
+@functools.lru_cache(maxsize=65536)
+def _arrays(text: str) -> tuple[Array, ...]:
+    """The arrays of a type, for example `(bf16[16,448]{1,0:T(8,128)(2,1)}, f32[])`."""
+    found = []
+    for name, dims, order, layout in _ARRAY.findall(text):
+        width = _BITS.get(name) or int((re.search(r"\d+", name) or ["0"])[0])
+        sizes = [int(size) for size in dims.split(",") if size]
+        physical = [sizes[int(place)] for place in reversed(order.split(","))] if order and sizes else list(sizes)
+        if tile := re.search(r"T\(([\d,]+)\)", layout):
+            units = [int(unit) for unit in tile[1].split(",")]
+            for place, unit in zip(range(len(physical) - 1, -1, -1), reversed(units)):
+                physical[place] = -(-physical[place] // unit) * unit
+        found.append(Array(
+            -(-math.prod(sizes) * width // 8), -(-math.prod(physical) * width // 8), not re.search(r"S\([1-9]", layout),
+        ))
+    return tuple(found)
+
+
+def shorten(op_name: str) -> str:
+    """The module path in a name that JAX gives an operation, without transformations, primitive and numbers of blocks.
+
+    >>> shorten("jit(step)/transpose(jvp(MMDiT.velocity))/joint_3/latent/qkv/dense/dot_general")
+    'joint_*/latent/qkv/dense'
+    """
+    names = re.sub(r"^[^(/]*\([^)]*\)/\((.*)\)$", r"\1", op_name).split(":")  # jit(step)/(one:another), of combined operations
+    paths = dict.fromkeys(filter(None, map(_path, names)))
+    best = next((path for path in paths if "/" in path), next(iter(paths), "?"))
+    return f"{best} and others" if len(paths) > 1 else best
+
+
+def _path(name: str) -> str:
+    if "[" in name:  # an argument: state.params['joint_3']['latent']['qkv']
+        path = [name.partition("[")[0], *re.findall(r"\['?([^\]']+)'?\]", name)]
+    else:
+        parts = re.split(r"/(?![^(]*\))", name)
+        path = [part for part in parts[:-1] if "(" not in part and part not in ("while", "body", "closed_call", "checkpoint")]
+        path = path or parts[-1:]
+    return "/".join(re.sub(r"_\d+$", "_*", part) for part in path)

@@ -1,0 +1,164 @@
+"""Compiled programs as text, in the manner of each compiler, and compiled here for a mesh."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+import pytest
+
+from msg_jax.infra import hlo
+from msg_jax.infra import mesh as mesh_lib
+
+TPU = """HloModule jit_step, is_scheduled=true
+
+%sum (a: bf16[], b: bf16[]) -> bf16[] {
+  %a = bf16[] parameter(0)
+  %b = bf16[] parameter(1)
+  ROOT %add = bf16[] add(%a, %b)
+}
+
+%gather.start (p.1: bf16[112,128]) -> bf16[448,128] {
+  %p.1 = bf16[112,128]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %all-gather.1 = bf16[448,128]{1,0:T(8,128)(2,1)S(1)} all-gather(%p.1), channel_id=7, \
+replica_groups=mesh['axis_0'=1,'axis_1'=4] {'axis_1'}, dimensions={0}, frontend_attributes={chain_id="3"}, \
+metadata={op_name="jit(step)/transpose(jvp(MMDiT.velocity))/fused_2/latent/qkv/dense/dot_general"}
+}
+
+%gather.step (p.2: bf16[112,128]) -> bf16[448,128] {
+  %p.2 = bf16[112,128]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %all-gather.2 = bf16[448,128]{1,0:T(8,128)(2,1)S(1)} all-gather(%p.2), channel_id=7, \
+replica_groups=mesh['axis_0'=1,'axis_1'=4] {'axis_1'}, dimensions={0}, frontend_attributes={chain_id="3"}
+}
+
+%all-reduce-scatter.5 (p.3: bf16[448,128]) -> bf16[112,128] {
+  %p.3 = bf16[448,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %all-reduce.9 = bf16[448,128]{1,0:T(8,128)(2,1)} all-reduce(%p.3), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%sum
+  %zero = u32[] constant(0)
+  ROOT %slice = bf16[112,128]{1,0:T(8,128)(2,1)} dynamic-slice(%all-reduce.9, %zero, %zero), dynamic_slice_sizes={112,128}
+}
+
+ENTRY %main_spmd (x: bf16[112,128], y: f32[8,3]) -> bf16[112,128] {
+  %x = bf16[112,128]{1,0:T(8,128)(2,1)} parameter(0), metadata={op_name="state.params['fused_2']['kernel']"}
+  %y = f32[8,3]{1,0:T(8,128)} parameter(1)
+  %begin = bf16[448,128]{1,0:T(8,128)(2,1)S(1)} fusion(%x), kind=kCustom, calls=%gather.start
+  %next = bf16[448,128]{1,0:T(8,128)(2,1)S(1)} fusion(%x), kind=kCustom, calls=%gather.step
+  %negated = f32[8,3]{1,0:T(8,128)} negate(%y)
+  %grad = bf16[448,128]{1,0:T(8,128)(2,1)} copy(%next)
+  ROOT %scattered = bf16[112,128]{1,0:T(8,128)(2,1)} fusion(%grad), kind=kCustom, calls=%all-reduce-scatter.5, \
+metadata={op_name="jit(step)/transpose(jvp(MMDiT))/joint_0/text.after/mlp/w1/dense/dot_general"}
+}
+"""
+
+GPU = """HloModule jit_step
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%wrapped (p: f32[64,32]) -> f32[8,32] {
+  %p = f32[64,32]{1,0} parameter(0)
+  ROOT %rs = f32[8,32]{1,0} reduce-scatter(%p), channel_id=3, replica_groups=[2,8]<=[16], dimensions={0}, to_apply=%sum
+}
+
+%body (state: (s32[], f32[64,32])) -> (s32[], f32[64,32]) {
+  %state = (s32[], f32[64,32]{1,0}) parameter(0)
+  %carry = f32[64,32]{1,0} get-tuple-element(%state), index=1
+  %begin = ((f32[64,32]{1,0}), f32[8,32]{1,0}) async-start(%carry), calls=%wrapped
+  %end = f32[8,32]{1,0} async-done(%begin)
+  %gather = (f32[8,32]{1,0}, f32[64,32]{1,0}) all-gather-start(%end), channel_id=4, replica_groups=[2,8]<=[16], dimensions={0}
+  %gathered = f32[64,32]{1,0} all-gather-done(%gather), metadata={op_name="jit(step)/while/body/closed_call/w2/dot_general"}
+  %i = s32[] get-tuple-element(%state), index=0
+  ROOT %both = (s32[], f32[64,32]{1,0}) tuple(%i, %gathered)
+}
+
+%condition (state.1: (s32[], f32[64,32])) -> pred[] {
+  %state.1 = (s32[], f32[64,32]{1,0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%state.1), index=0
+  %limit = s32[] constant(21)
+  ROOT %less = pred[] compare(%i.1, %limit), direction=LT
+}
+
+ENTRY %main (x: f32[64,32]) -> f32[64,32] {
+  %x = f32[64,32]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %first = (s32[], f32[64,32]{1,0}) tuple(%zero, %x)
+  %loop = (s32[], f32[64,32]{1,0}) while(%first), condition=%condition, body=%body, NOTE
+  %last = f32[64,32]{1,0} get-tuple-element(%loop), index=1
+  %sum.start = f32[64,32]{1,0} all-reduce-start(%last), channel_id=5, replica_groups={}, to_apply=%sum
+  ROOT %sum.done = f32[64,32]{1,0} all-reduce-done(%sum.start)
+}
+"""
+
+
+def test_a_collective_of_a_tpu_in_several_fusions_counts_once():
+    found = {each.kind: each for each in hlo.parse(TPU, devices=4).collectives()}
+    size = 448 * 128 * 2
+    assert found["all-gather"] == ("all-gather", size, size * 3 / 4, 4, 1, "fused_*/latent/qkv/dense")
+    assert found["reduce-scatter"] == ("reduce-scatter", size, size * 3 / 4, 4, 1, "joint_*/text.after/mlp/w1/dense")
+    assert len(hlo.parse(TPU, devices=4).collectives()) == 2
+
+
+def test_traffic_is_that_of_the_main_memory_with_padded_tiles():
+    """Of (8, 3) float32, a tile has 8 x 128. Results with S(1) stay in the core's own memory; fusions read x twice."""
+    x, grad, tile = 112 * 128 * 2, 448 * 128 * 2, 8 * 128 * 4
+    moved, padding = hlo.parse(TPU, devices=4).traffic()
+    assert moved == 2 * x + 2 * tile + grad + (grad + x)
+    assert padding == 2 * (tile - 8 * 3 * 4)
+
+
+@pytest.mark.parametrize(("note", "times"), [
+    ('backend_config={"known_trip_count":{"n":"20"}}', 20),
+    ("metadata={}", 21),  # then the condition's limit
+])
+def test_pairs_of_start_and_done_and_loops(note, times):
+    found = {each.kind: each for each in hlo.parse(GPU.replace("NOTE", note), devices=16).collectives()}
+    size = 64 * 32 * 4
+    assert found["all-gather"] == ("all-gather", size, size * 7 / 8, 8, times, "w2")
+    assert found["reduce-scatter"] == ("reduce-scatter", size, size * 7 / 8, 8, times, "?")
+    assert found["all-reduce"] == ("all-reduce", size, size * 2 * 15 / 16, 16, 1, "?")
+
+
+@pytest.mark.parametrize(("name", "short"), [
+    ("jit(step)/transpose(jvp(MMDiT.velocity))/joint_3/latent/qkv/dense/dot_general", "joint_*/latent/qkv/dense"),
+    ("jit(step)/jvp(SFCAVP)/while/body/checkpoint/stage_2/conv/conv_general_dilated", "stage_*/conv"),
+    ("state.params['joint_3']['latent']['kernel']", "state.params/joint_*/latent/kernel"),
+    ("jit(step)/reduce_sum", "reduce_sum"),
+    ("jit(step)/(reduce_sum:transpose(jvp(MMDiT))/text_pooled/dense/dot_general:transpose(jvp(MMDiT))/w1/conv/add)",
+     "text_pooled/dense and others"),
+    ("", "?"),
+])
+def test_names_are_module_paths(name, short):
+    assert hlo.shorten(name) == short
+
+
+def test_a_program_for_eight_devices():
+    """Five layers in a scan, kernels split over fsdp: each is gathered once a layer, the loss is one reduction."""
+    mesh = mesh_lib.make_mesh((1, 8, 1))
+
+    def shape(*sizes, spec):
+        return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=NamedSharding(mesh, spec))
+
+    @jax.jit
+    def loss(kernels, x):
+        def layer(x, kernel):
+            kernel = jax.lax.with_sharding_constraint(kernel, NamedSharding(mesh, P()))
+            return jnp.tanh(x @ kernel), None
+
+        return jax.lax.scan(layer, x, kernels)[0].sum()
+
+    kernels, x = shape(5, 64, 64, spec=P(None, "fsdp")), shape(16, 64, spec=P("fsdp"))
+    found = hlo.parse(loss.lower(kernels, x).compile().as_text(), 8).collectives()
+    gathers = [each for each in found if each.kind == "all-gather"]
+    assert sum(each.bytes * each.times for each in gathers) == 5 * 64 * 64 * 4  # in the loop, or all before it
+    (sum_,) = (each for each in found if each.kind == "all-reduce")
+    assert (sum_.bytes, sum_.group, sum_.times) == (4, 8, 1)
+
+
+def test_a_scan_moves_one_slice_a_step_not_the_whole_array():
+    def total(xs):
+        return jax.lax.scan(lambda carry, x: (carry + jnp.sin(x), None), jnp.zeros(1024), xs)[0]
+
+    moved, padding = hlo.parse(jax.jit(total).lower(jnp.zeros((50, 1024))).compile().as_text()).traffic()
+    slices = 50 * 1024 * 4
+    assert 3 * slices <= moved < 8 * slices  # a slice and the carry are read, the carry written; the whole would be 50 times
+    assert padding == 0
