@@ -21,8 +21,9 @@ def run_blocks(
     """Return `carry` after `step(block, carry) -> carry` for each of `blocks`: bound modules with equal fields, and a `dtype`.
 
     Blocks in a row whose variables have equal shapes share one compiled body, so blocks with a LoRA adapter and blocks
-    without alternate freely. `scan=False` unrolls them. None unrolls on a CPU, where XLA compiles quickly but the copies of
-    the weights that a loop makes cost time. `remat` recomputes each block in the backward pass.
+    without alternate freely. `scan=False` unrolls them. None unrolls on a CPU, where a loop over the tiny generator's few
+    blocks takes three times as long and saves no compilation (docs/LOG.md). `remat` recomputes each block in the backward
+    pass.
 
     The stacked copy costs a block's kernels in the compute type. Smaller parameters, such as scales of norms, stay in
     float32. The copy keeps the sharding of the parameters, and every turn of the loop gathers one block.
