@@ -71,7 +71,8 @@ class SFCAVPTask(train.Task):
         def global_loss(video, audio, scales):
             return sf_cavp_loss(video, audio, scales, weights, section.lags, axis_name=axes)
 
-        return global_loss(*embeddings, self.model.apply({"params": params}, method="scales"))
+        video, audio = embeddings
+        return global_loss(video, audio, self.model.apply({"params": params}, method="scales"))
 
     def batch_shapes(self):
         clip, size = self.run.clip, self.run.config.sf_cavp.batch_size
