@@ -137,7 +137,7 @@ def test_a_wrong_choice_is_named_beside_the_right_ones(values, sentence):
 
 @pytest.mark.parametrize("arm", [{"kind": "magic"}, {}, "magic"])
 def test_an_arm_of_an_unknown_kind_is_named(arm):
-    words = r"^config\.arms\.a\.kind=('magic'|None) is not a method: use one of avp_rpo, sync_dpo, .*, merge\.$"
+    words = r"^config\.arms\.a\.kind=('magic'|None) is not a method: use one of avp_rpo, sync_dpo, .*, awm\.$"
     with pytest.raises(UserError, match=words):
         tree.from_dict(Config, {"arms": {"a": arm}}, KINDS)
 
