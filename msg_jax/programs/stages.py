@@ -23,10 +23,10 @@ def run(config: Config, root: Path) -> None:
         if name not in stages:
             raise UserError(f"config.stages names {name!r}, which is not a stage: choose from {', '.join(stages)}.")
     ahead = needed(stages, config.stages)
-    checks.check_batches(config, (name for name in ahead if not _is_finished(this, stages[name])), this.mesh)
     if any(stages[name].weights for name in ahead):
         assert this.released is not None
         logging.info("%-13s released files in %s", "weights", this.released.folder)
+    checks.check_batches(config, (name for name in ahead if not _is_finished(this, stages[name])), this.mesh)
     digests: Digests = {}
     make = maker(this, stages, digests)
     for name in config.stages:

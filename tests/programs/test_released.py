@@ -26,7 +26,7 @@ from msg_jax.models.mmdit import example_inputs
 from msg_jax.programs import checks
 from msg_jax.recipes import presets, runs
 from msg_jax.run.run import Run
-from msg_jax.stages.extract import Extractor
+from msg_jax.stages.extract import Extractor, reader
 from msg_jax.stages.sf_cavp import SFCAVPTask
 from tests.conftest import ROOT, environment
 
@@ -122,8 +122,7 @@ def test_networks_are_loaded_one_at_a_time_and_only_the_needed_sides(run_folder,
     monkeypatch.setattr(Bundle, "load", lambda self, kind, *parts: loads.append((kind, *parts)) or load(self, kind, *parts))
     run = Run.create(_config(inputs), run_folder)
     extract = Extractor(run)
-    record = run.source("train")[0]
-    extract([record])
+    extract([clip for _, clip in reader(run, run.source("train"), [0])])
     assert loads == [
         ("mmdit", "buffers/empty_text"), ("clip", "params/text/"), ("clip", "params/image/"), ("synchformer",),
         ("vae", "params/encoder/", "buffers/"),
