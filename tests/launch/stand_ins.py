@@ -97,5 +97,5 @@ class StandIns:
 
 def ends(process: subprocess.Popen) -> tuple[int, str, str]:
     """Wait for a process; return its exit code, output and errors."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=30)
     return process.returncode, out, err

@@ -159,13 +159,14 @@ def log(tmp_path):
 
 @pytest.fixture
 def worker(stand_ins, tmp_path):
-    """A function that starts tpu_worker.sh in a folder of its own."""
+    """A function that starts tpu_worker.sh in a folder of its own, with SIGHUP even where this process ignores it."""
     (tmp_path / "msg_jax/launch").mkdir(parents=True)
     script = shutil.copy(LAUNCH / "tpu_worker.sh", tmp_path / "msg_jax/launch")
     stand_ins.script("curl", _METADATA)
     return lambda *arguments, start_new_session=False, **variables: subprocess.Popen(
         [script, *arguments], env=stand_ins.environment(**variables), start_new_session=start_new_session,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
 
 
