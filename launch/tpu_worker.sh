@@ -40,7 +40,8 @@ run() {
   local worker pid code=0
   worker=$(curl -fsS -H 'Metadata-Flavor: Google' \
     http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number)
-  nohup "$@" > msg_jax.log 2>&1 < /dev/null &
+  : > msg_jax.log  # before `tail` looks for it
+  nohup "$@" >> msg_jax.log 2>&1 < /dev/null &
   pid=$!
   echo "$pid" > msg_jax.pid
   tail --pid="$pid" --sleep-interval=0.5 --lines=+1 --follow msg_jax.log | sed --unbuffered "s/^/[worker $worker] /" || true
