@@ -57,6 +57,7 @@ def test_a_loop_equals_the_blocks_one_by_one(case, remat):
     assert worst_error(loop, one_by_one) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_loop_in_bfloat16_is_as_near_to_float32(case):
     """The loop has its kernels in bfloat16, where the layers have them too; scales of norms stay in float32."""
     variables, inputs = case
