@@ -14,7 +14,7 @@ from msg_jax.methods.sync_dpo import SyncDPOTask
 from msg_jax.recipes import presets
 from msg_jax.run.run import Run
 from msg_jax.tasks.advantage import AdvantageTask
-from msg_jax.tasks.flow import FlowTask
+from msg_jax.tasks.flow import FlowTask, flow_draws
 from msg_jax.tasks.preference import PreferenceTask
 from msg_jax.tasks.student import StudentTask
 
@@ -245,3 +245,9 @@ def test_nft_and_awm_train_on_weighted_samples_and_on_real_sound(run, batch):
     np.testing.assert_allclose(seen["target"], data - rows["noise"], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(seen["weight"], weight)
     assert float(loss) == pytest.approx(3.0 + 2.0 * float(metrics["error_real"]), rel=1e-5)
+
+
+def test_video_and_text_are_dropped_with_their_own_probabilities(run):
+    section = tree.replace(run.config.preference, condition_dropout=0.2, text_dropout=0.7)
+    drops = flow_draws(jax.random.key(0), jnp.zeros((4000, 1, 1)), section)["drops"]
+    np.testing.assert_allclose(drops.mean(axis=0), [0.2, 0.7], atol=0.03)
