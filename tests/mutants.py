@@ -139,7 +139,7 @@ MUTANTS = (
            "(times[:-1], times[1:]))[0][0]", "(times[:-2], times[1:-1]))[0][0]", SAMPLING),
     Mutant("candidates get the conditions of other clips", "msg_jax/inference/sampling.py",
            "lambda a: jnp.repeat(a, candidates, axis=0), processed)",
-           "lambda a: jnp.tile(a, (candidates,) + (1,) * (a.ndim - 1)), processed)", SAMPLING),
+           "lambda a: jnp.tile(a, (candidates,) + (1,) * (a.ndim - 1)), processed)", SAMPLER),
     Mutant("all clips get the same noise", "msg_jax/inference/sampler.py",
            "jax.random.fold_in(root, i)", "jax.random.fold_in(root, 0 * i)", SAMPLER),
     Mutant("samples stay normalised", "msg_jax/inference/sampler.py",
