@@ -2,41 +2,23 @@
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any
 
 import jax
 
-from msg_jax import train
-from msg_jax.config.schema import Preference
 from msg_jax.losses import flow
-from msg_jax.run.run import Run
-from msg_jax.tasks.flow import GeneratorTask, flow_draws, flow_loss
+from msg_jax.tasks.flow import flow_draws, flow_loss
+from msg_jax.tasks.reference import ReferenceTask
 from msg_jax.types import Array, Conditions, Params
 
 
 @dataclasses.dataclass
-class AdvantageTask(GeneratorTask):
+class AdvantageTask(ReferenceTask):
     """Train on samples of `reference` and their `weight`, and by flow matching on real sound.
 
     `objective(velocity, old velocity, target velocity, weight)` is the loss of a batch.
     """
 
-    run: Run
-    source: Any
-    section: Preference
-    seed: int
-    reference: Params
-    dims: dict[str, int]
-    name: str
     objective: Callable[[Array, Array, Array, Array], Array]
-
-    def __post_init__(self):
-        self.build(self.dims)
-        self.base = self.reference
-        self.frozen = {"reference": self.reference}
-
-    def init(self, rng):
-        return train.create_state(self.start(rng), self.optimizer, ema=False)
 
     def draw(self, batch, rng, frozen):
         noise_key, time_key, real_key = jax.random.split(rng, 3)
@@ -61,9 +43,3 @@ class AdvantageTask(GeneratorTask):
         shapes = super().batch_shapes()
         latents = shapes["latents"]
         return shapes | {"sample": latents, "weight": jax.ShapeDtypeStruct(latents.shape[:2], latents.dtype)}
-
-    def frozen_base(self, frozen):
-        return frozen["reference"]
-
-    def batches(self):
-        return self.run.batches(self.source, self.section.batch_size, seed=self.seed)

@@ -83,14 +83,6 @@ class GeneratorTask(train.Task):
             self.model, variables, batch["latents"], Conditions.from_batch(batch), draws, self.diffusion
         )
 
-    def as_sampled(self, conditions: Conditions, variables: Params) -> Conditions:
-        """Conditions as candidates are sampled with: without captions, unless `section.prompts`."""
-        assert isinstance(self.section, Preference)
-        if self.section.prompts:
-            return conditions
-        null = self.model.apply(variables, conditions.clip.shape[0], method="null_conditions")
-        return conditions.replace(text=null.text)
-
     def frozen_base(self, frozen: Any) -> Params:
         """`base` as the step gets it."""
         return frozen

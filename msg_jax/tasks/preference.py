@@ -1,43 +1,21 @@
 """The preference loss as a training task: DPO for flow matching (losses/preference.py) with two anchors."""
 
 import dataclasses
-from typing import Any
 
 import jax
 
-from msg_jax import train
-from msg_jax.config.schema import Preference
 from msg_jax.inference import sampling
 from msg_jax.inference.batching import deinterleave, interleave
 from msg_jax.losses import flow
 from msg_jax.losses.preference import PairErrors, preference_loss
-from msg_jax.run.run import Run
-from msg_jax.tasks.flow import GeneratorTask, flow_draws, flow_loss
+from msg_jax.tasks.flow import flow_draws, flow_loss
+from msg_jax.tasks.reference import ReferenceTask
 from msg_jax.types import Array, Conditions, Params, PreferenceBatch
 
 
 @dataclasses.dataclass
-class PreferenceTask(GeneratorTask):
-    """DPO over policy and frozen reference, and flow matching on the winner and on real sound, each with its weight.
-
-    With adapters, the reference is the same tree without them, so there is no second copy of the network.
-    """
-
-    run: Run
-    source: Any
-    section: Preference
-    seed: int
-    reference: Params
-    dims: dict[str, int]
-    name: str
-
-    def __post_init__(self):
-        self.build(self.dims)
-        self.base = self.reference
-        self.frozen = {"reference": self.reference}
-
-    def init(self, rng):
-        return train.create_state(self.start(rng), self.optimizer, ema=False)
+class PreferenceTask(ReferenceTask):
+    """DPO over policy and frozen reference, and flow matching on the winner and on real sound, each with its weight."""
 
     def draw(self, batch, rng, frozen):
         noise_key, time_key, real_key = jax.random.split(rng, 3)
@@ -85,12 +63,6 @@ class PreferenceTask(GeneratorTask):
         """Metrics that a subclass adds."""
         return {}
 
-    def frozen_base(self, frozen):
-        return frozen["reference"]
-
     def batch_shapes(self):
         shapes = super().batch_shapes()
         return shapes | dict.fromkeys(("winner", "loser"), shapes["latents"])
-
-    def batches(self):
-        return self.run.batches(self.source, self.section.batch_size, seed=self.seed)
