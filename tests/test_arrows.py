@@ -43,8 +43,8 @@ ALLOWED = {
     "main": {"config", "infra", "programs", "recipes"},
     "generate": {"inference", "infra"},
     "doctor": {"convert", "infra", "tables"},
-    "compile": {"config", "convert", "inference", "infra", "methods", "models", "networks", "programs", "recipes", "run",
-                "stages", "tasks", "train", "types"},
+    "compile": {"config", "convert", "inference", "infra", "methods", "networks", "programs", "recipes", "run",
+                "stages", "tasks", "train"},
     "cli": {"compile", "doctor", "generate", "main"},
 }
 WITHOUT_JAX = ("data", "config", "clip", "errors", "storage", "tables")
