@@ -1,5 +1,6 @@
 """python -m msg_jax.generate VIDEO_OR_FOLDER ... --checkpoint=runs/tiny/avp_rpo --out=DIR [--FLAG=VALUE ...]
 python -m msg_jax.generate VIDEO_OR_FOLDER ... --weights=FOLDER_OR_FILE --out=DIR [--FLAG=VALUE ...]
+python -m msg_jax.generate --demo --out=DIR [--FLAG=VALUE ...]
 python -m msg_jax.generate --prompt=TEXT --weights=FOLDER_OR_FILE --out=DIR [--FLAG=VALUE ...]
 
 For NAME.mp4 (also below a folder) writes NAME.wav, exactly as long as the video, and NAME.mp4, the untouched video stream
@@ -86,6 +87,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("inputs", nargs="*", type=pathlib.Path, metavar="VIDEO_OR_FOLDER")
     source = flags.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="folder of a finished stage: base or a preference arm")
+    source.add_argument("--demo", action="store_true", help="a small model that comes with the package; without a "
+                        "video, it gets a scene that it draws")
     source.add_argument("--weights", help="folder of MMAudio's released files, or its MM-DiT file in such a folder")
     flags.add_argument("--variant", help="with --weights: small_16k, small_44k, medium_44k, large_44k or large_44k_v2")
     flags.add_argument("--out", required=True, type=pathlib.Path, help="folder for the results")
@@ -130,9 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(_files_with_a_dash(sys.argv[1:] if argv is None else argv))
     if args.variant and not args.weights:
         fail("--variant chooses among the files of --weights; leave it out.")
-    if not args.inputs and not args.prompt:
+    if not args.inputs and not args.prompt and not args.demo:
         fail("give a video or a folder of videos, or a --prompt for sound without a video; --help lists all flags.")
     from msg_jax.inference.cues import read_cues
+    from msg_jax.inference.demo import draw_scene, load_demo
     from msg_jax.inference.generate import Settings, generate  # after the flags, whose mistakes need not wait for jax
     from msg_jax.inference.loading import load_checkpoint, load_weights
     from msg_jax.infra import logging, runtime
@@ -143,7 +147,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         noise = None if args.noise is None else _read_noise(args.noise)
         script = () if args.script is None else read_cues(args.script)
-        system = load_weights(args.weights, args.variant) if args.weights else load_checkpoint(args.checkpoint)
+        if args.weights:
+            system = load_weights(args.weights, args.variant)
+        else:
+            system = load_demo() if args.demo else load_checkpoint(args.checkpoint)
+        if args.demo and not args.inputs and not args.prompt:
+            args.inputs = [draw_scene(args.out / "silent" / "scene.mp4", args.seed, args.overwrite)]
         settings = Settings(
             steps=args.steps or system.steps,
             guidance_scale=system.guidance_scale if args.guidance is None else args.guidance,

@@ -1,6 +1,7 @@
 """Systems from a run's checkpoint, and from released files."""
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import functools
 import os
 from typing import Any
@@ -25,6 +26,21 @@ from msg_jax.infra.record import RECORD, read_record, read_sampling
 from msg_jax.models.mmdit import MMDiT, example_inputs
 from msg_jax.models.neural_codec import NeuralCodec
 from msg_jax.storage import Path
+from msg_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a system of a run is made from."""
+
+    place: str  # where it was read, for messages
+    config: Config
+    clip: ClipSpec
+    sampling: Mapping[str, Any]  # `steps` and `guidance_scale`
+    digest: str
+    variables: Mapping[str, Params] | LazyWeights  # of "encoders", "generator" and "codec"
+    released: bundle.Bundle | None = None
+    load_ranker: Callable[[], Ranker] | None = None
 
 
 def load_checkpoint(folder: str | os.PathLike) -> System:
@@ -33,6 +49,11 @@ def load_checkpoint(folder: str | os.PathLike) -> System:
     Raises UserError if `folder` is not such a stage, if an upstream stage is missing or was made again since, or if this
     version of the code has other networks.
     """
+    return assemble(read_checkpoint(folder))
+
+
+def read_checkpoint(folder: str | os.PathLike) -> Parts:
+    """The parts of the system of `load_checkpoint`."""
     folder = storage.path(folder)
     record = _finished(folder)
     config, clip = tree.from_dict(Config, record["config"]), ClipSpec.from_dict(record["clip_spec"])
@@ -50,20 +71,28 @@ def load_checkpoint(folder: str | os.PathLike) -> System:
     if released is None:
         for name in loaders:  # report unreadable files now
             variables[name]
-    encode_frames, embed_text = frozen.encoders(config, clip, released, variables)
+    place = f"{folder}, made by revision {record['git_revision']},"
+    return Parts(
+        place, config, clip, sampling, record["digest"], variables, released, _ranker_loader(folder, config, clip)
+    )
+
+
+def assemble(parts: Parts) -> System:
+    """The system of these parts. Raises UserError if this version of the code has other networks."""
+    config, clip, variables = parts.config, parts.clip, parts.variables
+    encode_frames, embed_text = frozen.encoders(config, clip, parts.released, variables)
     try:
         widths = networks.feature_dims(config, clip, None if config.encoders.kind == "released" else variables["encoders"])
         generator = networks.generator(config, clip, widths, networks.compute_dtype())
         jax.eval_shape(generator.apply, variables["generator"], *example_inputs(generator.config))
     except FlaxError as error:
         raise UserError(
-            f"{folder} was made by revision {record['git_revision']}, whose networks differ from this one's: use that "
-            "revision, or make the run again."
+            f"{parts.place} has networks that differ from this version's: use the version that made it, or make the run again."
         ) from error
     return System(
         clip=clip,
-        digest=record["digest"],
-        **sampling,
+        digest=parts.digest,
+        **parts.sampling,
         encode_frames=encode_frames,
         embed_text=embed_text,
         generator=generator,
@@ -73,7 +102,7 @@ def load_checkpoint(folder: str | os.PathLike) -> System:
         any_length=config.encoders.kind == config.codec.kind == "released" and isinstance(generator, MMDiT),
         frame_choice=config.data.frame_choice,
         solver=networks.solver(config),
-        load_ranker=_ranker_loader(folder, config, clip),
+        load_ranker=parts.load_ranker,
     )
 
 
