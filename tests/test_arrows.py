@@ -42,10 +42,11 @@ ALLOWED = {
                  "tables"},
     "main": {"config", "infra", "programs", "recipes"},
     "generate": {"inference", "infra"},
+    "weights": {"convert"},
     "doctor": {"convert", "infra", "tables"},
     "compile": {"config", "convert", "inference", "infra", "methods", "models", "networks", "programs", "recipes", "run",
                 "stages", "tasks", "train", "types"},
-    "cli": {"compile", "doctor", "generate", "main"},
+    "cli": {"compile", "doctor", "generate", "main", "weights"},
 }
 WITHOUT_JAX = ("data", "config", "clip", "errors", "storage", "tables")
 
