@@ -72,7 +72,7 @@ class MsgJaxVideoToAudio:
         import numpy as np
         import torch
 
-        frames = (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+        frames = (images[..., :3].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
         with tempfile.TemporaryDirectory() as folder:
             video = pathlib.Path(folder) / _FILE
             video.write_bytes(media_writer.encode_video(frames, frame_rate, np.zeros(1, np.float32), 16_000))
