@@ -46,8 +46,8 @@ ALLOWED = {
     "api": {"data", "inference", "infra"},
     "app": {"api", "data", "infra"},
     "doctor": {"convert", "infra", "tables"},
-    "compile": {"config", "convert", "inference", "infra", "methods", "models", "networks", "programs", "recipes", "run",
-                "stages", "tasks", "train", "types"},
+    "compile": {"config", "convert", "inference", "infra", "methods", "networks", "programs", "recipes", "run",
+                "stages", "tasks", "train"},
     "cli": {"app", "compile", "doctor", "generate", "main", "weights"},
 }
 WITHOUT_JAX = ("data", "config", "clip", "errors", "storage", "tables")

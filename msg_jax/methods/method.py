@@ -76,8 +76,12 @@ class Method(Arm):
         raise NotImplementedError
 
     def origins(self) -> dict[str, str]:
-        """The systems it is made from, by the field that names them."""
+        """The systems that must be there first, by the field that names them."""
         return {f"start={self.start!r}": self.start}
+
+    def ancestors(self) -> tuple[str, ...]:
+        """The systems that its parameters come from, and so whose cost it has."""
+        return tuple(self.origins().values())
 
     def needs(self, config: Config) -> tuple[str, ...]:
         """The stages it needs beside its origins."""
@@ -86,6 +90,10 @@ class Method(Arm):
     def student_steps(self, config: Config) -> int | None:
         """Solver steps of the student that it is or starts from; None for a network that is sampled with guidance."""
         return None if self.start == "base" else method(config, self.start).student_steps(config)
+
+    def pools(self, job: Job) -> dict[Path, Preference]:
+        """The folders of candidates that it has learnt from, each with the settings that they were sampled with."""
+        return {}
 
     def sections(self) -> tuple[str, ...]:
         """The config sections that decide its result beside its own."""
