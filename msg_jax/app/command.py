@@ -8,6 +8,7 @@ requests: curl -F video=@clip.mp4 -F prompt="glass breaking" http://127.0.0.1:78
 import argparse
 from collections.abc import Sequence
 import dataclasses
+import signal
 import sys
 from typing import Any
 
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         studio = Studio(api.load(args.weights or args.checkpoint, args.variant), limits)
     except UserError as error:
         fail(str(error))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the files are deleted
     server: Any = uvicorn.Server(uvicorn.Config(application(studio), host=args.host, port=args.port, log_level="warning"))
     print(f"http://{args.host}:{args.port}  (Ctrl+C ends it)", flush=True)
     try:

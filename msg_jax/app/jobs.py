@@ -24,7 +24,8 @@ class Job:
     """One piece of work. `state` is "waiting", "running", "done", "failed" or "cancelled"."""
 
     def __init__(self, work: Work):
-        self.state, self.share, self.result = "waiting", 0.0, None
+        self.state, self.share = "waiting", 0.0
+        self.result: Any = None
         self.error: Exception | None = None
         self._work, self._began = work, 0.0
         self._cancelled, self._over = threading.Event(), threading.Event()

@@ -2,6 +2,7 @@
 
 import asyncio
 import html
+import math
 import pathlib
 from typing import Any
 from urllib.parse import quote
@@ -129,6 +130,7 @@ def blocks(studio: Studio):
 
 def what_failed(job: Job) -> str:
     """One sentence for a failed job."""
+    assert job.error is not None
     return str(job.error) if isinstance(job.error, UserError) else f"this went wrong: {containers.what(job.error)}"
 
 
@@ -167,13 +169,14 @@ def _takes(outcome: Outcome) -> str:
 
 def _take(outcome: Outcome, take: Take) -> str:
     links = [("sound", take.sound)] + ([("video", take.video)] if take.video else [])
+    level = f"peak {20 * math.log10(take.peak):.0f} dB" if take.peak else "silent"
     files = " ".join(f'<a href="{_address(outcome, path)}?download=1" download>{kind}</a>' for kind, path in links)
     return (
         f'<figure class="msg-take"><div class="msg-drawing" onclick="msgJax.seek(event, this)">'
         f'<img src="{_address(outcome, take.picture)}" alt="waveform and spectrogram"><i></i></div>'
         f'<audio controls preload="auto" src="{_address(outcome, take.sound)}" onplay="msgJax.play(this)" '
         f'onpause="msgJax.pause(this)" ontimeupdate="msgJax.move(this)"></audio>'
-        f"<figcaption><span>seed {take.seed}</span>{files}</figcaption></figure>"
+        f"<figcaption><span>seed {take.seed}</span><span>{level}</span>{files}</figcaption></figure>"
     )
 
 

@@ -10,10 +10,15 @@ import numpy as np
 _WINDOW = 1024
 _QUIETEST_DB = -80.0
 _ROWS = 160
+_SILENCE = 1e-4
 
 
 def picture(waveform: Float[np.ndarray, " samples"], hz: int, size_px: tuple[int, int] = (900, 300)) -> bytes:
-    """The waveform above, and below it the spectrogram: mel-spaced up to half of `hz`, 80 dB from dark to bright."""
+    """The waveform above, and below it the spectrogram: mel-spaced up to half of `hz`, 80 dB from dark to bright.
+
+    Both are drawn as if the loudest sample were 1, so that quiet sounds can be seen.
+    """
+    waveform = waveform / max(np.abs(waveform).max(initial=0), _SILENCE)
     figure = Figure(figsize=(size_px[0] / 100, size_px[1] / 100), dpi=100, facecolor="#0b0710")
     FigureCanvasAgg(figure)
     top = figure.add_axes((0, 0.6, 1, 0.4))

@@ -10,6 +10,8 @@ import shutil
 import tempfile
 import time
 
+import numpy as np
+
 from msg_jax.api import LoadedSystem, Request, Result
 from msg_jax.app.jobs import Job, Queue
 from msg_jax.app.pictures import picture
@@ -33,9 +35,10 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Take:
-    """The files of one variant; `video` is None for a sound without a video."""
+    """The files of one variant, and its loudest sample; `video` is None for a sound without a video."""
 
     seed: int
+    peak: float
     sound: pathlib.Path
     video: pathlib.Path | None
     picture: pathlib.Path
@@ -128,7 +131,7 @@ def _write(made: Result, index: int, seed: int, folder: pathlib.Path) -> Take:
     drawn = folder / f"{name}.png"
     drawn.write_bytes(picture(waveform, made.hz))
     video = None if made.video is None else _with_sound(made, index, folder / name)
-    return Take(seed, folder / f"{name}.wav", video, drawn)
+    return Take(seed, float(np.abs(waveform).max(initial=0)), folder / f"{name}.wav", video, drawn)
 
 
 def _with_sound(made: Result, index: int, place: pathlib.Path) -> pathlib.Path:
