@@ -18,6 +18,7 @@ from msg_jax.errors import UserError
 _POLL_SEC = 0.25
 CSS = """
 .gradio-container {max-width: 1200px !important}
+#video button[aria-label^="Trim"], #video button[aria-label^="Reset"] {display: none}
 .msg-picture {width: 100%; max-height: 46vh; background: #000; border-radius: 8px}
 .msg-takes {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 260px), 1fr)); gap: 16px; margin-top: 12px}
 .msg-take {margin: 0; min-width: 0}

@@ -210,6 +210,9 @@ def test_the_python_api_makes_the_sounds_of_the_command(untrained, run_folder, v
     for changes, said in (({}, "neither a video nor a prompt"), ({"prompt": "x", "steps": 0}, "steps=0 is not")):
         with pytest.raises(UserError, match=said):
             system.generate(**changes)
+    monkeypatch.setattr(api, "load_weights", lambda *source: source)
+    assert msg_jax.load(videos, "small_44k").system == (videos, "small_44k")
+    monkeypatch.undo()
     with pytest.raises(UserError, match="has no variants"):
         msg_jax.load(run_folder / "base", "small_16k")
     with pytest.raises(UserError, match=r"msg-jax weights get small_44k --to=.*nowhere"):
