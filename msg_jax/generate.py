@@ -56,6 +56,16 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
+    return share
+
+
 def _read_noise(path: pathlib.Path) -> "np.ndarray":
     """The array (variants, tokens, channels) of a .npy file; the first axis may be missing for one variant."""
     import numpy as np
@@ -87,6 +97,11 @@ def parser() -> argparse.ArgumentParser:
                        "MMAudio was trained, or as its demo.py does (default: training, or that of the run)")
     flags.add_argument("--noise", type=pathlib.Path, metavar="FILE.npy", help="initial noise instead of the seed's: (tokens, "
                        "channels), or (variants, tokens, channels)")
+    flags.add_argument("--script", type=pathlib.Path, metavar="CUES.csv", help="timed prompts: a table with the columns start, "
+                       "end, prompt and negative_prompt; --prompt holds where there is no cue")
+    flags.add_argument("--mix", type=_share, default=0.0, help="add this share of the video's own sound")
+    flags.add_argument("--loudness", type=float, metavar="LUFS", help="integrated loudness, for example -23, with a true peak "
+                       "below -1 dBTP (default: as the model makes it)")
     flags.add_argument("--seed", type=_whole(0, 2**31 - 1), default=0)
     flags.add_argument("--variants", type=_whole(1), default=1, help="sounds for each video")
     flags.add_argument("--steps", type=_whole(1), help="solver steps (default: as the run was evaluated, or 25)")
@@ -114,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fail("--variant chooses among the files of --weights; leave it out.")
     if not args.inputs and not args.prompt:
         fail("give a video or a folder of videos, or a --prompt for sound without a video; --help lists all flags.")
+    from msg_jax.inference.cues import read_cues
     from msg_jax.inference.generate import Settings, generate  # after the flags, whose mistakes need not wait for jax
     from msg_jax.inference.loading import load_checkpoint, load_weights
     from msg_jax.infra import logging, runtime
@@ -122,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     runtime.use_compile_cache()
     quiet = args.verbosity < 0
     try:
+        noise = None if args.noise is None else _read_noise(args.noise)
+        script = () if args.script is None else read_cues(args.script)
         system = load_weights(args.weights, args.variant) if args.weights else load_checkpoint(args.checkpoint)
         settings = Settings(
             steps=args.steps or system.steps,
@@ -129,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=args.seed, variants=args.variants, prompt=args.prompt, negative_prompt=args.negative_prompt,
             audio_format=args.audio_format, container=args.container, overwrite=args.overwrite,
             duration_sec=args.duration, frame_choice=args.frame_choice,
-            noise=None if args.noise is None else _read_noise(args.noise),
+            noise=noise, script=script, mix=args.mix, loudness_lufs=args.loudness,
         )
         made, skipped = generate(system, args.inputs, args.out, settings, quiet)
     except UserError as error:

@@ -172,7 +172,7 @@ MUTANTS = (
     Mutant("a part of the path has the velocity of a whole", "msg_jax/tasks/student.py",
            "jnp.diff(path, axis=1) * self.steps", "jnp.diff(path, axis=1)", LOSSES),
     Mutant("a student is sampled with guidance", "msg_jax/methods/method.py",
-           "candidate_guidance=1.0, candidate_steps=steps", "candidate_steps=steps", "tests/methods/test_methods.py"),
+           "candidate_guidance=1.0, candidate_steps=own", "candidate_steps=own", "tests/methods/test_methods.py"),
     # SyncDPO, merging, adapters
     Mutant("the curriculum does not move", "msg_jax/preference/distortions.py",
            "jnp.clip(step / max(steps - 1, 1), 0.0, 1.0)", "jnp.clip(0.5, 0.0, 1.0)", "tests/preference/test_distortions.py"),

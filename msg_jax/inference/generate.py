@@ -13,9 +13,11 @@ from jaxtyping import Float
 import numpy as np
 from tqdm import tqdm
 
-from msg_jax.data import containers, files, media, media_writer
+from msg_jax.data import containers, files, level, media, media_writer
 from msg_jax.data.frame_grid import FrameChoice, FrameGrid, mmaudio_duration_sec
 from msg_jax.errors import UserError
+from msg_jax.inference.cues import Cue, fill
+from msg_jax.inference.sampling import Window, cue_windows
 from msg_jax.inference.system import System
 from msg_jax.infra import logging, progress
 from msg_jax.types import Conditions
@@ -42,11 +44,20 @@ class Settings:
     duration_sec: float | None = None  # use the first seconds of each video, as one sequence if the system can; None: all
     frame_choice: FrameChoice | None = None  # None: the system's
     noise: Float[np.ndarray, "variants tokens channels"] | None = None  # instead of the seeds' noise
+    script: tuple[Cue, ...] = ()  # timed prompts; `prompt` and `negative_prompt` hold where there is no cue
+    mix: float = 0.0  # share of the video's own sound that is added
+    loudness_lufs: float | None = None  # integrated loudness, under a true peak of -1 dBTP; None: as the codec makes it
 
     @property
     def tags(self) -> list[str]:
         """What the name of each variant ends in."""
         return [""] if self.variants == 1 else [f"_{i}" for i in range(self.variants)]
+
+    @property
+    def prompts(self) -> set[str]:
+        """All texts."""
+        cues = (self, *self.script)
+        return {text for cue in cues for text in (cue.prompt, cue.negative_prompt) if text}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,16 +151,18 @@ def sounds_for(system: System, video: Video, settings: Settings) -> Iterator[np.
     """
     fitting, tokens, samples = fit(system, video.path, settings)
     clip, choice = fitting.clip, settings.frame_choice or system.frame_choice
+    plan = _Plan.of(fitting, tokens, samples, settings)
     grids = (
         FrameGrid(clip.video_hz, clip.video_px, clip.video_frames, choice=choice),
         FrameGrid(clip.clip_video_hz, clip.clip_video_px, clip.clip_video_frames, system.squashes_clip_video, choice),
     )
-    starts = fitting.window_starts(tokens)
-    windows = (media.read_video(video.path, grids, start / clip.latent_hz) for start in starts)
+    windows = (media.read_video(video.path, grids, window.start / clip.latent_hz) for window in plan.windows)
     noises = _noises(system, video.name, tokens, settings)
     with progress.part(0, _ENCODED):
-        conditions = fitting.encode(windows, settings.prompt, len(starts))
-    yield from _sounds(fitting, conditions, noises, samples, settings)
+        conditions = fitting.encode(windows, plan.prompts, len(plan.windows))
+    own = media.read_audio(video.path, 0.0, samples, clip.audio_hz) if settings.mix else None
+    for waveform in _sounds(fitting, conditions, noises, samples, plan, settings):
+        yield _finished(waveform, own, clip.audio_hz, settings)
 
 
 def sounds_of_text(system: System, settings: Settings) -> Iterator[np.ndarray]:
@@ -161,9 +174,41 @@ def sounds_of_text(system: System, settings: Settings) -> Iterator[np.ndarray]:
     fitting = system.of_length(duration_sec) if system.any_length else system
     samples = round(duration_sec * system.clip.audio_hz)
     tokens = fitting.clip.latent_tokens if system.any_length else system.tokens(samples)
-    noises = _noises(system, "", tokens, settings)
-    conditions = fitting.encode_text_alone(settings.prompt, len(fitting.window_starts(tokens)))
-    yield from _sounds(fitting, conditions, noises, samples, settings)
+    noises, plan = _noises(system, "", tokens, settings), _Plan.of(fitting, tokens, samples, settings)
+    conditions = fitting.encode_text_alone(plan.prompts, len(plan.windows))
+    for waveform in _sounds(fitting, conditions, noises, samples, plan, settings):
+        yield _finished(waveform, None, system.clip.audio_hz, settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """The windows of a clip, each with its texts."""
+
+    windows: Sequence[Window]
+    prompts: Sequence[str]
+    negative_prompts: Sequence[str]
+
+    @classmethod
+    def of(cls, system: System, tokens: int, samples: int, settings: Settings) -> "_Plan":
+        """Windows of a clip of `tokens`, cut where a cue of the script begins or ends."""
+        rest = Cue(0.0, 0.0, settings.prompt, settings.negative_prompt)
+        spans = fill(settings.script, samples / system.clip.audio_hz, rest)
+        ends = [*(round(cue.end_sec * system.clip.latent_hz) for cue in spans[:-1]), tokens]
+        kept = [i for i, end in enumerate(ends) if end > (ends[i - 1] if i else 0)]  # longer than half a token
+        window = system.clip.latent_tokens
+        numbered = cue_windows([0, *(ends[i] for i in kept)], window, window // 2, system.fade_tokens)
+        cues = [spans[kept[number]] for number, _ in numbered]
+        return cls([each for _, each in numbered], [cue.prompt for cue in cues], [cue.negative_prompt for cue in cues])
+
+
+def _finished(waveform: np.ndarray, own: np.ndarray | None, hz: int, settings: Settings) -> np.ndarray:
+    """The sound with the video's own sound and at its loudness, as the settings say."""
+    if own is not None:
+        waveform = waveform + settings.mix * own
+        waveform = waveform / max(1.0, float(np.abs(waveform).max()))
+    if settings.loudness_lufs is not None:
+        waveform = level.at_loudness(waveform, hz, settings.loudness_lufs)
+    return waveform
 
 
 def _noises(system: System, name: str, tokens: int, settings: Settings) -> list[np.ndarray]:
@@ -179,14 +224,14 @@ def _noises(system: System, name: str, tokens: int, settings: Settings) -> list[
 
 
 def _sounds(
-    system: System, conditions: Conditions, noises: Sequence[np.ndarray], samples: int, settings: Settings
+    system: System, conditions: Conditions, noises: Sequence[np.ndarray], samples: int, plan: _Plan, settings: Settings
 ) -> Iterator[np.ndarray]:
     sampled, count = [], len(noises)
     for i, noise in enumerate(noises):  # all before the first is decoded, because weights may be loaded lazily
         with progress.part(_ENCODED, _SAMPLED), progress.part(i / count, (i + 1) / count):
             sampled.append(system.sample(
                 conditions, noise, steps=settings.steps, guidance_scale=settings.guidance_scale,
-                negative_prompt=settings.negative_prompt,
+                negative_prompt=plan.negative_prompts, windows=plan.windows,
             ))
     for i, latents in enumerate(sampled):
         with progress.part(_SAMPLED, 1), progress.part(i / count, (i + 1) / count):
@@ -213,7 +258,7 @@ def generate(
     refuse_collisions(videos, out, settings)
     if not inputs:
         _refuse_existing(_text_outputs(out, settings), settings)
-    for prompt in filter(None, (settings.prompt, settings.negative_prompt)):
+    for prompt in settings.prompts:
         system.embed_text(prompt)
     record = _Record(out)
     for row in skipped:
@@ -293,6 +338,9 @@ def _row(
         "guidance": settings.guidance_scale,
         "prompt": settings.prompt,
         "negative_prompt": settings.negative_prompt,
+        "script": [dataclasses.asdict(cue) for cue in settings.script],
+        "mix": settings.mix,
+        "loudness_lufs": settings.loudness_lufs,
         "frame_choice": settings.frame_choice or system.frame_choice,
         "checkpoint": system.digest,
         "seconds": round(time.monotonic() - begun, 3),

@@ -43,10 +43,12 @@ class RowKey:
     name: str
     guidance: float | None = None
     seed: int | None = None
+    steps: int | None = None  # of the solver; None: as many as the evaluation
 
     @property
     def key(self) -> str:
-        return "-".join(str(part) for part in (self.name, self.guidance, self.seed) if part is not None)
+        parts = (self.name, self.guidance, self.seed, None if self.steps is None else f"{self.steps}_steps")
+        return "-".join(str(part) for part in parts if part is not None)
 
 
 def _stage(system: RowKey) -> str:
@@ -81,13 +83,15 @@ class Evaluation:
         for seed in config.seeds:
             rows.append(RowKey("unconditional", 1.0, seed))
             for name in ("base", *config.arms):
-                scales = self.section.guidance_scales if self.student_steps(name) is None else (1.0,)
-                rows += [RowKey(name, scale, seed) for scale in scales]
+                rows += [RowKey(name, 1.0, seed, steps) for steps in self.student_steps(name)] or [
+                    RowKey(name, scale, seed) for scale in self.section.guidance_scales
+                ]
         return rows
 
-    def student_steps(self, name: str) -> int | None:
-        """Solver steps of a student, which needs no guidance; None for other systems."""
-        return methods.method(self.run.config, name).student_steps(self.run.config) if name in self.run.config.arms else None
+    def student_steps(self, name: str) -> tuple[int, ...]:
+        """Solver steps of a student, which needs no guidance; empty for other systems."""
+        config = self.run.config
+        return methods.method(config, name).student_steps(config) if name in config.arms else ()
 
     def mels(self, system: RowKey, clips: int | None = None, samples: int = 1) -> np.ndarray:
         """Log-mels (B, S, T, M) of the system's sound for all (or the first `clips`) clips; references have S = 1."""
@@ -116,7 +120,7 @@ class Evaluation:
 
     def steps(self, system: RowKey) -> int:
         """Solver steps of a generator."""
-        return self.student_steps(system.name) or self.section.steps
+        return system.steps or self.section.steps
 
     def passes(self, system: RowKey) -> int | None:
         """Passes of the network that a clip takes; None for references."""
@@ -215,7 +219,7 @@ class Evaluation:
             return []
         guidance = self.section.reward_guidance
         systems = [RowKey("real")] + [
-            RowKey(name, guidance if self.student_steps(name) is None else 1.0, seed)
+            RowKey(name, 1.0, seed, self.student_steps(name)[0]) if self.student_steps(name) else RowKey(name, guidance, seed)
             for name in ("base", *reversed(tuned.values()))
         ]
         examples = [
@@ -280,7 +284,7 @@ def paired_differences(rows: list[dict], run: Run) -> list[dict]:
         return next(base for base in same_seed if base["guidance"] == row["guidance"])
 
     return [
-        {"system": row["system"], "baseline": "base"} | {name: row[name] for name in ("guidance", "split", "seed")} | {
+        {"baseline": "base"} | {name: row[name] for name in _KEYS} | {
             name: bootstrap.f1_difference_interval(
                 np.array(row["counts"][name]), np.array(baseline(row)["counts"][name]),
                 seed=run.config.seed, resamples=run.config.evaluate.bootstrap,

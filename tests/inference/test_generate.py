@@ -23,9 +23,10 @@ from msg_jax import api, networks
 from msg_jax import generate as command_line
 from msg_jax.clip import TINY
 from msg_jax.config.tree import replace
-from msg_jax.data import media, media_writer, mel
+from msg_jax.data import level, media, media_writer, mel
 from msg_jax.errors import UserError
 from msg_jax.inference import loading, sampling
+from msg_jax.inference.cues import Cue
 from msg_jax.inference.generate import Settings, Video, find_videos, generate, sounds_for
 from msg_jax.inference.system import System
 from msg_jax.infra import checkpoint, logging, runtime
@@ -233,6 +234,56 @@ def test_an_exception_of_the_listener_ends_the_work(untrained, videos):
 def test_the_package_loads_without_jax():
     script = "import sys, msg_jax; sys.exit(any(name in sys.modules for name in ('jax', 'numpy', 'av')))"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_each_cue_of_a_script_is_heard_in_its_time(untrained, videos, monkeypatch):
+    """The latents before a cue do not depend on the cue's text, and those in the cue do."""
+    seen, decode = [], System.decode
+    monkeypatch.setattr(System, "decode", lambda self, latents: seen.append(latents) or decode(self, latents))
+
+    def latents(**changes):
+        list(sounds_for(untrained, Video(videos / "long.mp4", "long.mp4"), dataclasses.replace(SETTINGS, **changes)))
+        return seen.pop()
+
+    bells, rain, late = (
+        latents(prompt="street", script=(Cue(4.0, 9.0, prompt, negative),))
+        for prompt, negative in (("bells", ""), ("rain", ""), ("bells", "music"))
+    )
+    cue, fade = round(4.0 * TINY.latent_hz), untrained.fade_tokens
+    for other in (rain, late):
+        changed = np.abs(other - bells).mean(axis=1)
+        # Windows before the cue see the one token that is cross-faded.
+        assert changed[: cue - fade].mean() < 0.05 * changed[cue + fade :].mean() and changed[cue + fade :].mean() > 1e-3
+    # One cue over all of the video is the prompt.
+    np.testing.assert_allclose(latents(script=(Cue(0.0, 60.0, "bells"),)), latents(prompt="bells"), atol=1e-6)
+
+
+def test_the_video_s_own_sound_is_mixed_in(untrained, tmp_path):
+    t = np.arange(2 * 16_000) / 16_000
+    own = (0.2 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
+    path = tmp_path / "tone.mp4"
+    path.write_bytes(media_writer.encode_video(np.full((50, 48, 48, 3), 90, np.uint8), 25.0, own, 16_000))
+
+    def sound(**changes):
+        (waveform,) = sounds_for(untrained, Video(path, path.name), dataclasses.replace(SETTINGS, **changes))
+        return waveform
+
+    read_back = media.read_audio(path, 0.0, len(own), 16_000)
+    assert np.corrcoef(read_back, own)[0, 1] > 0.95
+    both = sound() + 0.5 * read_back
+    np.testing.assert_allclose(sound(mix=0.5), both / max(1, np.abs(both).max()), atol=1e-6)
+    loud = sound(loudness_lufs=-20.0, mix=0.5)
+    assert level.loudness_lufs(loud, 16_000) == pytest.approx(-20, abs=0.5)
+    assert level.true_peak_dbtp(loud) < level.CEILING_DBTP
+
+
+def test_the_record_has_the_directions(command, run_folder, videos, tmp_path):
+    (tmp_path / "cues.csv").write_text("start,end,prompt\n0,0.5,knock\n")
+    command([str(videos / "short.mp4"), f"--checkpoint={run_folder / 'base'}", f"--out={tmp_path}", "--loudness=-30", "--mix=1",
+             f"--script={tmp_path / 'cues.csv'}", "--steps=1"])
+    (row,) = rows(tmp_path / "generated.jsonl")
+    assert (row["loudness_lufs"], row["mix"]) == (-30.0, 1.0)
+    assert row["script"] == [{"start_sec": 0.0, "end_sec": 0.5, "prompt": "knock", "negative_prompt": ""}]
 
 
 def test_files_of_one_name_in_two_folders_get_different_noise(untrained):
@@ -598,6 +649,8 @@ def test_small_files_of_many_kinds(shared, untrained, tmp_path):
     (["--seed=-1"], "'-1' is not a whole number from 0"),
     (["--guidance=strong"], "invalid float value: 'strong'"),
     (["--audio_format=mp3"], "invalid choice: 'mp3'"),
+    (["--mix=2"], "'2' is not a share from 0 to 1"),
+    (["--script=/nowhere.csv"], "--script=/nowhere.csv cannot be read"),
     (["--sed=1"], "unrecognized arguments: --sed=1"),
     (["--checkpoint=/nowhere"], "/nowhere has no run.json"),
 ])
