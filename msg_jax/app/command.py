@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 import dataclasses
 import signal
+import socket
 import sys
 from typing import Any
 
@@ -37,6 +38,13 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
+def _refuse_busy_port(host: str, port: int) -> None:
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        fail(f"{host}:{port} cannot be listened on ({error.strerror}): choose another --port, or another --host.")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
@@ -51,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     logging.plain_terminal()
     runtime.use_compile_cache()
+    _refuse_busy_port(args.host, args.port)
     limits = dataclasses.replace(Limits(), upload_bytes=int(args.max_mb * 1e6), video_sec=args.max_sec,
                                  variants=args.max_variants, waiting=args.max_waiting)
     try:

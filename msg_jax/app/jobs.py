@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable
 import threading
 import time
+import traceback
 from typing import Any
 
 from msg_jax.errors import UserError
@@ -59,6 +60,8 @@ class Job:
             self.state = "cancelled"
         except Exception as error:  # whatever goes wrong with one job, the next one gets its turn
             self.state, self.error = "failed", error
+            if not isinstance(error, UserError):
+                traceback.print_exception(error)  # for whoever runs the server; the user gets a sentence
         finally:
             self._over.set()
 

@@ -1,5 +1,6 @@
 """The page in headless Chromium: upload, generate, play with sound, errors, cancel, and two users at once."""
 
+import collections
 import shutil
 import time
 
@@ -34,14 +35,21 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def visit(app, browser):
-    """Opens the page as a new user; `page.asked` are the addresses it fetched."""
-    contexts = []
+@pytest.fixture(scope="module")
+def users(browser):
+    """A browser profile for each name, which keeps its cookies and its cache."""
+    return collections.defaultdict(browser.new_context)
 
-    def visit(width: int = 1280):
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}))
-        page = contexts[-1].new_page()
+
+@pytest.fixture
+def visit(app, users):
+    """Opens the page as a user; `page.asked` are the addresses it fetched."""
+    pages = []
+
+    def visit(user: str = "me", width: int = 1280):
+        page = users[user].new_page()
+        pages.append(page)
+        page.set_viewport_size({"width": width, "height": 900})
         page.set_default_timeout(60_000)
         page.asked = []
         page.on("request", lambda request: page.asked.append(request.url))
@@ -53,8 +61,8 @@ def visit(app, browser):
     app[2].seen.clear()
     yield visit
     app[2].gate.set()
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
 
 
 def upload(page, path) -> None:
@@ -105,7 +113,7 @@ def test_upload_generate_play(app, visit, clip):
 
 
 def test_a_bad_file_and_a_cancelled_job(app, visit, clip, tmp_path):
-    tones, page = app[2], visit(390)
+    tones, page = app[2], visit(width=390)
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"no video" * 100)
     page.set_input_files("#video input[type=file]", bad)
@@ -127,7 +135,7 @@ def test_a_bad_file_and_a_cancelled_job(app, visit, clip, tmp_path):
 
 def test_two_users_get_each_their_own(app, visit, clip, other_clip):
     tones = app[2]
-    mine, yours = visit(), visit()
+    mine, yours = visit("me"), visit("you")
     tones.gate.clear()
     for page, prompt, path in ((mine, "mine", clip), (yours, "yours", other_clip)):
         upload(page, path)

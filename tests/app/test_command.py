@@ -1,5 +1,6 @@
 """The command `msg-jax app`."""
 
+import socket
 import sys
 import types
 
@@ -35,8 +36,14 @@ def test_it_listens_on_this_machine_alone_and_leaves_no_files(monkeypatch, capsy
     serve = lambda config: types.SimpleNamespace(run=lambda: calls.append((config.host, config.port)))  # noqa: E731
     monkeypatch.setattr(uvicorn, "Server", serve)
     monkeypatch.setattr(command.signal, "signal", lambda *handler: None)
-    assert command.main(["--weights=w", "--variant=small_16k", "--max_mb=3", "--max_sec=5"]) == 0
-    assert calls == [("w", "small_16k"), ("127.0.0.1", 7860)] and "http://127.0.0.1:7860" in capsys.readouterr().out
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        with pytest.raises(SystemExit) as exit:
+            command.main(["--weights=w", f"--port={port}"])
+        assert exit.value.code == 2 and f"127.0.0.1:{port} cannot be listened on" in capsys.readouterr().err
+    flags = ["--weights=w", "--variant=small_16k", "--max_mb=3", "--max_sec=5", f"--port={port}"]
+    assert command.main(flags) == 0 and command.parser().parse_args(flags[:1]).port == 7860
+    assert calls == [("w", "small_16k"), ("127.0.0.1", port)] and f"http://127.0.0.1:{port}" in capsys.readouterr().out
     assert (studios[0].limits.upload_bytes, studios[0].limits.video_sec) == (3_000_000, 5) and not studios[0].folder.exists()
 
 
@@ -47,6 +54,7 @@ def test_missing_weights_are_one_sentence(monkeypatch, capsys):
         raise UserError("w does not exist: `msg-jax weights get small_16k` fetches it")
 
     monkeypatch.setattr(api, "load", load)
+    monkeypatch.setattr(command, "_refuse_busy_port", lambda host, port: None)
     with pytest.raises(SystemExit) as exit:
         command.main(["--weights=w"])
     assert exit.value.code == 2 and capsys.readouterr().err.startswith("error: w does not exist: `msg-jax weights get")

@@ -43,11 +43,11 @@ def test_a_cancelled_job_ends_at_its_next_report_and_a_waiting_one_at_once():
     assert third.wait(5) and third.result == 2
 
 
-def test_a_failure_costs_one_job():
+def test_a_failure_costs_one_job(capsys):
     queue = Queue(10)
     bad, good = queue.submit(lambda report: 1 / 0), queue.submit(lambda report: "sound")
     assert bad.wait(5) and bad.state == "failed" and isinstance(bad.error, ZeroDivisionError)
-    assert good.wait(5) and good.result == "sound"
+    assert good.wait(5) and good.result == "sound" and "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_a_full_queue_is_refused():
