@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         fail(str(error))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the files are deleted
-    server: Any = uvicorn.Server(uvicorn.Config(application(studio), host=args.host, port=args.port, log_level="warning"))
+    server: Any = uvicorn.Server(uvicorn.Config(application(studio), host=args.host, port=args.port, log_config=None))
     print(f"http://{args.host}:{args.port}  (Ctrl+C ends it)", flush=True)
     try:
         server.run()

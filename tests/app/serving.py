@@ -63,7 +63,7 @@ def served(limits: Limits):
 
     tones = Tones()
     studio = Studio(tones, limits)
-    server = uvicorn.Server(uvicorn.Config(application(studio), host="127.0.0.1", port=0, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(application(studio), host="127.0.0.1", port=0, log_config=None))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
