@@ -4,6 +4,7 @@ python -m msg_jax.generate --prompt=TEXT --weights=FOLDER_OR_FILE --out=DIR [--F
 
 For NAME.mp4 (also below a folder) writes NAME.wav, exactly as long as the video, and NAME.mp4, the untouched video stream
 with that sound. `--variants=N` writes NAME_0 to NAME_{N-1}; variant i is what `--seed=SEED+i` gives.
+With `--best_of=N` each variant is the best of N seeds in turn.
 
 Without a video, writes the sound of the prompt alone, named after it.
 
@@ -104,6 +105,8 @@ def parser() -> argparse.ArgumentParser:
                        "below -1 dBTP (default: as the model makes it)")
     flags.add_argument("--seed", type=_whole(0, 2**31 - 1), default=0)
     flags.add_argument("--variants", type=_whole(1), default=1, help="sounds for each video")
+    flags.add_argument("--best_of", type=_whole(1), default=1, help="make so many sounds for each, and keep the one with the "
+                       "highest reward; needs a --checkpoint whose run has a reward")
     flags.add_argument("--steps", type=_whole(1), help="solver steps (default: as the run was evaluated, or 25)")
     flags.add_argument("--guidance", type=float, help="guidance scale, 1 for none (default: as evaluated, or 4.5)")
     flags.add_argument("--audio_format", choices=("wav", "flac"), default="wav")
@@ -147,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=args.seed, variants=args.variants, prompt=args.prompt, negative_prompt=args.negative_prompt,
             audio_format=args.audio_format, container=args.container, overwrite=args.overwrite,
             duration_sec=args.duration, frame_choice=args.frame_choice,
-            noise=noise, script=script, mix=args.mix, loudness_lufs=args.loudness,
+            noise=noise, script=script, mix=args.mix, loudness_lufs=args.loudness, best_of=args.best_of,
         )
         made, skipped = generate(system, args.inputs, args.out, settings, quiet)
     except UserError as error:

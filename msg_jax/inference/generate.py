@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import pathlib
 import sys
 import time
+from typing import NamedTuple
 
 from jaxtyping import Float
 import numpy as np
@@ -17,6 +19,7 @@ from msg_jax.data import containers, files, level, media, media_writer
 from msg_jax.data.frame_grid import FrameChoice, FrameGrid, mmaudio_duration_sec
 from msg_jax.errors import UserError
 from msg_jax.inference.cues import Cue, fill
+from msg_jax.inference.ranking import Ranker
 from msg_jax.inference.sampling import Window, cue_windows
 from msg_jax.inference.system import System
 from msg_jax.infra import logging, progress
@@ -45,6 +48,7 @@ class Settings:
     frame_choice: FrameChoice | None = None  # None: the system's
     noise: Float[np.ndarray, "variants tokens channels"] | None = None  # instead of the seeds' noise
     script: tuple[Cue, ...] = ()  # timed prompts; `prompt` and `negative_prompt` hold where there is no cue
+    best_of: int = 1  # sounds for each variant, of which the one with the highest reward is kept
     mix: float = 0.0  # share of the video's own sound that is added
     loudness_lufs: float | None = None  # integrated loudness, under a true peak of -1 dBTP; None: as the codec makes it
 
@@ -144,11 +148,26 @@ def fit(system: System, path: pathlib.Path, settings: Settings) -> tuple[System,
     return fitting, fitting.clip.latent_tokens, samples
 
 
+class Take(NamedTuple):
+    """One variant: a waveform (round(duration_sec * audio_hz),) in [-1, 1], its seed unless noise was given, and, with
+    `best_of`, the reward of each sound that it was chosen from."""
+
+    waveform: np.ndarray
+    seed: int | None
+    rewards: tuple[float, ...] = ()
+
+
 def sounds_for(system: System, video: Video, settings: Settings) -> Iterator[np.ndarray]:
-    """Yield a waveform (round(duration_sec * audio_hz),) in [-1, 1] per variant; the video is encoded once.
+    """Yield the waveforms of `takes_for`."""
+    return (take.waveform for take in takes_for(system, video, settings))
+
+
+def takes_for(system: System, video: Video, settings: Settings) -> Iterator[Take]:
+    """Yield a sound per variant; the video is encoded once.
 
     Raises UserError if the file cannot be read, or if the noise of the settings has another shape than needed.
     """
+    ranker = _ranker(system, settings)
     fitting, tokens, samples = fit(system, video.path, settings)
     clip, choice = fitting.clip, settings.frame_choice or system.frame_choice
     plan = _Plan.of(fitting, tokens, samples, settings)
@@ -158,18 +177,33 @@ def sounds_for(system: System, video: Video, settings: Settings) -> Iterator[np.
     )
     windows = (media.read_video(video.path, grids, window.start / clip.latent_hz) for window in plan.windows)
     noises = _noises(system, video.name, tokens, settings)
+    embeddings: list[object] = []
+
+    def seen(window):
+        if ranker is not None:
+            embeddings.append(ranker.embed(window[0]))
+        return window
+
     with progress.part(0, _ENCODED):
-        conditions = fitting.encode(windows, plan.prompts, len(plan.windows))
+        conditions = fitting.encode(map(seen, windows), plan.prompts, len(plan.windows))
     own = media.read_audio(video.path, 0.0, samples, clip.audio_hz) if settings.mix else None
-    for waveform in _sounds(fitting, conditions, noises, samples, plan, settings):
-        yield _finished(waveform, own, clip.audio_hz, settings)
+    starts = [window.start for window in plan.windows]
+    sounds = _sounds(fitting, conditions, noises, samples, plan, settings)
+    for variant in range(settings.variants):
+        waveforms, rewards, best = list(itertools.islice(sounds, settings.best_of)), (), 0
+        if ranker is not None:
+            rewards = tuple(ranker.score(embeddings, starts, waveform) for waveform in waveforms)
+            best = int(np.argmax(rewards))
+        yield Take(_finished(waveforms[best], own, clip.audio_hz, settings), _seed(settings, variant, best), rewards)
 
 
 def sounds_of_text(system: System, settings: Settings) -> Iterator[np.ndarray]:
     """Yield a waveform in [-1, 1] per variant for the prompt alone: null conditions take the place of a video's.
 
-    It is `duration_sec` long, by default the system's clip. Raises UserError as `sounds_for` does.
+    It is `duration_sec` long, by default the system's clip. Raises UserError as `sounds_for` does, and with `best_of`.
     """
+    if settings.best_of > 1:
+        raise UserError("--best_of ranks sounds for a video, and a prompt alone has none: leave it out")
     duration_sec = settings.duration_sec or system.clip.duration_sec
     fitting = system.of_length(duration_sec) if system.any_length else system
     samples = round(duration_sec * system.clip.audio_hz)
@@ -212,15 +246,32 @@ def _finished(waveform: np.ndarray, own: np.ndarray | None, hz: int, settings: S
 
 
 def _noises(system: System, name: str, tokens: int, settings: Settings) -> list[np.ndarray]:
-    """The noise (1, tokens, C) of each variant."""
+    """The noise (1, tokens, C) of each sound."""
     if settings.noise is None:
-        return [system.noise(settings.seed + variant, name, tokens) for variant in range(settings.variants)]
+        sounds = settings.variants * settings.best_of
+        return [system.noise(settings.seed + sound, name, tokens) for sound in range(sounds)]
     shape = (settings.variants, tokens, system.clip.latent_channels)
     if settings.noise.shape != shape:
         raise UserError(
             f"the noise has the shape {settings.noise.shape}, but {name or 'the prompt'} needs {shape}; give another --noise"
         )
     return list(settings.noise.astype(np.float32)[:, None])
+
+
+def _seed(settings: Settings, variant: int, chosen: int) -> int | None:
+    return settings.seed + variant * settings.best_of + chosen if settings.noise is None else None
+
+
+def _ranker(system: System, settings: Settings) -> Ranker | None:
+    """The system's reward, if it is needed. Raises UserError if it has none, or if the noise is given."""
+    if settings.best_of == 1:
+        return None
+    if settings.noise is not None:
+        raise UserError("--best_of draws several noises for each sound, and --noise gives one: leave out one of them")
+    if system.load_ranker is None:
+        raise UserError("--best_of ranks sounds by the reward of a run, which this system does not have: give a --checkpoint "
+                        "whose run has the stages sf_cavp and sound_events")
+    return system.load_ranker()
 
 
 def _sounds(
@@ -260,6 +311,7 @@ def generate(
         _refuse_existing(_text_outputs(out, settings), settings)
     for prompt in settings.prompts:
         system.embed_text(prompt)
+    _ranker(system, settings)
     record = _Record(out)
     for row in skipped:
         _report(f"skipped: {row['reason']}", quiet)
@@ -301,11 +353,12 @@ def _sounds_with_pictures(
 ) -> None:
     begun = time.monotonic()
     media_writer.check_mux(video.path, video.outputs(out, settings)[0][1])
-    for variant, waveform in enumerate(sounds_for(system, video, settings)):
+    for variant, (waveform, seed, rewards) in enumerate(takes_for(system, video, settings)):
         paths = video.outputs(out, settings)[variant]
         with record.adding(paths) as row:
             left_out = _write(video, waveform, system.clip.audio_hz, paths, settings)
-            row |= {"input": str(video.path)} | _row(system, settings, variant, paths, out, begun)
+            row |= {"input": str(video.path)} | _row(system, settings, seed, paths, out, begun)
+            row |= {"rewards": rewards} if rewards else {}
             row |= {"left_out": left_out} if left_out else {}
         if left_out and variant == 0:
             _report(f"left out of the copy of {video.path}: {', '.join(left_out)}", quiet)
@@ -318,7 +371,7 @@ def _sounds_alone(system: System, out: pathlib.Path, settings: Settings, record:
         path = _text_outputs(out, settings)[variant]
         with record.adding([path]) as row:
             media_writer.write_audio(path, waveform, system.clip.audio_hz, overwrite=settings.overwrite)
-            row |= {"input": None} | _row(system, settings, variant, [path], out, begun)
+            row |= {"input": None} | _row(system, settings, _seed(settings, variant, 0), [path], out, begun)
         begun = time.monotonic()
 
 
@@ -329,11 +382,11 @@ def _text_outputs(out: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
 
 
 def _row(
-    system: System, settings: Settings, variant: int, paths: Sequence[pathlib.Path], out: pathlib.Path, begun: float
+    system: System, settings: Settings, seed: int | None, paths: Sequence[pathlib.Path], out: pathlib.Path, begun: float
 ) -> dict:
     return {
         "outputs": [path.relative_to(out).as_posix() for path in paths],
-        "seed": settings.seed + variant if settings.noise is None else None,
+        "seed": seed,
         "steps": settings.steps,
         "guidance": settings.guidance_scale,
         "prompt": settings.prompt,

@@ -1,6 +1,7 @@
 """Systems from a run's checkpoint, and from released files."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import functools
 import os
 from typing import Any
 
@@ -15,8 +16,11 @@ from msg_jax.convert import bundle
 from msg_jax.errors import UserError
 from msg_jax.inference import frozen
 from msg_jax.inference.frozen import LazyWeights
-from msg_jax.inference.system import System
+from msg_jax.inference.ranking import Ranker
+from msg_jax.inference.scorer import RewardScorer
+from msg_jax.inference.system import WINDOWS_AT_ONCE, System
 from msg_jax.infra import checkpoint
+from msg_jax.infra.mesh import make_mesh
 from msg_jax.infra.record import RECORD, read_record, read_sampling
 from msg_jax.models.mmdit import MMDiT, example_inputs
 from msg_jax.models.neural_codec import NeuralCodec
@@ -69,6 +73,7 @@ def load_checkpoint(folder: str | os.PathLike) -> System:
         any_length=config.encoders.kind == config.codec.kind == "released" and isinstance(generator, MMDiT),
         frame_choice=config.data.frame_choice,
         solver=networks.solver(config),
+        load_ranker=_ranker_loader(folder, config, clip),
     )
 
 
@@ -123,6 +128,24 @@ def _upstream(folder: Path, record: dict[str, Any]) -> dict[str, Path]:
             raise UserError(f"{folder} was made from another {stage} than the one in {needed}: run its stage again.")
         found |= {stage: needed} | _upstream(needed, theirs)
     return found
+
+
+def _ranker_loader(folder: Path, config: Config, clip: ClipSpec) -> Callable[[], Ranker] | None:
+    """A function that loads the reward of the run that `folder` belongs to; None if its stages are not finished."""
+    reward = networks.reward(config, clip)
+    stages: dict[str, Path] = {}
+    for name in (name for name in ("sf_cavp", "sound_events") if getattr(reward, name) is not None):
+        places = [place for place in (folder.parent / name, folder.parent.parent / name) if read_record(place)]
+        if not places or not _finished(places[0]):
+            return None
+        stages[name] = places[0]
+
+    def load() -> Ranker:
+        params = {name: checkpoint.load(place / "params") for name, place in stages.items()}
+        mesh = make_mesh(devices=jax.local_devices()[:1])
+        return Ranker(RewardScorer(reward, params, mesh, WINDOWS_AT_ONCE), clip)
+
+    return functools.cache(load)
 
 
 def _released_files(config: Config, upstream: Mapping[str, Path]) -> bundle.Bundle | None:

@@ -3,7 +3,7 @@
 `loading.py` makes one from a run's checkpoint or from released files. `generate` works with either alike.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
@@ -19,6 +19,7 @@ from msg_jax.data.frame_grid import FrameChoice
 from msg_jax.inference import sampling
 from msg_jax.inference.batching import chunks, map_batches
 from msg_jax.inference.frozen import EmbedText, EncodeFrames, LazyWeights, codec_program
+from msg_jax.inference.ranking import Ranker
 from msg_jax.infra import progress
 from msg_jax.models.motion import motion_energy
 from msg_jax.types import Conditions, Module, Params
@@ -51,6 +52,7 @@ class System:
     any_length: bool = False
     frame_choice: FrameChoice = "training"  # that of the frames the generator was trained on
     solver: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keyword arguments of `sampling.sample_windows`
+    load_ranker: Callable[[], Ranker] | None = None  # the reward of the run that it comes from, if it has one
 
     def of_length(self, duration_sec: float) -> "System":
         """The system with windows of `duration_sec`, at least one segment of the synchronisation encoder; kept for next time.
