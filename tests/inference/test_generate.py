@@ -28,6 +28,7 @@ from msg_jax.errors import UserError
 from msg_jax.inference import loading, sampling
 from msg_jax.inference.cues import Cue
 from msg_jax.inference.generate import Settings, Video, find_videos, generate, sounds_for, takes_for
+from msg_jax.inference.ranking import Ranker
 from msg_jax.inference.system import System
 from msg_jax.infra import checkpoint, logging, runtime
 from msg_jax.models.codec import fit_pca
@@ -279,7 +280,7 @@ def test_the_video_s_own_sound_is_mixed_in(untrained, tmp_path):
     assert level.true_peak_dbtp(loud) < level.CEILING_DBTP
 
 
-class Quietest:
+class Quietest(Ranker):
     """Prefers the quietest sound, and notes which windows it has seen."""
 
     def __init__(self):
