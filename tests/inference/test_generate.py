@@ -7,6 +7,8 @@ import json
 import os
 import pathlib
 import resource
+import subprocess
+import sys
 
 import av
 from flax.core import meta
@@ -16,8 +18,9 @@ import numpy as np
 import pytest
 import soundfile
 
+import msg_jax
+from msg_jax import api, networks
 from msg_jax import generate as command_line
-from msg_jax import networks
 from msg_jax.clip import TINY
 from msg_jax.config.tree import replace
 from msg_jax.data import level, media, media_writer, mel
@@ -186,6 +189,54 @@ def test_prompts_change_the_sound_and_negative_ones_need_guidance(untrained, vid
     assert np.abs(sound(negative_prompt="music") - plain).mean() > 1e-4
     unguided = sound(guidance_scale=1.0)
     np.testing.assert_array_equal(sound(guidance_scale=1.0, negative_prompt="music"), unguided)
+
+
+def test_the_python_api_makes_the_sounds_of_the_command(untrained, run_folder, videos, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "load_checkpoint", lambda folder: untrained if folder == run_folder / "base" else None)
+    system, shares = msg_jax.load(run_folder / "base"), []
+    asked = dict(steps=2, guidance=1.5, on_progress=shares.append)
+    result = system.generate(videos / "short.mp4", variants=2, **asked)
+    assert result.save(tmp_path) == [tmp_path / f"short_{i}{suffix}" for i in (0, 1) for suffix in (".wav", ".mp4")]
+    for i in (0, 1):
+        np.testing.assert_array_equal(read(tmp_path / f"short_{i}.wav"), read(finished / f"short_{i}.wav"))
+        assert video_packets(tmp_path / f"short_{i}.mp4") == video_packets(videos / "short.mp4")
+    assert shares == sorted(shares) and 0 < shares[0] < shares[-1] == 1
+    with pytest.raises(UserError, match="exists already"):
+        result.save(tmp_path)
+
+    second = system.generate(str(videos / "short.mp4"), seed=1, **asked)
+    assert second.seeds == (1,) and second.save(tmp_path / "one.flac") == [tmp_path / "one.flac"]
+    np.testing.assert_array_equal(read(tmp_path / "one.flac"), read(finished / "short_1.wav"))
+    alone = system.generate(prompt="glass breaking", steps=1)
+    assert len(alone.waveforms[0]) == 51_200 and alone.save(tmp_path / "text") == [tmp_path / "text/sound.wav"]
+    with pytest.raises(UserError, match=r"there was no video: give a name with \.wav"):
+        alone.save(tmp_path / "text.mp4")
+    for changes, said in (({}, "neither a video nor a prompt"), ({"prompt": "x", "steps": 0}, "steps=0 is not")):
+        with pytest.raises(UserError, match=said):
+            system.generate(**changes)
+    monkeypatch.setattr(api, "load_weights", lambda *source: source)
+    assert msg_jax.load(videos, "small_44k").system == (videos, "small_44k")
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="has no variants"):
+        msg_jax.load(run_folder / "base", "small_16k")
+    with pytest.raises(UserError, match=r"msg-jax weights get small_44k --to=.*nowhere"):
+        msg_jax.load(tmp_path / "nowhere", "small_44k")
+
+
+def test_an_exception_of_the_listener_ends_the_work(untrained, videos):
+    def stop(share):
+        if share > 0.4:
+            raise KeyboardInterrupt
+
+    system = api.LoadedSystem(untrained)
+    with pytest.raises(KeyboardInterrupt):
+        system.generate(videos / "short.mp4", steps=2, on_progress=stop)
+    assert len(system.generate(videos / "short.mp4", steps=2).waveforms[0]) == 16_640  # nothing stays locked
+
+
+def test_the_package_loads_without_jax():
+    script = "import sys, msg_jax; sys.exit(any(name in sys.modules for name in ('jax', 'numpy', 'av')))"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_each_cue_of_a_script_is_heard_in_its_time(untrained, videos, monkeypatch):
