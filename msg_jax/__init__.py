@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 
-def load(source: str | os.PathLike, variant: str | None = None) -> "LoadedSystem":
-    """Load a system from the folder of a finished stage, or from a folder of released weights: see `msg_jax.api.load`."""
+def load(source: str | os.PathLike | None = None, variant: str | None = None) -> "LoadedSystem":
+    """Load a system from a finished stage's folder, from released weights, or the demo: see `msg_jax.api.load`."""
     from msg_jax import api  # JAX is imported when it is needed
 
     return api.load(source, variant)

@@ -19,7 +19,9 @@ import numpy as np
 from msg_jax import storage
 from msg_jax.data import media, media_writer
 from msg_jax.errors import UserError
-from msg_jax.inference.generate import Settings, Video, sounds_for, sounds_of_text
+from msg_jax.inference.cues import parse_cues
+from msg_jax.inference.demo import load_demo
+from msg_jax.inference.generate import Settings, Video, takes_for, takes_of_text
 from msg_jax.inference.loading import load_checkpoint, load_weights
 from msg_jax.inference.system import System
 from msg_jax.infra import progress
@@ -39,13 +41,20 @@ class Request:
     variants: int = 1
     steps: int | None = None
     guidance: float | None = None
+    best_of: int = 1  # sounds for each variant, of which the one with the highest reward is kept
+    mix: float = 0.0  # share of the video's own sound that is added
+    loudness: float | None = None  # in LUFS
+    script: str = ""  # timed prompts: the text of a table as in `inference.cues`
 
     def __post_init__(self):
-        for name, least, most in (("seed", 0, _LAST_SEED), ("variants", 1, None), ("steps", 1, None)):
+        whole = (("seed", 0, _LAST_SEED), ("variants", 1, None), ("steps", 1, None), ("best_of", 1, None))
+        for name, least, most in whole:
             value = getattr(self, name)
             if value is not None and (value < least or (most is not None and value > most)):
                 limit = f"from {least} to {most}" if most is not None else f"of at least {least}"
                 raise UserError(f"{name}={value} is not a whole number {limit}")
+        if not 0 <= self.mix <= 1:
+            raise UserError(f"mix={self.mix} is not a share from 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,41 +106,55 @@ class LoadedSystem:
 
     def generate(
         self, video: str | os.PathLike | None = None, *, prompt: str = "", negative_prompt: str = "", seed: int = 0,
-        variants: int = 1, steps: int | None = None, guidance: float | None = None,
+        variants: int = 1, steps: int | None = None, guidance: float | None = None, best_of: int = 1, mix: float = 0.0,
+        loudness: float | None = None, script: str | os.PathLike | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> Result:
         """Make sound for a video, or for the prompt alone.
 
-        `steps` and `guidance` are by default those of the system. `on_progress` is called with the share that is done, from 0
+        `steps` and `guidance` are by default those of the system. `best_of` sounds are made for each variant, and the one that
+        the run's reward prefers is kept. `mix` is the share of the video's own sound that is added, `loudness` the integrated
+        loudness in LUFS, `script` a CSV file of timed prompts. `on_progress` is called with the share that is done, from 0
         to 1; an exception that it raises ends the work. Raises UserError if the video cannot be read, and for values out of
         range.
         """
-        return self.run(video, Request(prompt, negative_prompt, seed, variants, steps, guidance), on_progress)
+        table = "" if script is None else pathlib.Path(script).read_text(encoding="utf-8-sig")
+        request = Request(prompt, negative_prompt, seed, variants, steps, guidance, best_of, mix, loudness, table)
+        return self.run(video, request, on_progress)
 
     def run(
         self, video: str | os.PathLike | None, request: Request, on_progress: Callable[[float], None] | None = None
     ) -> Result:
         """`generate` for a `Request`."""
-        if video is None and not request.prompt:
+        script = parse_cues(request.script, "script") if request.script else ()
+        if video is None and not (request.prompt or script):
             raise UserError("there is neither a video nor a prompt: give one of them")
         system, path = self.system, None if video is None else pathlib.Path(video)
         settings = Settings(
             steps=request.steps or system.steps,
             guidance_scale=system.guidance_scale if request.guidance is None else request.guidance,
             seed=request.seed, variants=request.variants, prompt=request.prompt, negative_prompt=request.negative_prompt,
+            best_of=request.best_of, mix=request.mix, loudness_lufs=request.loudness, script=script,
         )
         with self._lock, progress.listening(on_progress or (lambda share: None)):
-            sounds = sounds_of_text(system, settings) if path is None else sounds_for(system, Video(path, path.name), settings)
-            waveforms = tuple(sounds)
-        return Result(path, waveforms, system.clip.audio_hz, tuple(range(request.seed, request.seed + request.variants)))
+            if path is None:
+                takes = tuple(takes_of_text(system, settings))
+            else:
+                takes = tuple(takes_for(system, Video(path, path.name), settings))
+        waveforms, seeds = (tuple(getattr(take, name) for take in takes) for name in ("waveform", "seed"))
+        return Result(path, waveforms, system.clip.audio_hz, seeds)
 
 
-def load(source: str | os.PathLike, variant: str | None = None) -> LoadedSystem:
+def load(source: str | os.PathLike | None = None, variant: str | None = None) -> LoadedSystem:
     """Load a system from the folder of a finished stage, or from a folder of released weights (docs/WEIGHTS.md).
+
+    Without a source it is the small model that comes with the package.
 
     `variant` names the one of several released variants in that folder, for example "small_16k". Raises UserError if
     something is missing; the sentence names the command that fetches it.
     """
+    if source is None:
+        return LoadedSystem(load_demo())
     place = storage.path(source)
     if storage.in_bucket(place) or read_record(place) is not None:
         if variant is not None:

@@ -1,4 +1,5 @@
-"""msg-jax app --checkpoint=DIR [--FLAG=VALUE ...]
+"""msg-jax app [--FLAG=VALUE ...]
+msg-jax app --checkpoint=DIR [--FLAG=VALUE ...]
 msg-jax app --weights=DIR [--variant=NAME] [--FLAG=VALUE ...]
 
 Open a page on this machine: drop a video, ask for a sound, compare the variants, take the files. The same address takes
@@ -24,8 +25,9 @@ def parser() -> argparse.ArgumentParser:
     usage, _, details = (__doc__ or "").partition("\n\n")
     flags = argparse.ArgumentParser(prog="msg-jax app", usage=usage, description=details, allow_abbrev=False,
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    source = flags.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", help="folder of a finished stage: base or a preference arm")
+    source = flags.add_mutually_exclusive_group()
+    source.add_argument("--checkpoint", help="folder of a finished stage: base or a preference arm (default: a small model "
+                        "that comes with the package)")
     source.add_argument("--weights", help="folder of released files, as `msg-jax weights get` makes it")
     flags.add_argument("--variant", help="with --weights: small_16k, small_44k, medium_44k, large_44k or large_44k_v2")
     flags.add_argument("--host", default=HOST, help=f"address to listen on (default: {HOST}, this machine only)")

@@ -63,6 +63,7 @@ def fields(studio: Studio) -> dict[str, Any]:
     """The components of the form by the names of `api.Request`; a new field there needs a line here."""
     system, limits = studio.loaded.system, studio.limits
     prompt = gr.Textbox(label="Prompt", placeholder="what is to be heard; may be empty", max_lines=3)
+    ranks = system.load_ranker is not None
     variants = gr.Slider(1, limits.variants, value=min(2, limits.variants), step=1, label="Variants")
     with gr.Accordion("More", open=False):
         return {
@@ -72,6 +73,10 @@ def fields(studio: Studio) -> dict[str, Any]:
             "seed": gr.Number(value=0, precision=0, minimum=0, label="Seed of the first variant"),
             "steps": gr.Slider(1, limits.steps, value=min(system.steps, limits.steps), step=1, label="Solver steps"),
             "guidance": gr.Slider(1, 10, value=system.guidance_scale, step=0.1, label="Guidance"),
+            "best_of": gr.Slider(1, limits.best_of, value=1, step=1, label="Keep the best of", visible=ranks),
+            "mix": gr.Slider(0, 1, value=0, step=0.05, label="Share of the video's own sound"),
+            "loudness": gr.Number(value=None, label="Loudness in LUFS; empty: as it is"),
+            "script": gr.Textbox(label="Timed prompts", placeholder="start,end,prompt\n0,2.5,rain", lines=3, max_lines=12),
         }
 
 

@@ -30,6 +30,7 @@ class Limits:
     video_sec: float = 60.0
     variants: int = 4
     steps: int = 200
+    best_of: int = 16
     waiting: int = 20
 
 
@@ -69,9 +70,9 @@ class Studio:
 
     def submit(self, session: str, video: pathlib.Path | None, request: Request) -> Job:
         """Queue a job whose result is an `Outcome`. Raises UserError for whatever can be seen to be wrong now."""
-        if video is None and not request.prompt:
+        if video is None and not (request.prompt or request.script):
             raise UserError("there is neither a video nor a prompt: give one of them")
-        for name, most in (("variants", self.limits.variants), ("steps", self.limits.steps)):
+        for name, most in (("variants", self.limits.variants), ("steps", self.limits.steps), ("best_of", self.limits.best_of)):
             if (getattr(request, name) or 0) > most:
                 raise UserError(f"{name}={getattr(request, name)} is more than the {most} that are allowed here")
         if video is not None:
@@ -155,7 +156,7 @@ def plain_name(name: str) -> str:
     return name
 
 
-_NUMBERS = {"seed": int, "variants": int, "steps": int, "guidance": float}
+_NUMBERS = {"seed": int, "variants": int, "steps": int, "guidance": float, "best_of": int, "mix": float, "loudness": float}
 
 
 def read_request(fields: Mapping[str, object]) -> Request:

@@ -24,22 +24,27 @@ class Cue:
 
 
 def read_cues(path: str | os.PathLike) -> tuple[Cue, ...]:
-    """Read cues from a CSV file with the columns start, end, prompt and, if wanted, negative_prompt.
-
-    Times are seconds, or [hours:]minutes:seconds. Raises UserError, naming the line, if a time cannot be read, if a cue ends
-    before it starts, or if two overlap.
-    """
+    """The cues of a CSV file in UTF-8. Raises UserError as `parse_cues` does, and if the file cannot be read."""
     try:
         text = pathlib.Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--script={path} cannot be read ({error}); give a CSV file in UTF-8.") from error
+    return parse_cues(text, f"--script={path}")
+
+
+def parse_cues(text: str, name: str) -> tuple[Cue, ...]:
+    """Read cues from CSV text with the columns start, end, prompt and, if wanted, negative_prompt.
+
+    Times are seconds, or [hours:]minutes:seconds. Raises UserError, with `name` and the line, if a time cannot be read, if a
+    cue ends before it starts, or if two overlap.
+    """
     rows = csv.reader(text.splitlines())
-    header = [name.strip() for name in next(rows, [])]
+    header = [column.strip() for column in next(rows, [])]
     if header not in (list(COLUMNS), list(COLUMNS[:-1])):
-        raise UserError(f"--script={path} must begin with the line {','.join(COLUMNS)}, or without the last name.")
+        raise UserError(f"{name} must begin with the line {','.join(COLUMNS)}, or without the last name.")
     cues = []
     for row in rows:
-        where = f"--script={path}, line {rows.line_num}"
+        where = f"{name}, line {rows.line_num}"
         if not any(row):
             continue
         if len(row) != len(header):
@@ -54,7 +59,7 @@ def read_cues(path: str | os.PathLike) -> tuple[Cue, ...]:
             raise UserError(f"{where}: the cue starts at {start:g} s, before the last one ends at {end:g} s; cues may not "
                             "overlap.")
     if not cues:
-        raise UserError(f"--script={path} has no cues; add a line for each.")
+        raise UserError(f"{name} has no cues; add a line for each.")
     return tuple(Cue(start, end, *texts) for start, end, _, texts in cues)
 
 

@@ -197,10 +197,10 @@ def takes_for(system: System, video: Video, settings: Settings) -> Iterator[Take
         yield Take(_finished(waveforms[best], own, clip.audio_hz, settings), _seed(settings, variant, best), rewards)
 
 
-def sounds_of_text(system: System, settings: Settings) -> Iterator[np.ndarray]:
-    """Yield a waveform in [-1, 1] per variant for the prompt alone: null conditions take the place of a video's.
+def takes_of_text(system: System, settings: Settings) -> Iterator[Take]:
+    """Yield a sound per variant for the prompt alone: null conditions take the place of a video's.
 
-    It is `duration_sec` long, by default the system's clip. Raises UserError as `sounds_for` does, and with `best_of`.
+    It is `duration_sec` long, by default the system's clip. Raises UserError as `takes_for` does, and with `best_of`.
     """
     if settings.best_of > 1:
         raise UserError("--best_of ranks sounds for a video, and a prompt alone has none: leave it out")
@@ -210,8 +210,8 @@ def sounds_of_text(system: System, settings: Settings) -> Iterator[np.ndarray]:
     tokens = fitting.clip.latent_tokens if system.any_length else system.tokens(samples)
     noises, plan = _noises(system, "", tokens, settings), _Plan.of(fitting, tokens, samples, settings)
     conditions = fitting.encode_text_alone(plan.prompts, len(plan.windows))
-    for waveform in _sounds(fitting, conditions, noises, samples, plan, settings):
-        yield _finished(waveform, None, system.clip.audio_hz, settings)
+    for variant, waveform in enumerate(_sounds(fitting, conditions, noises, samples, plan, settings)):
+        yield Take(_finished(waveform, None, system.clip.audio_hz, settings), _seed(settings, variant, 0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,11 +367,11 @@ def _sounds_with_pictures(
 
 def _sounds_alone(system: System, out: pathlib.Path, settings: Settings, record: "_Record") -> None:
     begun = time.monotonic()
-    for variant, waveform in enumerate(sounds_of_text(system, settings)):
+    for variant, (waveform, seed, _) in enumerate(takes_of_text(system, settings)):
         path = _text_outputs(out, settings)[variant]
         with record.adding([path]) as row:
             media_writer.write_audio(path, waveform, system.clip.audio_hz, overwrite=settings.overwrite)
-            row |= {"input": None} | _row(system, settings, _seed(settings, variant, 0), [path], out, begun)
+            row |= {"input": None} | _row(system, settings, seed, [path], out, begun)
         begun = time.monotonic()
 
 

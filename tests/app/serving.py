@@ -30,7 +30,7 @@ def heard_hz(waveform: np.ndarray) -> int:
 class Tones:
     """Stands for a `LoadedSystem`. While `gate` is shut, a job reports progress and does not end."""
 
-    system = types.SimpleNamespace(steps=25, guidance_scale=4.5)
+    system = types.SimpleNamespace(steps=25, guidance_scale=4.5, load_ranker=None)
 
     gate: threading.Event = dataclasses.field(default_factory=threading.Event)
     seen: list[Request] = dataclasses.field(default_factory=list)

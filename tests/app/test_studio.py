@@ -95,7 +95,7 @@ def test_fields_of_a_form():
     asked = {"prompt": "rain", "seed": "3", "variants": 2.0, "steps": "", "guidance": "1.5", "negative_prompt": None}
     assert read_request(asked) == Request(prompt="rain", seed=3, variants=2, guidance=1.5)
     for fields, said in (
-        ({"seed": "x"}, "seed=x is not a number"), ({"sed": 1}, "sed is not a field: use guidance"),
+        ({"seed": "x"}, "seed=x is not a number"), ({"sed": 1}, "sed is not a field: use best_of, guidance"),
         ({"seed": -1}, "seed=-1 is not a whole number from 0"), ({"steps": 0}, "steps=0 is not a whole number of at least 1"),
     ):
         with pytest.raises(UserError, match=said):

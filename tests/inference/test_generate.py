@@ -658,7 +658,7 @@ def test_another_container(command, run_folder, videos, tmp_path, capfd, monkeyp
     assert command([str(videos / "short.mp4"), "--container=webm", "--overwrite", *flags]) == 2
     assert "cannot hold h264 video; use a .mkv file (--container=mkv)" in capfd.readouterr().err
     with monkeypatch.context() as patch:  # before its sound is sampled
-        patch.setattr("msg_jax.inference.generate.sounds_for", lambda *_: pytest.fail("sampled in vain"))
+        patch.setattr("msg_jax.inference.generate.takes_for", lambda *_: pytest.fail("sampled in vain"))
         assert command([str(videos / "short.mp4"), "--container=webm", "--overwrite", *flags]) == 2
     assert tuple(f".{each}" for each in command_line.CONTAINERS) == media.VIDEO_SUFFIXES
 

@@ -173,8 +173,8 @@ def test_random_files(tmp_path, monkeypatch):
         number += 1
 
     system = mock.Mock(spec=System, clip=TINY, digest="0")
-    monkeypatch.setattr(generate_lib, "sounds_for", lambda system, video, settings: iter(
-        [np.zeros(round(media.probe(video.path).duration_sec * 16_000), np.float32)]))  # fmt: skip
+    monkeypatch.setattr(generate_lib, "takes_for", lambda system, video, settings: iter(
+        [generate_lib.Take(np.zeros(round(media.probe(video.path).duration_sec * 16_000), np.float32), 0)]))  # fmt: skip
     rows, skipped = generate(system, [folder], out, Settings(steps=1, guidance_scale=1.0))
     assert sorted(row.get("input", row.get("path")) for row in (*rows, *skipped)) == sorted(str(made.path) for made in files)
     assert not {row["path"] for row in skipped} & {str(made.path) for made in files if not made.damaged}
