@@ -10,7 +10,7 @@ from msg_jax.inference.packed import load_packed
 from msg_jax.inference.system import System
 
 CHECKPOINT = pathlib.Path(__file__).parent / "demo.safetensors"
-"""docs/DEMO.md says how it was made."""
+"""docs/USING.md says how it was made."""
 
 _INDEX = 2**31  # of a scene that no data set has
 
