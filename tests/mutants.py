@@ -35,6 +35,7 @@ class Mutant:
 LOSSES, ROUNDS = "tests/tasks/test_losses.py", "tests/methods/test_ranked.py"
 SAMPLER, SAMPLING = "tests/inference/test_sampler.py", "tests/inference/test_sampling.py"
 REWARD, CONTRASTIVE = "tests/preference/test_reward.py", "tests/losses/test_contrastive.py"
+SAMPLING_CODE = "msg_jax/inference/sampling.py"
 FETCH = "tests/convert/test_fetch.py"
 PREFERENCE = "msg_jax/tasks/preference.py"
 RANKED = "msg_jax/methods/ranked.py"
@@ -52,6 +53,19 @@ MUTANTS = (
            "if outcome is None or not secrets.compare_digest(outcome.session.encode(), session.encode()):",
            "if outcome is None:", "tests/app/test_studio.py"),
     Mutant("a cancelled job goes on", "msg_jax/app/jobs.py", "job._cancelled.set()", "pass", "tests/app/test_jobs.py"),
+    # Directions
+    Mutant("the worst of several is kept", "msg_jax/inference/generate.py", "best = int(np.argmax(rewards))",
+           "best = int(np.argmin(rewards))", "tests/inference/test_generate.py -k best"),
+    Mutant("a cue reaches beyond its span", SAMPLING_CODE, "ramp * np.clip(0.5 + inside / max(2 * fade, 1), 0, 1)", "ramp",
+           SAMPLING),
+    Mutant("all windows have the first negative text", SAMPLING_CODE,
+           "nulls = [null(chunk) for chunk in chunks(negative_text, windows_at_once)]",
+           "nulls = [null(negative_text[:1])] * len(processed)", SAMPLING),
+    Mutant("peaks are left above the ceiling", "msg_jax/data/level.py",
+           'lowest = ndimage.minimum_filter1d(allowed, size, mode="nearest")', "lowest = allowed", "tests/data/test_level.py"),
+    # Judges and costs
+    Mutant("a control ignores the arm that it matches", "msg_jax/methods/continue_flow.py",
+           "steps=max(1, round(affordable))", "steps=section.steps", "tests/methods/test_controls.py"),
     # The preference loss
     Mutant("the loss prefers the loser", "msg_jax/losses/preference.py",
            "return -(beta / 2) * (winner_change - loser_change)", "return (beta / 2) * (winner_change - loser_change)",
