@@ -91,6 +91,11 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--variants", type=_whole(1), default=1, help="sounds for each video")
     flags.add_argument("--steps", type=_whole(1), help="solver steps (default: as the run was evaluated, or 25)")
     flags.add_argument("--guidance", type=float, help="guidance scale, 1 for none (default: as evaluated, or 4.5)")
+    flags.add_argument("--cache", type=pathlib.Path, metavar="FOLDER", help="keep the features of videos here, so that another "
+                       "prompt or seed for the same video need not encode it again")
+    flags.add_argument("--precision", choices=("float32", "bfloat16"), help="what the encoders and the generator compute in "
+                       "(default: float32 on a CPU, bfloat16 on accelerators); bfloat16 halves the time on CPUs with "
+                       "instructions for it")
     flags.add_argument("--audio_format", choices=("wav", "flac"), default="wav")
     flags.add_argument("--container", choices=CONTAINERS, default="", help="of the videos with sound (default: as the input)")
     flags.add_argument("--overwrite", action="store_true", help="replace results that exist")
@@ -122,14 +127,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     runtime.use_compile_cache()
     quiet = args.verbosity < 0
     try:
-        system = load_weights(args.weights, args.variant) if args.weights else load_checkpoint(args.checkpoint)
+        if args.weights:
+            system = load_weights(args.weights, args.variant, args.precision)
+        else:
+            system = load_checkpoint(args.checkpoint, args.precision)
         settings = Settings(
             steps=args.steps or system.steps,
             guidance_scale=system.guidance_scale if args.guidance is None else args.guidance,
             seed=args.seed, variants=args.variants, prompt=args.prompt, negative_prompt=args.negative_prompt,
             audio_format=args.audio_format, container=args.container, overwrite=args.overwrite,
             duration_sec=args.duration, frame_choice=args.frame_choice,
-            noise=None if args.noise is None else _read_noise(args.noise),
+            noise=None if args.noise is None else _read_noise(args.noise), cache=args.cache,
         )
         made, skipped = generate(system, args.inputs, args.out, settings, quiet)
     except UserError as error:

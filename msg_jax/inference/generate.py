@@ -42,6 +42,7 @@ class Settings:
     duration_sec: float | None = None  # use the first seconds of each video, as one sequence if the system can; None: all
     frame_choice: FrameChoice | None = None  # None: the system's
     noise: Float[np.ndarray, "variants tokens channels"] | None = None  # instead of the seeds' noise
+    cache: pathlib.Path | None = None  # folder that keeps the features of videos between calls
 
     @property
     def tags(self) -> list[str]:
@@ -148,7 +149,7 @@ def sounds_for(system: System, video: Video, settings: Settings) -> Iterator[np.
     windows = (media.read_video(video.path, grids, start / clip.latent_hz) for start in starts)
     noises = _noises(system, video.name, tokens, settings)
     with progress.part(0, _ENCODED):
-        conditions = fitting.encode(windows, settings.prompt, len(starts))
+        conditions = fitting.encode(windows, settings.prompt, len(starts), settings.cache)
     yield from _sounds(fitting, conditions, noises, samples, settings)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from flax.errors import FlaxError
 import jax
+import jax.numpy as jnp
 
 from msg_jax import networks, storage
 from msg_jax.clip import ClipSpec
@@ -23,13 +24,17 @@ from msg_jax.models.neural_codec import NeuralCodec
 from msg_jax.storage import Path
 
 
-def load_checkpoint(folder: str | os.PathLike) -> System:
+def load_checkpoint(folder: str | os.PathLike, precision: str | None = None) -> System:
     """Load the system whose generator is in `folder`, a finished `base` or preference arm, with its run's other networks.
 
-    Raises UserError if `folder` is not such a stage, if an upstream stage is missing or was made again since, or if this
-    version of the code has other networks.
+    `precision` is that of `networks.computing_in`, for generator and released encoders. Raises UserError if `folder` is not
+    such a stage, if an upstream stage is missing or was made again since, or if this version of the code has other networks.
     """
-    folder = storage.path(folder)
+    with networks.computing_in(precision):
+        return _from_checkpoint(storage.path(folder))
+
+
+def _from_checkpoint(folder: Path) -> System:
     record = _finished(folder)
     config, clip = tree.from_dict(Config, record["config"]), ClipSpec.from_dict(record["clip_spec"])
     if record["stage"] not in ("base", *record["config"]["arms"]):
@@ -61,6 +66,7 @@ def load_checkpoint(folder: str | os.PathLike) -> System:
         digest=record["digest"],
         **sampling,
         encode_frames=encode_frames,
+        encoders=_encoders_of(released) if config.encoders.kind == "released" else record["digest"],
         embed_text=embed_text,
         generator=generator,
         codec=networks.codec(config, clip),
@@ -72,9 +78,10 @@ def load_checkpoint(folder: str | os.PathLike) -> System:
     )
 
 
-def load_weights(path: str | os.PathLike, variant: str | None = None) -> System:
-    """Load a released system; `path` and `variant` are those of `frozen.open_weights`."""
-    return from_bundle(frozen.open_weights(path, variant))
+def load_weights(path: str | os.PathLike, variant: str | None = None, precision: str | None = None) -> System:
+    """Load a released system; `path` and `variant` are those of `frozen.open_weights`, `precision` of `load_checkpoint`."""
+    with networks.computing_in(precision):
+        return from_bundle(frozen.open_weights(path, variant))
 
 
 def from_bundle(released: bundle.Bundle) -> System:
@@ -90,6 +97,7 @@ def from_bundle(released: bundle.Bundle) -> System:
         steps=25,
         guidance_scale=4.5,
         encode_frames=encode_frames,
+        encoders=_encoders_of(released),
         embed_text=embed_prompt,
         generator=MMDiT(configs["mmdit"], networks.compute_dtype()),
         codec=NeuralCodec(clip, configs["vae"], configs["bigvgan"]),
@@ -97,6 +105,11 @@ def from_bundle(released: bundle.Bundle) -> System:
         squashes_clip_video=True,
         any_length=True,
     )
+
+
+def _encoders_of(released: bundle.Bundle | None) -> str:
+    assert released is not None
+    return f"{released.sha256('clip')} {released.sha256('synchformer')} {jnp.dtype(networks.compute_dtype()).name}"
 
 
 def _finished(folder: Path) -> dict[str, Any]:
