@@ -7,6 +7,8 @@ with that sound. `--variants=N` writes NAME_0 to NAME_{N-1}; variant i is what `
 
 Without a video, writes the sound of the prompt alone, named after it.
 
+`--duration=S` cuts sound and pictures to S seconds, still without encoding the pictures again.
+
 Subtitles, chapters, covers and attachments are copied too. What the container cannot hold, and further sound tracks, are left
 out and named. `--container=mkv` holds most.
 
@@ -80,9 +82,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--out", required=True, type=pathlib.Path, help="folder for the results")
     flags.add_argument("--prompt", default="", help="text that describes the sound")
     flags.add_argument("--negative_prompt", default="", help="text that describes unwanted sound; needs guidance other than 1")
-    flags.add_argument("--duration", type=_seconds, help="make sound for the first seconds only, silence after "
-                       "them; with --weights in one sequence, as MMAudio does (default: the whole video, or 8 s for a prompt "
-                       "alone)")
+    flags.add_argument("--duration", type=_seconds, help="cut the videos to their first seconds; with "
+                       "--weights their sound is one sequence, as MMAudio makes it (default: the whole video, or 8 s for a "
+                       "prompt alone)")
     flags.add_argument("--frame_choice", choices=("training", "mmaudio_inference"), help="rule that takes the frames: as "
                        "MMAudio was trained, or as its demo.py does (default: training, or that of the run)")
     flags.add_argument("--noise", type=pathlib.Path, metavar="FILE.npy", help="initial noise instead of the seed's: (tokens, "

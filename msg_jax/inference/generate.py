@@ -39,7 +39,7 @@ class Settings:
     audio_format: str = "wav"
     container: str = ""  # of the videos with sound, for example "mkv"; "" for each video's own
     overwrite: bool = False
-    duration_sec: float | None = None  # use the first seconds of each video, as one sequence if the system can; None: all
+    duration_sec: float | None = None  # cut each video to its first seconds, one sequence if the system can; None: all
     frame_choice: FrameChoice | None = None  # None: the system's
     noise: Float[np.ndarray, "variants tokens channels"] | None = None  # instead of the seeds' noise
     cache: pathlib.Path | None = None  # folder that keeps the features of videos between calls
@@ -305,7 +305,9 @@ def _write(
 ) -> list[str]:
     """Writes the sound and the video with it; returns what the copy of the video lacks."""
     sound, picture = paths
-    left_out = media_writer.mux(video.path, waveform, hz, picture, overwrite=settings.overwrite)
+    left_out = media_writer.mux(
+        video.path, waveform, hz, picture, duration_sec=settings.duration_sec, overwrite=settings.overwrite
+    )
     media_writer.write_audio(sound, waveform, hz, overwrite=settings.overwrite)
     return left_out
 
