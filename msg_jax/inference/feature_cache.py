@@ -34,7 +34,7 @@ class FeatureCache:
         digest = hashlib.sha256(self._encoders.encode())
         for frames in window:
             digest.update(str(frames.shape).encode())
-            digest.update(np.ascontiguousarray(frames))
+            digest.update(np.ascontiguousarray(frames).data)
         return digest.hexdigest()
 
     def read(self, key: str) -> Features | None:
@@ -62,5 +62,5 @@ def _digest(key: str, features: Features) -> str:
     digest = hashlib.sha256(key.encode())
     for each in features:
         digest.update(f"{each.dtype}{each.shape}".encode())
-        digest.update(np.ascontiguousarray(each))
+        digest.update(np.ascontiguousarray(each).data)
     return digest.hexdigest()

@@ -223,7 +223,7 @@ def _per_item(
 ) -> np.ndarray:
     """Apply a network to each of (B, N, ...) items, `size` at a time on each device, and to equal ones once."""
     flat = items.reshape(-1, *items.shape[2:])
-    digests = [hashlib.sha256(np.ascontiguousarray(item)).digest() for item in flat]
+    digests = [hashlib.sha256(np.ascontiguousarray(item).data).digest() for item in flat]
     first = {digest: i for i, digest in reversed(list(enumerate(digests)))}
     distinct = sorted(first.values())
     place = {digest: distinct.index(i) for digest, i in first.items()}
