@@ -3,6 +3,8 @@
     msg-jax train     --config=RECIPE[:PRESET] [--workdir=DIR] [--config.FIELD=VALUE ...]
     msg-jax generate  VIDEO_OR_FOLDER ... --checkpoint=DIR --out=DIR [--FLAG=VALUE ...]
     msg-jax evaluate  --config.generated=DIR [--config.reference=DIR] [--workdir=DIR]
+    msg-jax weights   get VARIANT [--to=DIR] [--accept-licence]
+    msg-jax app       --checkpoint=DIR | --weights=DIR [--FLAG=VALUE ...]
     msg-jax compile   --config=RECIPE[:PRESET] --topology=NAME [--stage=NAME,...] [--mesh=...] [--batch=N] [--json=FILE]
     msg-jax doctor    [--weights=DIR]
 
@@ -15,7 +17,7 @@ import sys
 import msg_jax
 from msg_jax.errors import fail
 
-COMMANDS = ("train", "generate", "evaluate", "compile", "doctor")
+COMMANDS = ("train", "generate", "evaluate", "weights", "app", "compile", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from msg_jax import generate
 
         return generate.main(arguments)
+    elif name == "weights":
+        from msg_jax import weights
+
+        return weights.main(arguments)
+    elif name == "app":
+        from msg_jax.app import command
+
+        return command.main(arguments)
     elif name == "doctor":
         from msg_jax import doctor
 

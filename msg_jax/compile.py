@@ -43,13 +43,11 @@ from msg_jax.infra import devices as known_devices
 from msg_jax.infra import explain, hlo, operations, runtime, topology
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.methods.method import Given
-from msg_jax.models.mmdit import example_inputs
 from msg_jax.programs import checks
 from msg_jax.recipes import flags
 from msg_jax.run.run import Run
 from msg_jax.stages.sf_cavp import SFCAVPTask
 from msg_jax.tasks.flow import FlowTask
-from msg_jax.types import Conditions
 
 _TOPOLOGY = absl_flags.DEFINE_string("topology", None, f"the machine: {topology.FORMS}")
 _STAGE = absl_flags.DEFINE_list("stage", None, "trainings and programs to compile (default: all)")
@@ -133,23 +131,23 @@ class Programs:
         source: Any = types.SimpleNamespace(dims=dims)
         if stage == "base":
             section = config.base
-            return FlowTask(run, source, section, 0, initial=self._generator()[1], ema_decay=section.ema_decay)
+            return FlowTask(run, source, section, 0, initial=self._generator(), ema_decay=section.ema_decay)
         arm, preference = methods.method(config, stage), tree.preference_of(config, stage)
         section = arm.training(preference)
         assert section is not None
-        return arm.task(Given(run, source, section, 0, self._generator()[1], dims, stage))
+        return arm.task(Given(run, source, section, 0, self._generator(), dims, stage))
 
     # Programs of one host, or of one device
 
     def _sampler(self) -> Program:
         config, mesh = self.config, self._mesh(one_host=True)
         section, clips = config.preference, self.batch or config.evaluate.batch_size
-        model, variables = self._generator()
-        _, _, conditions = jax.eval_shape(lambda: example_inputs(model.config, clips))
+        model = self._model()
+        variables, conditions = networks.generator_shapes(model, clips)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), clips))
         with jax.set_mesh(mesh):
             traced = sample_program(model, networks.solver(config)).trace(
-                _whole(variables, mesh), *_spread((Conditions.from_batch(vars(conditions)), keys), mesh),
+                _whole(variables, mesh), *_spread((conditions, keys), mesh),
                 candidates=section.candidates, guidance_scale=section.candidate_guidance, steps=section.candidate_steps,
             )
         return Program(traced, mesh, clips)
@@ -207,10 +205,12 @@ class Programs:
         config, clip = self.config, self.config.clip
         return networks.feature_dims(config, clip, networks.encoder_shapes(config, clip))
 
-    def _generator(self) -> tuple[Any, Any]:
-        """The generator, and the shapes of its variables."""
-        model = networks.generator(self.config, self.config.clip, self._dims(), networks.compute_dtype())
-        return model, shapes_of(model, *example_inputs(model.config))
+    def _model(self) -> Any:
+        return networks.generator(self.config, self.config.clip, self._dims(), networks.compute_dtype())
+
+    def _generator(self) -> Any:
+        """Shapes of the generator's variables."""
+        return networks.generator_shapes(self._model())[0]
 
 
 def _placed(shape: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -1,6 +1,6 @@
 """python -m msg_jax.doctor [--weights=DIR]
 
-Report what is installed, which released files are in DIR and whether their MD5 sums are the published ones, and which variants
+Report what is installed, which released files are in DIR and whether their sums are the published ones, and which variants
 this machine has the memory for. Without DIR, look into the cache of Hugging Face.
 """
 
@@ -39,17 +39,19 @@ def versions() -> Iterable[tuple[str, str]]:
 
 
 def state_of(path: pathlib.Path | None, file: "Released") -> str:
-    """`missing`, `verified` by its MD5, `found` where none is published, or how the file differs from the published one."""
+    """`missing`, `verified` by its sum, `found` where none is published, or how the file differs from the published one."""
     from msg_jax.convert.bundle import show_size
 
     if path is None:
         return "missing"
     share = path.stat().st_size / file.bytes
     if abs(share - 1) <= SIZE_TOLERANCE:
-        if not file.md5:
+        kind, published = ("SHA-256", file.sha256) if file.sha256 else ("MD5", file.md5)
+        if not published:
             return "found"
         with path.open("rb") as content:
-            return "verified" if hashlib.file_digest(content, "md5").hexdigest() == file.md5 else "damaged: another MD5"
+            found = hashlib.file_digest(content, kind.replace("-", "")).hexdigest()
+        return "verified" if found == published else f"damaged: another {kind}"
     return f"{'cut short' if share < 1 else 'another file'}: {show_size(path.stat().st_size)}"
 
 

@@ -1,9 +1,11 @@
 """python -m msg_jax.generate VIDEO_OR_FOLDER ... --checkpoint=runs/tiny/avp_rpo --out=DIR [--FLAG=VALUE ...]
 python -m msg_jax.generate VIDEO_OR_FOLDER ... --weights=FOLDER_OR_FILE --out=DIR [--FLAG=VALUE ...]
+python -m msg_jax.generate --demo --out=DIR [--FLAG=VALUE ...]
 python -m msg_jax.generate --prompt=TEXT --weights=FOLDER_OR_FILE --out=DIR [--FLAG=VALUE ...]
 
 For NAME.mp4 (also below a folder) writes NAME.wav, exactly as long as the video, and NAME.mp4, the untouched video stream
 with that sound. `--variants=N` writes NAME_0 to NAME_{N-1}; variant i is what `--seed=SEED+i` gives.
+With `--best_of=N` each variant is the best of N seeds in turn.
 
 Without a video, writes the sound of the prompt alone, named after it.
 
@@ -58,6 +60,16 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
+    return share
+
+
 def _read_noise(path: pathlib.Path) -> "np.ndarray":
     """The array (variants, tokens, channels) of a .npy file; the first axis may be missing for one variant."""
     import numpy as np
@@ -77,6 +89,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("inputs", nargs="*", type=pathlib.Path, metavar="VIDEO_OR_FOLDER")
     source = flags.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="folder of a finished stage: base or a preference arm")
+    source.add_argument("--demo", action="store_true", help="a small model that comes with the package; without a "
+                        "video, it gets a scene that it draws")
     source.add_argument("--weights", help="folder of MMAudio's released files, or its MM-DiT file in such a folder")
     flags.add_argument("--variant", help="with --weights: small_16k, small_44k, medium_44k, large_44k or large_44k_v2")
     flags.add_argument("--out", required=True, type=pathlib.Path, help="folder for the results")
@@ -89,8 +103,15 @@ def parser() -> argparse.ArgumentParser:
                        "MMAudio was trained, or as its demo.py does (default: training, or that of the run)")
     flags.add_argument("--noise", type=pathlib.Path, metavar="FILE.npy", help="initial noise instead of the seed's: (tokens, "
                        "channels), or (variants, tokens, channels)")
+    flags.add_argument("--script", type=pathlib.Path, metavar="CUES.csv", help="timed prompts: a table with the columns start, "
+                       "end, prompt and negative_prompt; --prompt holds where there is no cue")
+    flags.add_argument("--mix", type=_share, default=0.0, help="add this share of the video's own sound")
+    flags.add_argument("--loudness", type=float, metavar="LUFS", help="integrated loudness, for example -23, with a true peak "
+                       "below -1 dBTP (default: as the model makes it)")
     flags.add_argument("--seed", type=_whole(0, 2**31 - 1), default=0)
     flags.add_argument("--variants", type=_whole(1), default=1, help="sounds for each video")
+    flags.add_argument("--best_of", type=_whole(1), default=1, help="make so many sounds for each, and keep the one with the "
+                       "highest reward; needs a --checkpoint whose run has a reward")
     flags.add_argument("--steps", type=_whole(1), help="solver steps (default: as the run was evaluated, or 25)")
     flags.add_argument("--guidance", type=float, help="guidance scale, 1 for none (default: as evaluated, or 4.5)")
     flags.add_argument("--cache", type=pathlib.Path, metavar="FOLDER", help="keep the features of videos here, so that another "
@@ -119,8 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(_files_with_a_dash(sys.argv[1:] if argv is None else argv))
     if args.variant and not args.weights:
         fail("--variant chooses among the files of --weights; leave it out.")
-    if not args.inputs and not args.prompt:
+    if not args.inputs and not args.prompt and not args.demo:
         fail("give a video or a folder of videos, or a --prompt for sound without a video; --help lists all flags.")
+    from msg_jax.inference.cues import read_cues
+    from msg_jax.inference.demo import draw_scene, load_demo
     from msg_jax.inference.generate import Settings, generate  # after the flags, whose mistakes need not wait for jax
     from msg_jax.inference.loading import load_checkpoint, load_weights
     from msg_jax.infra import logging, runtime
@@ -129,17 +152,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     runtime.use_compile_cache()
     quiet = args.verbosity < 0
     try:
+        noise = None if args.noise is None else _read_noise(args.noise)
+        script = () if args.script is None else read_cues(args.script)
         if args.weights:
             system = load_weights(args.weights, args.variant, args.precision)
         else:
-            system = load_checkpoint(args.checkpoint, args.precision)
+            system = load_demo() if args.demo else load_checkpoint(args.checkpoint, args.precision)
+        if args.demo and not args.inputs and not args.prompt:
+            args.inputs = [draw_scene(args.out / "silent" / "scene.mp4", args.seed, args.overwrite)]
         settings = Settings(
             steps=args.steps or system.steps,
             guidance_scale=system.guidance_scale if args.guidance is None else args.guidance,
             seed=args.seed, variants=args.variants, prompt=args.prompt, negative_prompt=args.negative_prompt,
             audio_format=args.audio_format, container=args.container, overwrite=args.overwrite,
             duration_sec=args.duration, frame_choice=args.frame_choice,
-            noise=None if args.noise is None else _read_noise(args.noise), cache=args.cache,
+            noise=noise, script=script, mix=args.mix, loudness_lufs=args.loudness, best_of=args.best_of,
+            cache=args.cache,
         )
         made, skipped = generate(system, args.inputs, args.out, settings, quiet)
     except UserError as error:

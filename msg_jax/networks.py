@@ -14,15 +14,15 @@ import numpy as np
 from msg_jax.clip import ClipSpec
 from msg_jax.config.schema import Config
 from msg_jax.convert.bundle import VARIANTS
-from msg_jax.evaluation.detector import EventDetector
+from msg_jax.evaluation.detector import EventDetector, RecurrentDetector
 from msg_jax.losses.diffusion import Diffusion
 from msg_jax.models import condition_encoder, cross_attention, sf_cavp
 from msg_jax.models.codec import PcaCodec
-from msg_jax.models.mmdit import MMDiT, MMDiTConfig
+from msg_jax.models.mmdit import MMDiT, MMDiTConfig, example_inputs
 from msg_jax.models.neural_codec import NeuralCodec
 from msg_jax.models.sound_events import SoundEvents, SoundEventsConfig
 from msg_jax.preference.reward import Reward
-from msg_jax.types import Array, AVBatch, Module, Params
+from msg_jax.types import Array, AVBatch, Conditions, Module, Params
 
 SF_CAVP_KINDS = ("sf_cavp", "second_sf_cavp")
 """Values of `encoders.kind` that condition the generator on features of an SF-CAVP."""
@@ -54,6 +54,11 @@ def judge(class_names: Sequence[str]) -> Module:
     return EventDetector(classes=len(class_names))
 
 
+def second_judge(class_names: Sequence[str]) -> Module:
+    """An `evaluation.detector.RecurrentDetector`."""
+    return RecurrentDetector(classes=len(class_names))
+
+
 def reward_model(config: Config, clip: ClipSpec) -> Module:
     """A `models.sf_cavp.SFCAVP`."""
     if config.sf_cavp.preset == "r50":
@@ -77,6 +82,12 @@ def reward_weights(config: Config) -> sf_cavp.RewardWeights:
     return sf_cavp.RewardWeights(
         semantic=weights.semantic, dynamic=weights.dynamic, window=weights.window, events=weights.events
     )
+
+
+def generator_shapes(model: Module, clips: int = 1) -> tuple[Params, Conditions]:
+    """Shapes of a generator's variables, and of the conditions of `clips`, from which a program is traced without any."""
+    _, _, conditions = jax.eval_shape(lambda: example_inputs(model.config, clips))
+    return _shapes(model, *example_inputs(model.config)), Conditions.from_batch(vars(conditions))
 
 
 def reward_shapes(config: Config, clip: ClipSpec) -> Params:

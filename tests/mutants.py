@@ -35,12 +35,23 @@ class Mutant:
 LOSSES, ROUNDS = "tests/tasks/test_losses.py", "tests/methods/test_ranked.py"
 SAMPLER, SAMPLING = "tests/inference/test_sampler.py", "tests/inference/test_sampling.py"
 REWARD, CONTRASTIVE = "tests/preference/test_reward.py", "tests/losses/test_contrastive.py"
+FETCH = "tests/convert/test_fetch.py"
 PREFERENCE = "msg_jax/tasks/preference.py"
 RANKED = "msg_jax/methods/ranked.py"
 ROUND = "msg_jax/methods/rounds.py"
 FLOW = "msg_jax/tasks/flow.py"
 
 MUTANTS = (
+    # Downloads and the app
+    Mutant("a damaged download is accepted", "msg_jax/convert/fetch.py",
+           'checked, right = "SHA-256", sha256 == file.sha256', 'checked, right = "SHA-256", True', FETCH),
+    Mutant("a download is continued with another file", "msg_jax/convert/fetch.py",
+           '(etag, total, _begin(response)) != (note.get("etag"), note.get("bytes"), size)',
+           '_begin(response) != size', FETCH),
+    Mutant("a result is served to everybody", "msg_jax/app/studio.py",
+           "if outcome is None or not secrets.compare_digest(outcome.session.encode(), session.encode()):",
+           "if outcome is None:", "tests/app/test_studio.py"),
+    Mutant("a cancelled job goes on", "msg_jax/app/jobs.py", "job._cancelled.set()", "pass", "tests/app/test_jobs.py"),
     # The preference loss
     Mutant("the loss prefers the loser", "msg_jax/losses/preference.py",
            "return -(beta / 2) * (winner_change - loser_change)", "return (beta / 2) * (winner_change - loser_change)",
@@ -161,7 +172,7 @@ MUTANTS = (
     Mutant("a part of the path has the velocity of a whole", "msg_jax/tasks/student.py",
            "jnp.diff(path, axis=1) * self.steps", "jnp.diff(path, axis=1)", LOSSES),
     Mutant("a student is sampled with guidance", "msg_jax/methods/method.py",
-           "candidate_guidance=1.0, candidate_steps=steps", "candidate_steps=steps", "tests/methods/test_methods.py"),
+           "candidate_guidance=1.0, candidate_steps=own", "candidate_steps=own", "tests/methods/test_methods.py"),
     # SyncDPO, merging, adapters
     Mutant("the curriculum does not move", "msg_jax/preference/distortions.py",
            "jnp.clip(step / max(steps - 1, 1), 0.0, 1.0)", "jnp.clip(0.5, 0.0, 1.0)", "tests/preference/test_distortions.py"),

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "msg_jax"
 ANYONE = {"clip", "errors", "storage", ""}  # every room may import these; "" is msg_jax/__init__.py
 ALLOWED = {
     # Contracts and leaves
-    "": set(), "clip": set(), "errors": set(), "storage": set(), "tables": set(), "types": set(),
+    "": {"api"}, "clip": set(), "errors": set(), "storage": set(), "tables": set(), "types": set(),
     "config": set(),
     "data": set(),
     # Networks and what is computed with them
@@ -42,10 +42,13 @@ ALLOWED = {
                  "tables"},
     "main": {"config", "infra", "programs", "recipes"},
     "generate": {"inference", "infra"},
+    "weights": {"convert"},
+    "api": {"data", "inference", "infra"},
+    "app": {"api", "data", "infra"},
     "doctor": {"convert", "infra", "tables"},
-    "compile": {"config", "convert", "inference", "infra", "methods", "models", "networks", "programs", "recipes", "run",
-                "stages", "tasks", "train", "types"},
-    "cli": {"compile", "doctor", "generate", "main"},
+    "compile": {"config", "convert", "inference", "infra", "methods", "networks", "programs", "recipes", "run",
+                "stages", "tasks", "train"},
+    "cli": {"app", "compile", "doctor", "generate", "main", "weights"},
 }
 WITHOUT_JAX = ("data", "config", "clip", "errors", "storage", "tables")
 

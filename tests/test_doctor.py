@@ -26,7 +26,10 @@ def test_the_sum_of_a_file_decides_its_state(tmp_path):
     path = tmp_path / "x.pth"
     path.write_bytes(b"abc")
     assert doctor.state_of(path, Released("x.pth", 3, "900150983cd24fb0d6963f7d28e17f72")) == "verified"  # RFC 1321
+    sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
+    assert doctor.state_of(path, Released("x.pth", 3, sha256=sha256)) == "verified"
     path.write_bytes(b"abd")
+    assert doctor.state_of(path, Released("x.pth", 3, sha256=sha256)) == "damaged: another SHA-256"
     assert doctor.state_of(path, Released("x.pth", 3, "900150983cd24fb0d6963f7d28e17f72")) == "damaged: another MD5"
 
 

@@ -75,7 +75,7 @@ class Codec:
 
 @_section
 class Judge(Training):
-    """The sound-event detector that evaluates. It is never a reward."""
+    """A sound-event detector that evaluates. It is never a reward. Each of the two judges learns from half of the clips."""
 
     steps: int = 400
     batch_size: int = 64
@@ -331,7 +331,8 @@ class Config:
     clip: ClipSpec = TINY
     data: Data = Data()
     codec: Codec = Codec()
-    judge: Judge = Judge()
+    judge: Judge = Judge()  # hears decoded log-mels; chooses settings, on the validation split
+    second_judge: Judge = Judge()  # another network, hears waveforms; only ever reported
     sf_cavp: SFCAVP = SFCAVP()
     sound_events: SoundEvents = SoundEvents()
     reward: Reward = Reward()

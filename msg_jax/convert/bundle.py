@@ -36,13 +36,17 @@ _COMPLETE = 0.9  # smaller shares of the published size are incomplete downloads
 class Released:
     """One published file and its size, as published or as its parameters take (within a few percent).
 
-    `md5` is the published sum, "" if there is none. `repositories` are those on Hugging Face that hold the file.
+    `md5` and `sha256` are published sums, "" if there is none. `repositories` are those on Hugging Face that hold the file.
+    `address` is where `fetch.fetch` takes it from, at a fixed revision; `licence` is what the publisher says about its use.
     """
 
     name: str
     bytes: int
     md5: str = ""
     repositories: tuple[str, ...] = ()
+    sha256: str = ""
+    address: str = ""
+    licence: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,46 +65,111 @@ class Variant:
     networks: Mapping[str, Network]
 
 
+HUB = "https://huggingface.co"
 _MMAUDIO = ("hkchengrex/MMAudio",)
 _CLIP = ("apple/DFN5B-CLIP-ViT-H-14-384", "apple/DFN5B-CLIP-ViT-H-14-378")
 _BIGVGAN = ("nvidia/bigvgan_v2_44khz_128band_512x",)
+_MMAUDIO_AT = f"{HUB}/hkchengrex/MMAudio/resolve/eb13a1a98fdbec91753775c57b074ccdfc60587c"
+_CLIP_AT = f"{HUB}/apple/DFN5B-CLIP-ViT-H-14-378/resolve/01b771ed0d1395ca5ffdd279897d665ebe00dfd2"
+_BIGVGAN_AT = f"{HUB}/nvidia/bigvgan_v2_44khz_128band_512x/resolve/95a9d1dcb12906c03edd938d77b9333d6ded7dfb"
+_PANNS_AT = "https://zenodo.org/records/3987831/files"
 
-VOCABULARY = Released("bpe_simple_vocab_16e6.txt.gz", 1_356_917, "933b7abbbbde62c36f02f0e6ccde464f")  # optional: for prompts
-_SYNCHFORMER = Released("synchformer_state_dict.pth", 951_000_000, "5b2f5594b0730f70e41e549b7c94390c", _MMAUDIO)
+_NON_COMMERCIAL = "CC BY-NC 4.0, non-commercial: https://creativecommons.org/licenses/by-nc/4.0/"
+_APPLE = f"Apple's machine learning research licence: {HUB}/apple/DFN5B-CLIP-ViT-H-14-378/blob/main/LICENSE"
+_NOT_STATED = "the authors license their code under MIT and say nothing about the weights"
+
+VOCABULARY = Released(  # optional: for prompts
+    "bpe_simple_vocab_16e6.txt.gz", 1_356_917, "933b7abbbbde62c36f02f0e6ccde464f",
+    sha256="924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
+    address="https://raw.githubusercontent.com/openai/CLIP/d05afc436d78f1c48dc0dbf8e5980a9d471f35f6/clip/"
+    "bpe_simple_vocab_16e6.txt.gz",
+    licence="MIT: https://github.com/openai/CLIP/blob/main/LICENSE",
+)
+
+
+def _of_mmaudio(
+    name: str, size: int, md5: str, sha256: str = "", folder: str = "ext_weights", licence: str = _NON_COMMERCIAL
+) -> Released:
+    return Released(name, size, md5, _MMAUDIO, sha256, f"{_MMAUDIO_AT}/{folder}/{name}", licence)
+
+
+_SYNCHFORMER = _of_mmaudio(
+    "synchformer_state_dict.pth", 951_000_000, "5b2f5594b0730f70e41e549b7c94390c",
+    "8aff082f2df5c3bc52759db0c865c7ee772ae6400b860d1b7e90413f2defb67c",
+    licence=f"{_NOT_STATED}: https://github.com/v-iashin/Synchformer",
+)
 EVALUATION = {
-    "vggish": (Released("vggish-10086976.pth", 288_600_000),),
-    "panns": (Released("Cnn14_16k_mAP=0.438.pth", 324_000_000), Released("Cnn14_mAP=0.431.pth", 327_400_000)),
+    "vggish": (Released(
+        "vggish-10086976.pth", 288_600_000,
+        address="https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth",
+        licence="Apache 2.0 for the code, nothing stated about the weights: https://github.com/harritaylor/torchvggish",
+    ),),
+    "panns": tuple(
+        Released(name, size, md5, address=f"{_PANNS_AT}/{name.replace('=', '%3D')}?download=1",
+                 licence="CC BY 4.0, not verified here: https://zenodo.org/records/3987831")
+        for name, size, md5 in (
+            ("Cnn14_16k_mAP=0.438.pth", 324_000_000, "362fc5ff18f1d6ad2f6d464b45893f2c"),
+            ("Cnn14_mAP=0.431.pth", 327_400_000, "541141fa2ee191a88f24a3219fff024e"),
+        )
+    ),
     "synchformer": (_SYNCHFORMER, Released("24-01-04T16-39-21.pt", 951_000_000)),
 }
 """Networks of an evaluation: kind -> its file, under each of its published names."""
 
 _ENCODERS = {
-    "clip": Network(Released("open_clip_pytorch_model.bin", 3_950_000_000, "", _CLIP), clip_encoder.PRESETS["vit_h_14"]),
+    "clip": Network(
+        Released(
+            "open_clip_pytorch_model.bin", 3_950_000_000, "", _CLIP,
+            "c07a17b547d461c60a3cce5062b26bf8545b13de602c4c59d8490361eb716033",
+            f"{_CLIP_AT}/open_clip_pytorch_model.bin", _APPLE,
+        ),
+        clip_encoder.PRESETS["vit_h_14"],
+    ),
     "synchformer": Network(_SYNCHFORMER, synchformer.PRESETS["released"]),
 }
 _CODEC_16K = {
-    "vae": Network(Released("v1-16.pth", 687_000_000, "69f56803f59a549a1a507c93859fd4d7", _MMAUDIO), vae.PRESETS["16k"]),
+    "vae": Network(_of_mmaudio("v1-16.pth", 687_000_000, "69f56803f59a549a1a507c93859fd4d7"), vae.PRESETS["16k"]),
     "bigvgan": Network(
-        Released("best_netG.pt", 450_000_000, "eeaf372a38a9c31c362120aba2dde292", _MMAUDIO), vocoder.PRESETS["16k"]
+        _of_mmaudio(
+            "best_netG.pt", 450_000_000, "eeaf372a38a9c31c362120aba2dde292",
+            "970ca75ee4d5ce583e9396a4534acb14971ea2b4f1c22e038f476680c868a789",
+            licence=f"{_NOT_STATED}: https://github.com/bytedance/Make-An-Audio-2",
+        ),
+        vocoder.PRESETS["16k"],
     ),
 }
 _CODEC_44K = {
-    "vae": Network(Released("v1-44.pth", 1_222_000_000, "fab020275fa44c6589820ce025191600", _MMAUDIO), vae.PRESETS["44k"]),
-    "bigvgan": Network(Released("bigvgan_generator.pt", 489_000_000, "", _BIGVGAN), vocoder.PRESETS["44k"]),
+    "vae": Network(
+        _of_mmaudio(
+            "v1-44.pth", 1_222_000_000, "fab020275fa44c6589820ce025191600",
+            "ab6cc15dc31947675f75c950c41f4dcfd0d6d1817555ac871f809ec388e4651a",
+        ),
+        vae.PRESETS["44k"],
+    ),
+    "bigvgan": Network(
+        Released(
+            "bigvgan_generator.pt", 489_000_000, "", _BIGVGAN,
+            "d9fe7ec6bd0b44ed9d66973d5012d8181c1570b01e5c72df51973e241dccd357",
+            f"{_BIGVGAN_AT}/bigvgan_generator.pt", f"MIT: {HUB}/nvidia/bigvgan_v2_44khz_128band_512x",
+        ),
+        vocoder.PRESETS["44k"],
+    ),
 }
 
 
-def _variant(name: str, megabytes: int, md5: str, clip: ClipSpec, codec: dict[str, Network]) -> Variant:
-    generator = Network(Released(f"mmaudio_{name}.pth", megabytes * 10**6, md5, _MMAUDIO), mmdit.PRESETS[name])
-    return Variant(clip, {"mmdit": generator, **_ENCODERS, **codec})
+def _variant(name: str, megabytes: int, md5: str, clip: ClipSpec, codec: dict[str, Network], sha256: str = "") -> Variant:
+    generator = _of_mmaudio(f"mmaudio_{name}.pth", megabytes * 10**6, md5, sha256, folder="weights")
+    return Variant(clip, {"mmdit": Network(generator, mmdit.PRESETS[name]), **_ENCODERS, **codec})
 
 
 VARIANTS = {
-    "small_16k": _variant("small_16k", 630, "af93cde404179f58e3919ac085b8033b", MMAUDIO_16K, _CODEC_16K),
+    "small_16k": _variant("small_16k", 630, "af93cde404179f58e3919ac085b8033b", MMAUDIO_16K, _CODEC_16K,
+                          "61987bcbd6fc689af063075d7efaef29425f65df155dac589c07fa8173a03c1c"),
     "small_44k": _variant("small_44k", 630, "babd74c884783d13701ea2820a5f5b6d", MMAUDIO_44K, _CODEC_44K),
     "medium_44k": _variant("medium_44k", 2_490, "5a56b6665e45a1e65ada534defa903d0", MMAUDIO_44K, _CODEC_44K),
     "large_44k": _variant("large_44k", 4_120, "fed96c325a6785b85ce75ae1aafd2673", MMAUDIO_44K, _CODEC_44K),
-    "large_44k_v2": _variant("large_44k_v2", 4_120, "01ad4464f049b2d7efdaa4c1a59b8dfe", MMAUDIO_44K, _CODEC_44K),
+    "large_44k_v2": _variant("large_44k_v2", 4_120, "01ad4464f049b2d7efdaa4c1a59b8dfe", MMAUDIO_44K, _CODEC_44K,
+                             "a6bf693424fbd4ce0244fff8c412347714d5ac586e28dbeffadfa0f2b647af74"),
 }
 
 
@@ -181,13 +250,21 @@ def choose(path: pathlib.Path, variant: str | None = None) -> tuple[pathlib.Path
             raise UserError(f"{path} is not the variant {variant}: omit --variant, or give the folder")
         return path.parent, named
     if not path.is_dir():
-        raise UserError(f"{path} does not exist: give a folder with the files of {DOCUMENT}, or an MM-DiT file")
+        raise UserError(f"{path} does not exist: {_how_to_get(variant or 'small_16k', path)}")
     found = [name for name, each in VARIANTS.items() if find(path, each.networks["mmdit"].file)]
     if variant is None and not found:
-        raise UserError(f"{path} contains none of {', '.join(names)}: {DOCUMENT} says where they are published")
+        raise UserError(f"{path} contains none of {', '.join(names)}: {_how_to_get('small_16k', path)}")
     if variant is None and len(found) > 1:
         raise UserError(f"{path} contains {len(found)} variants ({', '.join(found)}): choose one with --variant")
     return path, variant or found[0]
+
+
+def _name_of(variant: Variant) -> str:
+    return next((name for name, each in VARIANTS.items() if each is variant), "VARIANT")
+
+
+def _how_to_get(variant: str, folder: pathlib.Path) -> str:
+    return f"`msg-jax weights get {variant} --to={folder}` fetches them, and {DOCUMENT} says where they are published"
 
 
 class Bundle:
@@ -209,7 +286,7 @@ class Bundle:
         if problems:
             raise UserError(
                 f"{folder} lacks {len(problems)} of the files of this variant, {', '.join(problems)}: "
-                f"{DOCUMENT} says where they are published"
+                f"{_how_to_get(_name_of(variant), folder)}"
             )
 
     @property

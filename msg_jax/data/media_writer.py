@@ -110,12 +110,12 @@ def _mux(
 
 
 def encode_video(
-    frames: UInt8[np.ndarray, "T H W 3"], hz: float, waveform: Float[np.ndarray, " S"], audio_hz: int
+    frames: UInt8[np.ndarray, "T H W 3"], hz: float, waveform: Float[np.ndarray, " S"] | None = None, audio_hz: int = 0
 ) -> bytes:
     """Encodes an MP4 that browsers play (H.264 yuv420p and AAC, index first), to embed small scenes in pages.
 
-    `frames` are at `hz`. `waveform` in [-1, 1] is cut or padded to T / hz seconds. If the shorter side has less than 192
-    pixels, frames are enlarged by a whole factor with hard pixel edges.
+    `frames` are at `hz`. `waveform` in [-1, 1] is cut or padded to T / hz seconds; None makes a silent video. If the shorter
+    side has less than 192 pixels, frames are enlarged by a whole factor with hard pixel edges.
     """
     factor = max(1, 192 // min(frames.shape[1:3]))
     even = [(0, size * factor % 2) for size in frames.shape[1:3]]  # yuv420p needs even sides
@@ -127,7 +127,9 @@ def encode_video(
             video.pix_fmt = "yuv420p"
             video.height, video.width = (size * factor + pad for size, (_, pad) in zip(frames.shape[1:3], even))
             video.codec_context.colorspace = 1  # BT.709, which browsers assume less reliably than they read
-            audio_packets = _encode_audio(out, "aac", waveform, audio_hz, len(frames) / hz, path)
+            audio_packets = []
+            if waveform is not None:
+                audio_packets = _encode_audio(out, "aac", waveform, audio_hz, len(frames) / hz, path)
             for frame in frames:
                 large = np.pad(frame.repeat(factor, 0).repeat(factor, 1), (*even, (0, 0)), mode="edge")
                 picture = av.VideoFrame.from_ndarray(large, format="rgb24")

@@ -1,9 +1,11 @@
-"""The judge: a small sound-event detector on log-mels, trained on real clips only.
+"""The judges: small sound-event detectors on log-mels, trained on real clips only.
 
-It never serves as a reward and no policy trains on its output, so that no system is judged by its own training signal. Its
-pooled features serve the Fréchet distance.
+None serves as a reward and no policy trains on their output, so that no system is judged by its own training signal. The first,
+`EventDetector`, hears decoded log-mels; it chooses settings on the validation split, and its pooled features serve the Fréchet
+distance. The second, `RecurrentDetector`, hears waveforms; it is only ever reported.
 """
 
+import dataclasses
 import functools
 from typing import cast
 
@@ -14,6 +16,7 @@ from jaxtyping import Float, PRNGKeyArray
 import numpy as np
 import optax
 
+from msg_jax.clip import MelSpec
 from msg_jax.types import Array, Params
 
 LogMel = Float[Array | np.ndarray, "B T M"]
@@ -41,6 +44,37 @@ class EventDetector(nn.Module):
         x = nn.relu(nn.LayerNorm()(x))
         # Onsets are rare: a low initial probability saves the first steps of the training.
         return dense(self.classes, bias_init=nn.initializers.constant(-4.0))(x), x.mean(axis=1)
+
+
+class RecurrentDetector(nn.Module):
+    """As `EventDetector`, by another architecture: convolutions over time and frequency, then a bidirectional GRU.
+
+    This is the usual network of sound event detection (CRNN, Cakir et al., arXiv 1702.06286). It sees the whole clip.
+    """
+
+    classes: int
+    widths: tuple[int, ...] = (16, 32, 64)
+    pools: tuple[int, ...] = (4, 4, 2)  # over frequency, after each convolution
+    recurrent: int = 48
+
+    @nn.compact
+    def __call__(self, mel: LogMel) -> tuple[Float[Array, "B T K"], Float[Array, "B D"]]:
+        with jax.default_matmul_precision("highest"):
+            x = jnp.asarray(_standardise(mel))[..., None]
+            for width, pool in zip(self.widths, self.pools):
+                x = nn.relu(nn.LayerNorm()(nn.Conv(width, (3, 3))(x)))
+                x = nn.max_pool(x, (1, pool), strides=(1, pool))
+            x = x.reshape(*x.shape[:2], -1)
+            forward, backward = (
+                cast(Array, nn.RNN(nn.GRUCell(self.recurrent), reverse=back, keep_order=True)(x)) for back in (False, True)
+            )
+            x = jnp.concatenate([forward, backward], axis=-1)
+            return nn.Dense(self.classes, bias_init=nn.initializers.constant(-4.0))(x), x.mean(axis=1)
+
+
+def waveform_mel(spec: MelSpec) -> MelSpec:
+    """The log-mels that the second judge makes of waveforms: finer in frequency than the codec's, at its frame rate."""
+    return dataclasses.replace(spec, bands=64)
 
 
 def _standardise(mel: LogMel) -> LogMel:
@@ -82,7 +116,7 @@ def _three_taps(x: Array, axis: int) -> Array:
     return 0.25 * before + 0.5 * x + 0.25 * after
 
 
-def detect(detector: EventDetector, params: Params, mel: LogMel) -> tuple[Float[Array, "B T K"], Float[Array, "B D"]]:
+def detect(detector: nn.Module, params: Params, mel: LogMel) -> tuple[Float[Array, "B T K"], Float[Array, "B D"]]:
     """Return onset probabilities (B, T, K) and embeddings (B, D) of log-mels (B, T, M)."""
     logits, embedding = cast(tuple[Array, Array], detector.apply({"params": params}, mel))
     return nn.sigmoid(logits), embedding

@@ -1,6 +1,7 @@
-"""Event metrics at two tolerances: the run's, and 40 ms, one frame of 25 fps video."""
+"""Event metrics at two tolerances, the run's and 40 ms (a frame of 25 fps video), and groups of clips that have their own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,3 +17,19 @@ def counts(truth: Sequence[np.ndarray], found: Sequence[np.ndarray], tolerance_s
     return events.clip_counts(truth, found, tolerance_sec) | {
         f"{name}_40ms": exact[name] for name in ("event_f1", "onset_f1")
     }
+
+
+def groups(records: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Groups of clips with metrics of their own: by number of sounding classes, and transitions from one source to another.
+
+    A transition is recognised by the scenes' caption, "..., then ..." (data/scenes.py).
+    """
+    classes = [len(set(record["events"][record["events"][:, 0] >= 0, 0])) for record in records]
+    found = {
+        "all": list(range(len(records))),
+        "transition": [i for i, record in enumerate(records) if ", then " in record["caption"]],
+        "1_source": [i for i, count in enumerate(classes) if count == 1],
+        "2_sources": [i for i, count in enumerate(classes) if count == 2],
+        "3_sources": [i for i, count in enumerate(classes) if count >= 3],
+    }
+    return {name: chosen for name, chosen in found.items() if chosen}

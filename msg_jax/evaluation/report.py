@@ -3,6 +3,7 @@
 `results` is the content of `results.json`:
 
     {"rows": [{"system", "guidance", "passes", "split", "seed", <metric>: value, ...}, ...],
+     "groups": [the same, with event F1 by group of clips],   (optional)
      "differences": [{"system", "baseline", "guidance", "split", "seed", <metric>: value, ...}, ...],   (optional)
      "sf_cavp": {<metric>: value, ...}, "reward": {<metric>: value, ...}}
 
@@ -30,6 +31,9 @@ from msg_jax.evaluation import charts, events
 from msg_jax.evaluation.labels import METRICS, Systems, describe, number, system_label, system_note
 from msg_jax.tables import aligned
 
+HEADLINE = ("event_f1", "event_f1_second_judge", "event_f1_40ms", "fd_judge", "cost_tflop")
+"""The columns of the first table; all others are folded."""
+
 _KEYS = ("system", "baseline", "guidance", "passes", "split")
 
 
@@ -53,12 +57,15 @@ def write_report(
     values as a list, dicts as tables, and the entry `config` folded.
     """
     footnotes: list[str] = []
+    rows = results.get("rows", [])
     page = _template("report.html.j2").render(
         title=title,
-        headline=_group_table(results.get("rows", []), systems, footnotes),
+        headline=_group_table(rows, systems, footnotes, HEADLINE),
+        metrics=_group_table(rows, systems, footnotes),
+        groups=_group_table(results.get("groups", []), systems, footnotes),
         differences=_group_table(results.get("differences", []), systems, footnotes),
-        chart=charts.event_chart(results.get("rows", []), systems),
-        gains=charts.gain_chart(results.get("rows", []), systems),
+        chart=charts.event_chart(rows, systems),
+        gains=charts.gain_chart(rows, systems),
         scores=[
             ("SF-CAVP on held-out clips", _score_list(results.get("sf_cavp", {}), footnotes)),
             ("SF-CAVP as a reward", _score_list(results.get("reward", {}), footnotes)),
@@ -138,7 +145,7 @@ def format_table(results: dict[str, Any], systems: Systems) -> str:
     """The tables of `write_report` as text, with the reasons for missing values below."""
     footnotes: list[str] = []
     blocks = []
-    for name in ("rows", "differences"):
+    for name in ("rows", "groups", "differences"):
         if results.get(name):
             table = _group_table(results[name], systems, footnotes)
             body = [[*row["keys"], *(_plain(cell) for cell in row["cells"])] for row in table["rows"]]
@@ -167,14 +174,21 @@ def _template(name: str) -> jinja2.Template:
 # Tables
 
 
-def _group_table(rows: list[dict], systems: Systems, footnotes: list[str]) -> dict[str, Any]:
-    """One row per (system, baseline, guidance, passes, split), one column per metric that any row names."""
+def _group_table(
+    rows: list[dict], systems: Systems, footnotes: list[str], columns: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """One row per (system, baseline, guidance, passes, split), one column per metric of `columns` that any row names.
+
+    Without `columns`, it has all metrics.
+    """
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault(tuple(row.get(key) for key in _KEYS), []).append(row)
     named = list(dict.fromkeys(name for row in rows for name in row))
     names = [name for name in named if name not in (*_KEYS, "seed") and not name.endswith("_reason")]
     names.sort(key=lambda name: list(METRICS).index(name) if name in METRICS else len(METRICS))
+    if columns is not None:
+        names = [name for name in columns if name in names]
     # A key with one value everywhere goes into a line above the table, not into a column.
     shown = [index for index, key in enumerate(_KEYS) if key == "system" or len({group[index] for group in groups}) > 1]
     common = {key: value for index, key in enumerate(_KEYS) for value in {group[index] for group in groups}

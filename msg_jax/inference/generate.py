@@ -3,19 +3,24 @@
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import pathlib
 import sys
 import time
+from typing import NamedTuple
 
 from jaxtyping import Float
 import numpy as np
 from tqdm import tqdm
 
-from msg_jax.data import containers, files, media, media_writer
+from msg_jax.data import containers, files, level, media, media_writer
 from msg_jax.data.frame_grid import FrameChoice, FrameGrid, mmaudio_duration_sec
 from msg_jax.errors import UserError
+from msg_jax.inference.cues import Cue, fill
+from msg_jax.inference.ranking import Ranker
+from msg_jax.inference.sampling import Window, cue_windows
 from msg_jax.inference.system import System
 from msg_jax.infra import logging, progress
 from msg_jax.types import Conditions
@@ -43,11 +48,21 @@ class Settings:
     frame_choice: FrameChoice | None = None  # None: the system's
     noise: Float[np.ndarray, "variants tokens channels"] | None = None  # instead of the seeds' noise
     cache: pathlib.Path | None = None  # folder that keeps the features of videos between calls
+    script: tuple[Cue, ...] = ()  # timed prompts; `prompt` and `negative_prompt` hold where there is no cue
+    best_of: int = 1  # sounds for each variant, of which the one with the highest reward is kept
+    mix: float = 0.0  # share of the video's own sound that is added
+    loudness_lufs: float | None = None  # integrated loudness, under a true peak of -1 dBTP; None: as the codec makes it
 
     @property
     def tags(self) -> list[str]:
         """What the name of each variant ends in."""
         return [""] if self.variants == 1 else [f"_{i}" for i in range(self.variants)]
+
+    @property
+    def prompts(self) -> set[str]:
+        """All texts."""
+        cues = (self, *self.script)
+        return {text for cue in cues for text in (cue.prompt, cue.negative_prompt) if text}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,43 +149,108 @@ def fit(system: System, path: pathlib.Path, settings: Settings) -> tuple[System,
     return fitting, fitting.clip.latent_tokens, samples
 
 
+class Take(NamedTuple):
+    """One variant: a waveform (round(duration_sec * audio_hz),) in [-1, 1], its seed unless noise was given, and, with
+    `best_of`, the reward of each sound that it was chosen from."""
+
+    waveform: np.ndarray
+    seed: int | None
+    rewards: tuple[float, ...] = ()
+
+
 def sounds_for(system: System, video: Video, settings: Settings) -> Iterator[np.ndarray]:
-    """Yield a waveform (round(duration_sec * audio_hz),) in [-1, 1] per variant; the video is encoded once.
+    """Yield the waveforms of `takes_for`."""
+    return (take.waveform for take in takes_for(system, video, settings))
+
+
+def takes_for(system: System, video: Video, settings: Settings) -> Iterator[Take]:
+    """Yield a sound per variant; the video is encoded once.
 
     Raises UserError if the file cannot be read, or if the noise of the settings has another shape than needed.
     """
+    ranker = _ranker(system, settings)
     fitting, tokens, samples = fit(system, video.path, settings)
     clip, choice = fitting.clip, settings.frame_choice or system.frame_choice
+    plan = _Plan.of(fitting, tokens, samples, settings)
     grids = (
         FrameGrid(clip.video_hz, clip.video_px, clip.video_frames, choice=choice),
         FrameGrid(clip.clip_video_hz, clip.clip_video_px, clip.clip_video_frames, system.squashes_clip_video, choice),
     )
-    starts = fitting.window_starts(tokens)
-    windows = (media.read_video(video.path, grids, start / clip.latent_hz) for start in starts)
+    windows = (media.read_video(video.path, grids, window.start / clip.latent_hz) for window in plan.windows)
     noises = _noises(system, video.name, tokens, settings)
+    embeddings: list[object] = []
+
+    def seen(window):
+        if ranker is not None:
+            embeddings.append(ranker.embed(window[0]))
+        return window
+
     with progress.part(0, _ENCODED):
-        conditions = fitting.encode(windows, settings.prompt, len(starts), settings.cache)
-    yield from _sounds(fitting, conditions, noises, samples, settings)
+        conditions = fitting.encode(map(seen, windows), plan.prompts, len(plan.windows), settings.cache)
+    own = media.read_audio(video.path, 0.0, samples, clip.audio_hz) if settings.mix else None
+    starts = [window.start for window in plan.windows]
+    sounds = _sounds(fitting, conditions, noises, samples, plan, settings)
+    for variant in range(settings.variants):
+        waveforms, rewards, best = list(itertools.islice(sounds, settings.best_of)), (), 0
+        if ranker is not None:
+            rewards = tuple(ranker.score(embeddings, starts, waveform) for waveform in waveforms)
+            best = int(np.argmax(rewards))
+        yield Take(_finished(waveforms[best], own, clip.audio_hz, settings), _seed(settings, variant, best), rewards)
 
 
 def sounds_of_text(system: System, settings: Settings) -> Iterator[np.ndarray]:
     """Yield a waveform in [-1, 1] per variant for the prompt alone: null conditions take the place of a video's.
 
-    It is `duration_sec` long, by default the system's clip. Raises UserError as `sounds_for` does.
+    It is `duration_sec` long, by default the system's clip. Raises UserError as `sounds_for` does, and with `best_of`.
     """
+    if settings.best_of > 1:
+        raise UserError("--best_of ranks sounds for a video, and a prompt alone has none: leave it out")
     duration_sec = settings.duration_sec or system.clip.duration_sec
     fitting = system.of_length(duration_sec) if system.any_length else system
     samples = round(duration_sec * system.clip.audio_hz)
     tokens = fitting.clip.latent_tokens if system.any_length else system.tokens(samples)
-    noises = _noises(system, "", tokens, settings)
-    conditions = fitting.encode_text_alone(settings.prompt, len(fitting.window_starts(tokens)))
-    yield from _sounds(fitting, conditions, noises, samples, settings)
+    noises, plan = _noises(system, "", tokens, settings), _Plan.of(fitting, tokens, samples, settings)
+    conditions = fitting.encode_text_alone(plan.prompts, len(plan.windows))
+    for waveform in _sounds(fitting, conditions, noises, samples, plan, settings):
+        yield _finished(waveform, None, system.clip.audio_hz, settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """The windows of a clip, each with its texts."""
+
+    windows: Sequence[Window]
+    prompts: Sequence[str]
+    negative_prompts: Sequence[str]
+
+    @classmethod
+    def of(cls, system: System, tokens: int, samples: int, settings: Settings) -> "_Plan":
+        """Windows of a clip of `tokens`, cut where a cue of the script begins or ends."""
+        rest = Cue(0.0, 0.0, settings.prompt, settings.negative_prompt)
+        spans = fill(settings.script, samples / system.clip.audio_hz, rest)
+        ends = [*(round(cue.end_sec * system.clip.latent_hz) for cue in spans[:-1]), tokens]
+        kept = [i for i, end in enumerate(ends) if end > (ends[i - 1] if i else 0)]  # longer than half a token
+        window = system.clip.latent_tokens
+        numbered = cue_windows([0, *(ends[i] for i in kept)], window, window // 2, system.fade_tokens)
+        cues = [spans[kept[number]] for number, _ in numbered]
+        return cls([each for _, each in numbered], [cue.prompt for cue in cues], [cue.negative_prompt for cue in cues])
+
+
+def _finished(waveform: np.ndarray, own: np.ndarray | None, hz: int, settings: Settings) -> np.ndarray:
+    """The sound with the video's own sound and at its loudness, as the settings say."""
+    if own is not None:
+        waveform = waveform + settings.mix * own
+        waveform = waveform / max(1.0, float(np.abs(waveform).max()))
+    if settings.loudness_lufs is not None:
+        waveform = level.at_loudness(waveform, hz, settings.loudness_lufs)
+    return waveform
 
 
 def _noises(system: System, name: str, tokens: int, settings: Settings) -> list[np.ndarray]:
-    """The noise (1, tokens, C) of each variant."""
+    """The noise (1, tokens, C) of each sound."""
     if settings.noise is None:
-        return [system.noise(settings.seed + variant, name, tokens) for variant in range(settings.variants)]
+        sounds = settings.variants * settings.best_of
+        return [system.noise(settings.seed + sound, name, tokens) for sound in range(sounds)]
     shape = (settings.variants, tokens, system.clip.latent_channels)
     if settings.noise.shape != shape:
         raise UserError(
@@ -179,15 +259,31 @@ def _noises(system: System, name: str, tokens: int, settings: Settings) -> list[
     return list(settings.noise.astype(np.float32)[:, None])
 
 
+def _seed(settings: Settings, variant: int, chosen: int) -> int | None:
+    return settings.seed + variant * settings.best_of + chosen if settings.noise is None else None
+
+
+def _ranker(system: System, settings: Settings) -> Ranker | None:
+    """The system's reward, if it is needed. Raises UserError if it has none, or if the noise is given."""
+    if settings.best_of == 1:
+        return None
+    if settings.noise is not None:
+        raise UserError("--best_of draws several noises for each sound, and --noise gives one: leave out one of them")
+    if system.load_ranker is None:
+        raise UserError("--best_of ranks sounds by the reward of a run, which this system does not have: give a --checkpoint "
+                        "whose run has the stages sf_cavp and sound_events")
+    return system.load_ranker()
+
+
 def _sounds(
-    system: System, conditions: Conditions, noises: Sequence[np.ndarray], samples: int, settings: Settings
+    system: System, conditions: Conditions, noises: Sequence[np.ndarray], samples: int, plan: _Plan, settings: Settings
 ) -> Iterator[np.ndarray]:
     sampled, count = [], len(noises)
     for i, noise in enumerate(noises):  # all before the first is decoded, because weights may be loaded lazily
         with progress.part(_ENCODED, _SAMPLED), progress.part(i / count, (i + 1) / count):
             sampled.append(system.sample(
                 conditions, noise, steps=settings.steps, guidance_scale=settings.guidance_scale,
-                negative_prompt=settings.negative_prompt,
+                negative_prompt=plan.negative_prompts, windows=plan.windows,
             ))
     for i, latents in enumerate(sampled):
         with progress.part(_SAMPLED, 1), progress.part(i / count, (i + 1) / count):
@@ -214,8 +310,9 @@ def generate(
     refuse_collisions(videos, out, settings)
     if not inputs:
         _refuse_existing(_text_outputs(out, settings), settings)
-    for prompt in filter(None, (settings.prompt, settings.negative_prompt)):
+    for prompt in settings.prompts:
         system.embed_text(prompt)
+    _ranker(system, settings)
     record = _Record(out)
     for row in skipped:
         _report(f"skipped: {row['reason']}", quiet)
@@ -257,11 +354,12 @@ def _sounds_with_pictures(
 ) -> None:
     begun = time.monotonic()
     media_writer.check_mux(video.path, video.outputs(out, settings)[0][1])
-    for variant, waveform in enumerate(sounds_for(system, video, settings)):
+    for variant, (waveform, seed, rewards) in enumerate(takes_for(system, video, settings)):
         paths = video.outputs(out, settings)[variant]
         with record.adding(paths) as row:
             left_out = _write(video, waveform, system.clip.audio_hz, paths, settings)
-            row |= {"input": str(video.path)} | _row(system, settings, variant, paths, out, begun)
+            row |= {"input": str(video.path)} | _row(system, settings, seed, paths, out, begun)
+            row |= {"rewards": rewards} if rewards else {}
             row |= {"left_out": left_out} if left_out else {}
         if left_out and variant == 0:
             _report(f"left out of the copy of {video.path}: {', '.join(left_out)}", quiet)
@@ -274,7 +372,7 @@ def _sounds_alone(system: System, out: pathlib.Path, settings: Settings, record:
         path = _text_outputs(out, settings)[variant]
         with record.adding([path]) as row:
             media_writer.write_audio(path, waveform, system.clip.audio_hz, overwrite=settings.overwrite)
-            row |= {"input": None} | _row(system, settings, variant, [path], out, begun)
+            row |= {"input": None} | _row(system, settings, _seed(settings, variant, 0), [path], out, begun)
         begun = time.monotonic()
 
 
@@ -285,15 +383,18 @@ def _text_outputs(out: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
 
 
 def _row(
-    system: System, settings: Settings, variant: int, paths: Sequence[pathlib.Path], out: pathlib.Path, begun: float
+    system: System, settings: Settings, seed: int | None, paths: Sequence[pathlib.Path], out: pathlib.Path, begun: float
 ) -> dict:
     return {
         "outputs": [path.relative_to(out).as_posix() for path in paths],
-        "seed": settings.seed + variant if settings.noise is None else None,
+        "seed": seed,
         "steps": settings.steps,
         "guidance": settings.guidance_scale,
         "prompt": settings.prompt,
         "negative_prompt": settings.negative_prompt,
+        "script": [dataclasses.asdict(cue) for cue in settings.script],
+        "mix": settings.mix,
+        "loudness_lufs": settings.loudness_lufs,
         "frame_choice": settings.frame_choice or system.frame_choice,
         "checkpoint": system.digest,
         "seconds": round(time.monotonic() - begun, 3),

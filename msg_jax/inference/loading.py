@@ -1,6 +1,8 @@
 """Systems from a run's checkpoint, and from released files."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
 import os
 from typing import Any
 
@@ -16,12 +18,30 @@ from msg_jax.convert import bundle
 from msg_jax.errors import UserError
 from msg_jax.inference import frozen
 from msg_jax.inference.frozen import LazyWeights
-from msg_jax.inference.system import System
+from msg_jax.inference.ranking import Ranker
+from msg_jax.inference.scorer import RewardScorer
+from msg_jax.inference.system import WINDOWS_AT_ONCE, System
 from msg_jax.infra import checkpoint
+from msg_jax.infra.mesh import make_mesh
 from msg_jax.infra.record import RECORD, read_record, read_sampling
 from msg_jax.models.mmdit import MMDiT, example_inputs
 from msg_jax.models.neural_codec import NeuralCodec
 from msg_jax.storage import Path
+from msg_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a system of a run is made from."""
+
+    place: str  # where it was read, for messages
+    config: Config
+    clip: ClipSpec
+    sampling: Mapping[str, Any]  # `steps` and `guidance_scale`
+    digest: str
+    variables: Mapping[str, Params] | LazyWeights  # of "encoders", "generator" and "codec"
+    released: bundle.Bundle | None = None
+    load_ranker: Callable[[], Ranker] | None = None
 
 
 def load_checkpoint(folder: str | os.PathLike, precision: str | None = None) -> System:
@@ -31,10 +51,12 @@ def load_checkpoint(folder: str | os.PathLike, precision: str | None = None) -> 
     such a stage, if an upstream stage is missing or was made again since, or if this version of the code has other networks.
     """
     with networks.computing_in(precision):
-        return _from_checkpoint(storage.path(folder))
+        return assemble(read_checkpoint(folder))
 
 
-def _from_checkpoint(folder: Path) -> System:
+def read_checkpoint(folder: str | os.PathLike) -> Parts:
+    """The parts of the system of `load_checkpoint`."""
+    folder = storage.path(folder)
     record = _finished(folder)
     config, clip = tree.from_dict(Config, record["config"]), ClipSpec.from_dict(record["clip_spec"])
     if record["stage"] not in ("base", *record["config"]["arms"]):
@@ -51,22 +73,30 @@ def _from_checkpoint(folder: Path) -> System:
     if released is None:
         for name in loaders:  # report unreadable files now
             variables[name]
-    encode_frames, embed_text = frozen.encoders(config, clip, released, variables)
+    place = f"{folder}, made by revision {record['git_revision']},"
+    return Parts(
+        place, config, clip, sampling, record["digest"], variables, released, _ranker_loader(folder, config, clip)
+    )
+
+
+def assemble(parts: Parts) -> System:
+    """The system of these parts. Raises UserError if this version of the code has other networks."""
+    config, clip, variables = parts.config, parts.clip, parts.variables
+    encode_frames, embed_text = frozen.encoders(config, clip, parts.released, variables)
     try:
         widths = networks.feature_dims(config, clip, None if config.encoders.kind == "released" else variables["encoders"])
         generator = networks.generator(config, clip, widths, networks.compute_dtype())
         jax.eval_shape(generator.apply, variables["generator"], *example_inputs(generator.config))
     except FlaxError as error:
         raise UserError(
-            f"{folder} was made by revision {record['git_revision']}, whose networks differ from this one's: use that "
-            "revision, or make the run again."
+            f"{parts.place} has networks that differ from this version's: use the version that made it, or make the run again."
         ) from error
     return System(
         clip=clip,
-        digest=record["digest"],
-        **sampling,
+        digest=parts.digest,
+        **parts.sampling,
         encode_frames=encode_frames,
-        encoders=_encoders_of(released) if config.encoders.kind == "released" else record["digest"],
+        encoders=_encoders_of(parts.released) if config.encoders.kind == "released" else parts.digest,
         embed_text=embed_text,
         generator=generator,
         codec=networks.codec(config, clip),
@@ -75,6 +105,7 @@ def _from_checkpoint(folder: Path) -> System:
         any_length=config.encoders.kind == config.codec.kind == "released" and isinstance(generator, MMDiT),
         frame_choice=config.data.frame_choice,
         solver=networks.solver(config),
+        load_ranker=parts.load_ranker,
     )
 
 
@@ -136,6 +167,24 @@ def _upstream(folder: Path, record: dict[str, Any]) -> dict[str, Path]:
             raise UserError(f"{folder} was made from another {stage} than the one in {needed}: run its stage again.")
         found |= {stage: needed} | _upstream(needed, theirs)
     return found
+
+
+def _ranker_loader(folder: Path, config: Config, clip: ClipSpec) -> Callable[[], Ranker] | None:
+    """A function that loads the reward of the run that `folder` belongs to; None if its stages are not finished."""
+    reward = networks.reward(config, clip)
+    stages: dict[str, Path] = {}
+    for name in (name for name in ("sf_cavp", "sound_events") if getattr(reward, name) is not None):
+        places = [place for place in (folder.parent / name, folder.parent.parent / name) if read_record(place)]
+        if not places or not _finished(places[0]):
+            return None
+        stages[name] = places[0]
+
+    def load() -> Ranker:
+        params = {name: checkpoint.load(place / "params") for name, place in stages.items()}
+        mesh = make_mesh(devices=jax.local_devices()[:1])
+        return Ranker(RewardScorer(reward, params, mesh, WINDOWS_AT_ONCE), clip)
+
+    return functools.cache(load)
 
 
 def _released_files(config: Config, upstream: Mapping[str, Path]) -> bundle.Bundle | None:

@@ -10,7 +10,7 @@ DIFFUSION_SOLVERS.
 from collections.abc import Callable, Sequence
 import functools
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -187,26 +187,67 @@ def window_starts(length: int, window: int, hop: int) -> tuple[int, ...]:
     return (*range(0, length - window, hop), length - window)
 
 
-def blend(windows: Float[np.ndarray, "W T C"], starts: Sequence[int] | np.ndarray) -> Float[np.ndarray, "L C"]:
+class Window(NamedTuple):
+    """A window of a clip, in tokens: it begins at `start`, and counts from `first` to before `end`, the span of its cue."""
+
+    start: int
+    first: int
+    end: int
+
+
+def cue_windows(edges: Sequence[int], window: int, hop: int, fade: int) -> list[tuple[int, Window]]:
+    """Windows of a clip that is cut into spans at `edges` (the first is 0, the last its length): (number of the span, window).
+
+    Windows lie within their span and `fade` tokens around it, as far as it has room for them.
+    """
+    length, found = edges[-1], []
+    for number, (first, end) in enumerate(itertools.pairwise(edges)):
+        low, high = max(0, first - fade), min(length, end + fade)
+        if high - low >= window:
+            starts = [low + start for start in window_starts(high - low, window, hop)]
+        else:
+            starts = [min(max(0, (first + end - window) // 2), length - window)]
+        found += [(number, Window(start, first, end)) for start in starts]
+    return found
+
+
+def window_weights(windows: Sequence[Window], window: int, fade: int) -> Float[np.ndarray, "W T"]:
+    """The weights of each window's tokens in `blend`: triangles, which rise and fall at the edges of the span.
+
+    The rise takes 2 `fade` tokens, half of them inside the span, so that neighbouring spans are cross-faded.
+    """
+    at = np.arange(window)
+    ramp = np.minimum(at + 1, window - at)
+    weights = []
+    for start, first, end in windows:
+        inside = np.minimum(start + at + 0.5 - first, end - start - at - 0.5)
+        weights.append(ramp * np.clip(0.5 + inside / max(2 * fade, 1), 0, 1))
+    return np.array(weights, np.float32)
+
+
+def blend(
+    windows: Float[np.ndarray, "W T C"], starts: Sequence[int] | np.ndarray,
+    weights: Float[np.ndarray, "W T"] | None = None,
+) -> Float[np.ndarray, "L C"]:
     """Join overlapping windows into one sequence; `starts` has one entry per window.
 
-    Overlaps are averaged with triangular weights, so that no window begins or ends audibly.
+    Overlaps are averaged with `weights`, by default triangles, so that no window begins or ends audibly.
     """
-    window = windows.shape[1]
-    ramp = np.minimum(np.arange(window) + 1, window - np.arange(window)).astype(np.float32)[:, None]
-    total = np.zeros((starts[-1] + window, windows.shape[2]), np.float32)
-    weights = np.zeros((starts[-1] + window, 1), np.float32)
-    for start, values in zip(starts, windows):
-        total[start : start + window] += ramp * values
-        weights[start : start + window] += ramp
-    return total / weights
+    window, length = windows.shape[1], max(starts) + windows.shape[1]
+    if weights is None:
+        weights = window_weights([Window(start, 0, length) for start in starts], window, 0)
+    total, share = np.zeros((length, windows.shape[2]), np.float32), np.zeros((length, 1), np.float32)
+    for start, values, weight in zip(starts, windows, weights):
+        total[start : start + window] += weight[:, None] * values
+        share[start : start + window] += weight[:, None]
+    return total / share
 
 
 def sample_windows(
     model: Any, variables: Params, conditions: Conditions, noise: Float[Array | np.ndarray, "1 L C"],
     starts: Sequence[int], *, steps: int = 25, guidance_scale: float = 4.5, solver: str = "",
     diffusion: Diffusion | None = None, negative_text: Float[Array | np.ndarray, "_ P D"] | None = None,
-    windows_at_once: int = 4,
+    windows_at_once: int = 4, weights: Float[np.ndarray, "W T"] | None = None,
 ) -> Float[np.ndarray, "1 L C"]:
     """Sample one clip that is longer than the network's window.
 
@@ -214,20 +255,28 @@ def sample_windows(
     their velocities are blended at every solver step, so that neighbours agree on their overlap (MultiDiffusion, Bar-Tal
     et al., arXiv 2302.08113).
 
+    `negative_text` (1 row, or one per window) replaces the empty text in the null conditions; `weights` are those of `blend`.
+
     The solver's loop runs on the host and the network on `windows_at_once` windows at a time, so memory and compiled
     program do not depend on the clip's length.
     """
-    null = _process(model, variables, model.apply(variables, windows_at_once, negative_text, method="null_conditions"))
+    def null(negative_text):
+        return _process(model, variables, model.apply(variables, windows_at_once, negative_text, method="null_conditions"))
+
     processed = [_process(model, variables, chunk) for chunk in chunks(conditions, windows_at_once)]
+    if negative_text is None or len(negative_text) == 1:
+        nulls = [null(negative_text)] * len(processed)
+    else:
+        nulls = [null(chunk) for chunk in chunks(negative_text, windows_at_once)]
     positions = np.asarray(starts)[:, None] + np.arange(model.config.latent_tokens)
 
     def velocity(x, t):
         times = np.full(windows_at_once, t, np.float32)
         outputs = [
             _window_velocity(model, variables, x_t, times, cond, null, guidance_scale)
-            for x_t, cond in zip(chunks(x[0, positions], windows_at_once), processed)
+            for x_t, cond, null in zip(chunks(x[0, positions], windows_at_once), processed, nulls)
         ]
-        return blend(np.concatenate(outputs)[: len(starts)], starts)[None]
+        return blend(np.concatenate(outputs)[: len(starts)], starts, weights)[None]
 
     x = np.asarray(noise)
     step, memory = solver_step(solver, x, diffusion)

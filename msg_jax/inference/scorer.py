@@ -31,7 +31,7 @@ class RewardScorer:
         self.terms = (*TERMS, *(("events",) if cosines.sound_events is not None else ()))
         self.embed_video_program = jax.jit(lambda params, x: reward.embed_video(cosines, params, networks.to_unit(x)))
         self.embed_audio_program = jax.jit(lambda params, x: reward.embed_audio(cosines, params, x))
-        self._score = jax.jit(lambda params, video, x: reward.score_candidates(cosines, params, video, x))
+        self.score_program = jax.jit(lambda params, video, x: reward.score_candidates(cosines, params, video, x))
 
     def embed_video(self, video: UInt8[np.ndarray, "B T H W 3"]) -> Any:
         """The reward's embeddings of frames."""
@@ -50,7 +50,20 @@ class RewardScorer:
     ) -> tuple[dict[str, Float[np.ndarray, "B N"]], Float[np.ndarray, "B N steps"]]:
         """As `score`, and the reward of each step."""
         size = max(1, self._batch // log_mels.shape[1])
-        return map_batches(functools.partial(self._score, self._params), size, video, log_mels, mesh=self._mesh)
+        return map_batches(functools.partial(self.score_program, self._params), size, video, log_mels, mesh=self._mesh)
+
+
+class WaveformJudge:
+    """The second judge: it detects events in waveforms."""
+
+    def __init__(self, judge: Module, params: Params, section: Judge, clip: ClipSpec, mesh: Mesh, batch_size: int):
+        self._section, self._spec, self._mesh, self._batch = section, detector.waveform_mel(clip.mel), mesh, batch_size
+        self._judge = jax.jit(lambda x: detector.detect(judge, params, x)[0])
+
+    def detect(self, waveforms: Float[np.ndarray, "B S"]) -> list[np.ndarray]:
+        """The event list (n, 2) of each clip."""
+        probability = map_batches(self._judge, self._batch, mel.log_mel(waveforms, self._spec), mesh=self._mesh)
+        return events.decode_events(probability, self._spec.frames_hz, self._section.threshold, self._section.min_gap_sec)
 
 
 class CodecAndJudge:

@@ -3,7 +3,7 @@
 `loading.py` makes one from a run's checkpoint or from released files. `generate` works with either alike.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
@@ -21,10 +21,12 @@ from msg_jax.inference import sampling
 from msg_jax.inference.batching import chunks, map_batches
 from msg_jax.inference.feature_cache import FeatureCache, Features
 from msg_jax.inference.frozen import EmbedText, EncodeFrames, LazyWeights, codec_program
+from msg_jax.inference.ranking import Ranker
 from msg_jax.infra import progress
 from msg_jax.models.motion import motion_energy
 from msg_jax.types import Conditions, Module, Params
 
+FADE_SEC = 0.1  # on either side of a cue's edge
 WINDOWS_AT_ONCE = 2  # ten seconds are two windows of eight: a larger batch would mostly be padding
 
 
@@ -53,6 +55,7 @@ class System:
     any_length: bool = False
     frame_choice: FrameChoice = "training"  # that of the frames the generator was trained on
     solver: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keyword arguments of `sampling.sample_windows`
+    load_ranker: Callable[[], Ranker] | None = None  # the reward of the run that it comes from, if it has one
 
     def of_length(self, duration_sec: float) -> "System":
         """The system with windows of `duration_sec`, at least one segment of the synchronisation encoder; kept for next time.
@@ -78,13 +81,14 @@ class System:
         return sampling.window_starts(tokens, self.clip.latent_tokens, self.clip.latent_tokens // 2)
 
     def encode(
-        self, windows: Iterable[Sequence[np.ndarray]], prompt: str = "", count: int = 1, cache: pathlib.Path | None = None
+        self, windows: Iterable[Sequence[np.ndarray]], prompt: str | Sequence[str] = "", count: int = 1,
+        cache: pathlib.Path | None = None,
     ) -> Conditions:
         """Encode the frames of a clip's windows; they are read lazily, so that few are in memory.
 
-        A window is a pair of uint8 arrays, `video` and `clip_video` in the sizes of the ClipSpec. Without a prompt the text
-        condition is the generator's null text. The progress that is reported takes the windows to be `count`. Features of
-        frames are kept in the folder `cache` and taken from there.
+        A window is a pair of uint8 arrays, `video` and `clip_video` in the sizes of the ClipSpec. `prompt` is one text, or one
+        for each window; without a prompt the text condition is the generator's null text. The progress that is reported takes
+        the windows to be `count`. Features of frames are kept in the folder `cache` and taken from there.
         """
         inputs = self.generator.config.features
         features, motion, rows, size, remaining = [], [], 0, None, iter(windows)
@@ -97,8 +101,7 @@ class System:
             if "motion" in inputs:
                 motion.append(np.asarray(motion_energy(frames[0], self.clip.sync_tokens)))
         clip, sync = (np.stack(parts) for parts in zip(*features))
-        text = self._embed_prompt(prompt)
-        found = {"clip": clip, "sync": sync, "text": np.repeat(text, rows, axis=0)}
+        found = {"clip": clip, "sync": sync, "text": self._embed_prompts(prompt, rows)}
         return Conditions.from_batch(found | ({"motion": np.concatenate(motion)[:rows]} if motion else {}))
 
     def _encode(
@@ -117,9 +120,10 @@ class System:
             kept.write(key, each)
         return features
 
-    def encode_text_alone(self, prompt: str, rows: int = 1) -> Conditions:
-        """Conditions of `rows` windows without a video: the generator's null conditions, with the text of the prompt."""
-        return self.generator.apply(self.variables["generator"], rows, self._embed_prompt(prompt), method="null_conditions")
+    def encode_text_alone(self, prompt: str | Sequence[str], rows: int = 1) -> Conditions:
+        """Conditions of `rows` windows without a video: the generator's null conditions, with the text of the prompt(s)."""
+        text = self._embed_prompts(prompt, rows)
+        return self.generator.apply(self.variables["generator"], rows, text, method="null_conditions")
 
     def noise(self, seed: int, name: str, tokens: int) -> np.ndarray:
         """Noise (1, tokens, C) for a seed and a clip's name. Longer noise begins with the shorter one's values."""
@@ -132,14 +136,21 @@ class System:
         return np.concatenate(blocks)[None, :tokens]
 
     def sample(
-        self, conditions: Conditions, noise: np.ndarray, *, steps: int, guidance_scale: float, negative_prompt: str = ""
+        self, conditions: Conditions, noise: np.ndarray, *, steps: int, guidance_scale: float,
+        negative_prompt: str | Sequence[str] = "", windows: Sequence[sampling.Window] | None = None,
     ) -> np.ndarray:
-        """Sample the codec's latents (T, C) from noise (1, T, C) and the conditions of its windows."""
-        negative_text = self.embed_text(negative_prompt) if negative_prompt else None
-        starts, variables = self.window_starts(noise.shape[1]), self.variables["generator"]
+        """Sample the codec's latents (T, C) from noise (1, T, C) and the conditions of its windows.
+
+        `windows` are by default those of `window_starts`. `negative_prompt` is one text, or one for each window.
+        """
+        starts, weights, variables = self.window_starts(noise.shape[1]), None, self.variables["generator"]
+        if windows is not None:
+            starts = [window.start for window in windows]
+            weights = sampling.window_weights(windows, self.clip.latent_tokens, self.fade_tokens)
+        negative_text = self._embed_prompts(negative_prompt, len(starts)) if any(negative_prompt) else None
         (latents,) = sampling.sample_windows(
             self.generator, variables, conditions, noise, starts, steps=steps, guidance_scale=guidance_scale,
-            windows_at_once=min(len(starts), WINDOWS_AT_ONCE), negative_text=negative_text, **self.solver,
+            windows_at_once=min(len(starts), WINDOWS_AT_ONCE), negative_text=negative_text, weights=weights, **self.solver,
         )
         return map_batches(functools.partial(self._unnormalize, variables), self.clip.latent_tokens, latents)
 
@@ -176,8 +187,15 @@ class System:
             progress.report(len(pieces) / len(starts))
         return np.concatenate(pieces)[: len(log_mel) * hop]
 
-    def _embed_prompt(self, prompt: str) -> np.ndarray:
-        return self.embed_text(prompt) if prompt else self._null_text
+    @property
+    def fade_tokens(self) -> int:
+        """Latent tokens on either side of a cue's edge over which it is cross-faded."""
+        return max(1, round(FADE_SEC * self.clip.latent_hz))
+
+    def _embed_prompts(self, prompts: str | Sequence[str], rows: int) -> np.ndarray:
+        """Text conditions (rows, text_tokens, D) of one prompt, or of one for each row."""
+        each = [prompts] * rows if isinstance(prompts, str) else prompts
+        return np.concatenate([self.embed_text(prompt) if prompt else self._null_text for prompt in each])
 
     @functools.cached_property
     def _of_length(self) -> dict[float, "System"]:

@@ -36,7 +36,7 @@ def make(name: str) -> Make:
         assert seed is not None
         tuned = method(run.config, name).tune(Job(run, name, folder, seed))
         if steps := method(run.config, name).student_steps(run.config):
-            logging.write_atomically(folder / SAMPLING, json.dumps({"steps": steps, "guidance_scale": 1.0}) + "\n")
+            logging.write_atomically(folder / SAMPLING, json.dumps({"steps": steps[0], "guidance_scale": 1.0}) + "\n")
         return checkpoint.export(folder / "params", tuned)
 
     return make_arm

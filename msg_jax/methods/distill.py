@@ -12,9 +12,10 @@ from msg_jax.tasks.student import StudentTask
 class Distill(Method):
     """Distil `start`, sampled at `guidance`, into a network that needs no guidance: a step is one pass in the place of two.
 
-    With `solver_steps` = 0 the student takes as many steps as the run's evaluation, or as one asks for. Otherwise it takes
-    that number, and each covers what the teacher does in its share of `teacher_steps`. It is trained like a preference arm,
-    for `rounds` x `steps` steps. Arms that start from a student are sampled as it is.
+    With `solver_steps` = 0 the student takes any number of steps: the report has those of `sampled_steps`, and the first is
+    what `generate` takes by default. Otherwise it takes `solver_steps`, and each covers what the teacher does in its share of
+    `teacher_steps`. It is trained like a preference arm, for `rounds` x `steps` steps. Arms that start from a student are
+    sampled as it is.
     """
 
     kind: ClassVar[str] = "distill"
@@ -22,6 +23,7 @@ class Distill(Method):
     summary: ClassVar[str] = "guidance, and solver steps, distilled into fewer passes of the network"
     guidance: float = 2.0
     solver_steps: int = 0
+    sampled_steps: tuple[int, ...] = (2, 4, 8, 1)  # read where solver_steps is 0
     teacher_steps: int = 8
 
     def training(self, preference):
@@ -34,10 +36,12 @@ class Distill(Method):
         )
 
     def student_steps(self, config):
-        return self.solver_steps or config.evaluate.steps
+        return (self.solver_steps,) if self.solver_steps else self.sampled_steps
 
     def check(self, name, config):
         where = f"config.arms.{name}"
+        if not self.student_steps(config) or min(self.student_steps(config)) < 1:
+            raise UserError(f"{where}.sampled_steps={self.sampled_steps} must be numbers of solver steps, 1 or more.")
         if self.solver_steps and (self.solver_steps < 0 or self.teacher_steps % self.solver_steps):
             raise UserError(f"{where}.solver_steps={self.solver_steps} must divide teacher_steps={self.teacher_steps}.")
         if self.guidance != 1 and super().student_steps(config):

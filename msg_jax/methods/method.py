@@ -40,7 +40,10 @@ class Job:
         """The `preference` section with the arm's changes. Candidates of a student are sampled as it is."""
         config = self.run.config
         section, steps = tree.preference_of(config, self.name), method(config, self.name).student_steps(config)
-        return tree.replace(section, candidate_guidance=1.0, candidate_steps=steps) if steps else section
+        if not steps:
+            return section
+        own = config.arms[self.name].changes.get("candidate_steps", steps[0])
+        return tree.replace(section, candidate_guidance=1.0, candidate_steps=own)
 
     @functools.cached_property
     def features(self) -> FeatureSource:
@@ -76,16 +79,27 @@ class Method(Arm):
         raise NotImplementedError
 
     def origins(self) -> dict[str, str]:
-        """The systems it is made from, by the field that names them."""
+        """The systems that must be there first, by the field that names them."""
         return {f"start={self.start!r}": self.start}
+
+    def ancestors(self) -> tuple[str, ...]:
+        """The systems that its parameters come from, and so whose cost it has."""
+        return tuple(self.origins().values())
 
     def needs(self, config: Config) -> tuple[str, ...]:
         """The stages it needs beside its origins."""
         return ()
 
-    def student_steps(self, config: Config) -> int | None:
-        """Solver steps of the student that it is or starts from; None for a network that is sampled with guidance."""
-        return None if self.start == "base" else method(config, self.start).student_steps(config)
+    def student_steps(self, config: Config) -> tuple[int, ...]:
+        """Solver steps that the student is sampled with that it is or starts from, the usual number first.
+
+        Empty for a network that is sampled with guidance.
+        """
+        return () if self.start == "base" else method(config, self.start).student_steps(config)
+
+    def pools(self, job: Job) -> dict[Path, Preference]:
+        """The folders of candidates that it has learnt from, each with the settings that they were sampled with."""
+        return {}
 
     def sections(self) -> tuple[str, ...]:
         """The config sections that decide its result beside its own."""

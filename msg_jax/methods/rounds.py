@@ -41,6 +41,18 @@ class Sampled(Method):
     def tune(self, job: Job) -> Params:
         return Rounds(job, self).tuned()
 
+    def pool(self, job: Job, number: int) -> Path:
+        """The folder of round `number`'s candidates."""
+        if number > 0 or self.samples_itself():
+            return job.folder / f"round_{number}" / "candidates"
+        return job.run.folder("candidates", job.seed)  # the base model's, shared by all arms
+
+    def pools(self, job):
+        rounds = (n for n in range(job.preference.rounds) if checkpoint.is_complete(job.folder / f"round_{n}" / "params"))
+        shared = job.run.folder("candidates", job.seed)
+        folders = [self.pool(job, number) for number in rounds]
+        return {folder: job.run.config.preference if folder == shared else job.preference for folder in folders}
+
     def needs(self, config):
         reward = ("sf_cavp", "sound_events") if config.sound_events.kinds else ("sf_cavp",)
         own = () if self.samples_itself() else ("candidates",)
@@ -96,9 +108,8 @@ class Rounds:
 
     def _round(self, number: int, folder: Path, variables: Params) -> Params:
         job = self.job
-        pool_folder = job.run.folder("candidates", job.seed)  # the base model's, shared by all arms
+        pool_folder = self.method.pool(job, number)
         if number > 0 or self.method.samples_itself():
-            pool_folder = folder / "candidates"
             self.pool.fill(pool_folder, number, variables)
         data = self.method.data(Round(job, number, folder, self.pool, FeatureSource(pool_folder)))
         dims, name = job.features.dims, f"{job.name} {number}"

@@ -45,9 +45,9 @@ def check_batches(config: Config, stages: Iterable[str], mesh: Mesh) -> None:
 
 def _trainings(config: Config, stages: set[str]) -> Iterator[tuple[str, Training, Training]]:
     """Of each training among the stages: where its section is in the config, that section, and what the stage makes of it."""
-    names = stages & {"sf_cavp", "sound_events", "base", "judge", "encoders"}
+    names = stages & {"sf_cavp", "sound_events", "base", "judge", "second_judge", "encoders"}
     if config.data.source != "scenes":  # without event truth it is not trained
-        names -= {"judge"}
+        names -= {"judge", "second_judge"}
     if config.encoders.kind == "second_sf_cavp":
         names |= {"sf_cavp"} if "encoders" in names else set()
     if config.encoders.kind != "separate":

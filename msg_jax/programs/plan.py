@@ -34,6 +34,7 @@ def plan(config: Config) -> Plan:
         Stage("prepare", prepare.make, alone=True),
         Stage("codec", codec.make, ("prepare",), ("codec",), weights=files("codec.kind", "vae", "bigvgan")),
         Stage("judge", judge.make, ("prepare",), ("judge",)),
+        Stage("second_judge", judge.make_second, ("prepare",), ("second_judge",)),
         Stage("sf_cavp", sf_cavp.make, ("prepare",), ("sf_cavp",)),
         Stage("sound_events", sound_events.make, ("sf_cavp",), ("sound_events",)),
         Stage("encoders", encoders.make, encoder_needs, encoder_sections, weights=encoder_files),
@@ -49,7 +50,7 @@ def plan(config: Config) -> Plan:
         stages.append(Stage(name, methods.make(name), tuple(needs), (f"arms.{name}", *arm.sections()), seeded=True))
     systems = ("base", *config.arms)
     stages += [
-        Stage("evaluate", evaluate.make, ("judge", *reward, *systems), ("evaluate", "arms", "reward")),
+        Stage("evaluate", evaluate.make, ("judge", "second_judge", *reward, *systems), ("evaluate", "arms", "reward")),
         Stage("reward_study", reward_study.make, ("base", *reward, "judge"), ("reward_study", "reward")),
     ]
     return {stage.name: stage for stage in stages}

@@ -73,7 +73,7 @@ def smoke(config: Config) -> Config:
         config,
         data=dict(train=96, validation=32, test=32),
         codec=dict(fit_clips=32),
-        judge=short(6), sf_cavp=short(6), encoders=short(6),
+        judge=short(6), second_judge=short(6), sf_cavp=short(6), encoders=short(6),
         sound_events=dict(codes=8, kinds=4, rounds=1, clips=32, **short(4)),
         extract=dict(batch_size=16, shard_clips=32),
         base=dict(hidden=32, heads=2, joint_depth=1, fused_depth=1, depth=1, **short(8)),

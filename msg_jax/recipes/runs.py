@@ -149,5 +149,5 @@ def evaluate(preset: str = "") -> FolderEvaluation:
 
 RECIPES = {
     recipe.__name__: recipe
-    for recipe in (avp_rpo, base, sf_cavp, sync_dpo, reward_study, vta_ldm, vta_ldm_study, evaluate)
+    for recipe in (avp_rpo, base, sf_cavp, sync_dpo, student, reward_study, vta_ldm, vta_ldm_study, evaluate)
 }

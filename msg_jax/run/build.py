@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from msg_jax import networks
 from msg_jax.data.features import FeatureSource
 from msg_jax.inference.sampler import Sampler
-from msg_jax.inference.scorer import CodecAndJudge, RewardScorer
+from msg_jax.inference.scorer import CodecAndJudge, RewardScorer, WaveformJudge
 from msg_jax.run.run import Run
 
 
@@ -29,4 +29,15 @@ def codec_and_judge(run: Run, class_names: Sequence[str]) -> CodecAndJudge:
         networks.codec(run.config, run.clip), run.frozen("encoder", "decoder")["codec"],
         judge, run.load("judge") if judge else None, run.config.judge, run.clip, run.local_mesh,
         run.config.evaluate.batch_size,
+    )
+
+
+def second_judge(run: Run, class_names: Sequence[str]) -> WaveformJudge | None:
+    """The run's second judge; None where the data has no event truth."""
+    if not class_names:
+        return None
+    config = run.config
+    return WaveformJudge(
+        networks.second_judge(class_names), run.load("second_judge"), config.second_judge, run.clip, run.local_mesh,
+        config.evaluate.batch_size,
     )

@@ -1,31 +1,38 @@
-"""Trains the judge: a sound-event detector on real clips, with the true events as targets."""
+"""Trains the judges: sound-event detectors on real clips, with the true events as targets."""
 
 import dataclasses
 
 import jax.numpy as jnp
 
 from msg_jax import networks, train
+from msg_jax.clip import MelSpec
 from msg_jax.data import mel
+from msg_jax.data.pipeline import Chosen
 from msg_jax.evaluation import detector, events
 from msg_jax.infra import checkpoint, logging
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
 from msg_jax.storage import Path
+from msg_jax.types import Module
 
 
 @dataclasses.dataclass
 class JudgeTask(train.Task):
+    """Fit `model` on every other training clip, from the clip `first` on, as log-mels of `spec`."""
+
     run: Run
-    name: str = "judge"
+    name: str
+    model: Module
+    spec: MelSpec
+    first: int
 
     def __post_init__(self):
-        self.use(self.run.config.judge)
-        self.classes = self.run.source("train").class_names
-        self.model = networks.judge(self.classes)
+        self.section = getattr(self.run.config, self.name)
+        self.use(self.section)
 
     def init(self, rng):
-        spec = self.run.clip
-        params = self.model.init(rng, jnp.zeros((1, spec.mel_frames, spec.mel.bands)))["params"]
+        frames = self.run.clip.mel_frames
+        params = self.model.init(rng, jnp.zeros((1, frames, self.spec.bands)))["params"]
         return train.create_state(params, self.optimizer, ema=False)
 
     def draw(self, batch, rng, frozen):
@@ -36,23 +43,45 @@ class JudgeTask(train.Task):
         return detector.detector_loss(logits, rows["targets"]), {}
 
     def batches(self, split="train"):
-        config, spec = self.run.config, self.run.clip.mel
+        source = self.run.source(split)
+        classes = len(source.class_names)
 
         def transform(record):
-            log_mel = mel.log_mel(record["waveform"], spec)
-            targets = events.frame_targets(record["events"][None], len(log_mel), spec.frames_hz, len(self.classes))[0]
+            log_mel = mel.log_mel(record["waveform"], self.spec)
+            targets = events.frame_targets(record["events"][None], len(log_mel), self.spec.frames_hz, classes)[0]
             return {"mel": log_mel, "targets": targets}
 
-        return self.run.batches(self.run.source(split), config.judge.batch_size, transform, seed=config.seed)
+        half = Chosen(source, range(self.first, len(source), 2))
+        return self.run.batches(half, self.section.batch_size, transform, seed=self.run.config.seed)
 
     def held_out(self):
-        return self.batches("validation") if len(self.run.source("validation")) else None
+        return self.batches("validation") if len(self.run.source("validation")) > 1 else None
+
+
+def first(run: Run) -> JudgeTask:
+    """The training of the first judge, which hears the codec's log-mels."""
+    classes, spec = run.source("train").class_names, run.clip.mel
+    return JudgeTask(run, "judge", networks.judge(classes), spec, first=0)
+
+
+def second(run: Run) -> JudgeTask:
+    """The training of the second judge, which hears waveforms."""
+    classes, spec = run.source("train").class_names, detector.waveform_mel(run.clip.mel)
+    return JudgeTask(run, "second_judge", networks.second_judge(classes), spec, first=1)
 
 
 def make(run: Run, folder: Path, seed: int | None) -> str:
-    config = run.config
+    return _train(first(run), folder)
+
+
+def make_second(run: Run, folder: Path, seed: int | None) -> str:
+    return _train(second(run), folder)
+
+
+def _train(task: JudgeTask, folder: Path) -> str:
+    run = task.run
     if not run.source("train").class_names:
-        logging.info("%-13s not trained: %s has no event truth", "judge", config.data.source)
+        logging.info("%-13s not trained: %s has no event truth", task.name, run.config.data.source)
         return text_digest("no event truth")
-    state = run.fit(JudgeTask(run), config.judge, folder, seed=config.seed)
+    state = run.fit(task, task.section, folder, seed=run.config.seed)
     return checkpoint.export(folder / "params", state.params)

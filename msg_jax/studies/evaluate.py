@@ -21,6 +21,7 @@ from msg_jax.evaluation.event_metrics import EVENT_METRICS
 from msg_jax.infra import logging, metering, preemption, runtime
 from msg_jax.infra.record import RECORD, read_record
 from msg_jax.losses.contrastive import lagged_cosines
+from msg_jax.methods import cost
 from msg_jax.run import build
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
@@ -30,8 +31,9 @@ from msg_jax.studies.reward_study import judged_candidates
 OFFSETS = 9  # a clip against itself, shifted by -4 to 4 times OFFSET_SEC
 OFFSET_SEC = 0.08
 RECALL_GROUP = 64
-PAIRED_METRICS = ("event_f1", "event_f1_40ms")  # also reported as differences to the base
+PAIRED_METRICS = ("event_f1", "event_f1_40ms", "event_f1_second_judge")  # also reported as differences to the base
 REFERENCES = ("real", "reconstructed", "random_clip")
+_KEYS = ("system", "guidance", "passes", "split", "seed")  # of a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +43,16 @@ class RowKey:
     name: str
     guidance: float | None = None
     seed: int | None = None
+    steps: int | None = None  # of the solver; None: as many as the evaluation
 
     @property
     def key(self) -> str:
-        return "-".join(str(part) for part in (self.name, self.guidance, self.seed) if part is not None)
+        parts = (self.name, self.guidance, self.seed, None if self.steps is None else f"{self.steps}_steps")
+        return "-".join(str(part) for part in parts if part is not None)
+
+
+def _stage(system: RowKey) -> str:
+    return "base" if system.name == "unconditional" else system.name
 
 
 class Evaluation:
@@ -58,10 +66,12 @@ class Evaluation:
         self.indices = list(range(min(self.section.clips, len(self.source))))
         self.reward_scorer = build.reward_scorer(run)
         self.codec_and_judge = build.codec_and_judge(run, self.source.class_names)
+        self.second_judge = build.second_judge(run, self.source.class_names)
         self.sampler = build.sampler(run, self.features)
         self.no_truth = None if self.codec_and_judge.can_judge else f"{run.config.data.source} has no event truth"
         self.records = [self.source[i] | {"clip_video": None} for i in self.indices]  # not needed here, and large
         self.truth = events.true_events(np.stack([record["events"] for record in self.records]))
+        self.groups = event_metrics.groups(self.records)
         self.video = self.reward_scorer.embed_video(np.stack([record["video"] for record in self.records]))
         self.real_mels = mel.log_mel(np.stack([record["waveform"] for record in self.records]), run.clip.mel)
         self.real_latents = self.features.stack(self.indices, ("latents",))["latents"]
@@ -73,13 +83,15 @@ class Evaluation:
         for seed in config.seeds:
             rows.append(RowKey("unconditional", 1.0, seed))
             for name in ("base", *config.arms):
-                scales = self.section.guidance_scales if self.student_steps(name) is None else (1.0,)
-                rows += [RowKey(name, scale, seed) for scale in scales]
+                rows += [RowKey(name, 1.0, seed, steps) for steps in self.student_steps(name)] or [
+                    RowKey(name, scale, seed) for scale in self.section.guidance_scales
+                ]
         return rows
 
-    def student_steps(self, name: str) -> int | None:
-        """Solver steps of a student, which needs no guidance; None for other systems."""
-        return methods.method(self.run.config, name).student_steps(self.run.config) if name in self.run.config.arms else None
+    def student_steps(self, name: str) -> tuple[int, ...]:
+        """Solver steps of a student, which needs no guidance; empty for other systems."""
+        config = self.run.config
+        return methods.method(config, name).student_steps(config) if name in config.arms else ()
 
     def mels(self, system: RowKey, clips: int | None = None, samples: int = 1) -> np.ndarray:
         """Log-mels (B, S, T, M) of the system's sound for all (or the first `clips`) clips; references have S = 1."""
@@ -90,17 +102,25 @@ class Evaluation:
         if system.name == "random_clip":
             return np.roll(self.real_mels, 1, axis=0)[:clips, None]
         assert system.seed is not None and system.guidance is not None
-        stage = "base" if system.name == "unconditional" else system.name
         latents = self.sampler.latents(
-            self._variables(stage, system.seed), self.indices[:clips], seed=system.seed, purpose="test",
+            self._variables(_stage(system), system.seed), self.indices[:clips], seed=system.seed, purpose="test",
             guidance_scale=system.guidance, steps=self.steps(system), batch_size=self.section.batch_size,
             conditional=system.name != "unconditional", candidates=samples, prompts=self.section.prompts,
         )
         return np.concatenate([self.codec_and_judge.decode(chunk) for chunk in latents])
 
+    def waveforms(self, system: RowKey, mels: np.ndarray) -> np.ndarray:
+        """Waveforms (B, S, samples) of what `mels` returned: recorded where the sound is, otherwise from the vocoder."""
+        recorded = np.stack([record["waveform"] for record in self.records[: len(mels)]])[:, None]
+        if system.name == "real":
+            return recorded
+        if system.name == "random_clip":
+            return np.roll(recorded, 1, axis=0)
+        return self.codec_and_judge.vocode(mels.reshape(-1, *mels.shape[2:])).reshape(*mels.shape[:2], -1)
+
     def steps(self, system: RowKey) -> int:
         """Solver steps of a generator."""
-        return self.student_steps(system.name) or self.section.steps
+        return system.steps or self.section.steps
 
     def passes(self, system: RowKey) -> int | None:
         """Passes of the network that a clip takes; None for references."""
@@ -114,18 +134,30 @@ class Evaluation:
             "system": system.name, "guidance": system.guidance, "split": self.section.split, "seed": system.seed,
             "passes": self.passes(system),
         }
+        if system.seed is None:
+            row |= {"cost_tflop": None, "cost_tflop_reason": "it is not a generator"}
+        else:
+            row["cost_tflop"] = cost.total(self.run, _stage(system), system.seed) / 1e12
         options = dict(seed=self.run.config.seed, resamples=self.section.bootstrap)
         scores = self.reward_scorer.score(self.video, mels)
         row |= {name: bootstrap.mean_interval(value.mean(axis=1), **options) for name, value in scores.items()}
-        if self.no_truth:
-            for name in (*EVENT_METRICS, "fd_judge"):
+        if self.second_judge is None:
+            for name in (*EVENT_METRICS, "fd_judge", "event_f1_second_judge"):
                 row |= {name: None, f"{name}_reason": self.no_truth}
             return row
         detected = [self.codec_and_judge.detect(mels[:, sample]) for sample in range(mels.shape[1])]
         each = [event_metrics.counts(self.truth, found, self.section.tolerance_sec) for found, _ in detected]
         counts = {name: np.sum([part[name] for part in each], axis=0) for name in EVENT_METRICS}  # per clip, over its samples
-        row |= {name: bootstrap.f1_interval(counts[name], **options) for name in EVENT_METRICS}
         row["fd_judge"] = np.mean([distribution.frechet_distance(found, self.real_embeddings) for _, found in detected])
+        heard = self.waveforms(system, mels)
+        again = [self.second_judge.detect(heard[:, sample]) for sample in range(heard.shape[1])]
+        counts["event_f1_second_judge"] = np.sum(
+            [events.clip_counts(self.truth, found, self.section.tolerance_sec)["event_f1"] for found in again], axis=0
+        )
+        row |= {name: bootstrap.f1_interval(table, **options) for name, table in counts.items()}
+        row["groups"] = {
+            group: bootstrap.f1_interval(counts["event_f1"][chosen], **options) for group, chosen in self.groups.items()
+        }
         row["counts"] = {name: counts[name].tolist() for name in PAIRED_METRICS}
         return row
 
@@ -187,7 +219,7 @@ class Evaluation:
             return []
         guidance = self.section.reward_guidance
         systems = [RowKey("real")] + [
-            RowKey(name, guidance if self.student_steps(name) is None else 1.0, seed)
+            RowKey(name, 1.0, seed, self.student_steps(name)[0]) if self.student_steps(name) else RowKey(name, guidance, seed)
             for name in ("base", *reversed(tuned.values()))
         ]
         examples = [
@@ -221,7 +253,8 @@ def make(run: Run, folder: Path, seed: int | None) -> str:
         return ""  # process 0 writes the results
     rows = [json.loads(path.read_text()) for path in paths]
     results = {
-        "rows": [{name: value for name, value in row.items() if name != "counts"} for row in rows],
+        "rows": [{name: value for name, value in row.items() if name not in ("counts", "groups")} for row in rows],
+        "groups": [{name: row[name] for name in _KEYS} | row["groups"] for row in rows if "groups" in row],
         "differences": paired_differences(rows, run),
         "sf_cavp": evaluation.sf_cavp(),
         "reward": evaluation.reward(),
@@ -251,7 +284,7 @@ def paired_differences(rows: list[dict], run: Run) -> list[dict]:
         return next(base for base in same_seed if base["guidance"] == row["guidance"])
 
     return [
-        {"system": row["system"], "baseline": "base"} | {name: row[name] for name in ("guidance", "split", "seed")} | {
+        {"baseline": "base"} | {name: row[name] for name in _KEYS} | {
             name: bootstrap.f1_difference_interval(
                 np.array(row["counts"][name]), np.array(baseline(row)["counts"][name]),
                 seed=run.config.seed, resamples=run.config.evaluate.bootstrap,

@@ -19,22 +19,6 @@ from msg_jax.storage import Path
 FILE = "event_metrics.json"
 
 
-def groups(records: list[dict]) -> dict[str, list[int]]:
-    """Groups of clips with metrics of their own: by number of sounding classes, and transitions from one source to another.
-
-    A transition is recognised by the scenes' caption, "..., then ..." (data/scenes.py).
-    """
-    classes = [len(set(record["events"][record["events"][:, 0] >= 0, 0])) for record in records]
-    found = {
-        "all": list(range(len(records))),
-        "transition": [i for i, record in enumerate(records) if ", then " in record["caption"]],
-        "1_source": [i for i, count in enumerate(classes) if count == 1],
-        "2_sources": [i for i, count in enumerate(classes) if count == 2],
-        "3_sources": [i for i, count in enumerate(classes) if count >= 3],
-    }
-    return {name: chosen for name, chosen in found.items() if chosen}
-
-
 class Truth:
     """The held-out clips with their true events, against which the judge measures sound."""
 
@@ -42,7 +26,7 @@ class Truth:
         self._section, self._judge = run.config.evaluate, codec_and_judge
         records = [{name: source[i][name] for name in ("events", "caption", "waveform")} for i in range(clips)]
         self._events = events.true_events(np.stack([record["events"] for record in records]))
-        self._groups = groups(records)
+        self._groups = event_metrics.groups(records)
         real = mel.log_mel(np.stack([record["waveform"] for record in records]), run.clip.mel)
         self._embeddings = codec_and_judge.detect(real)[1]
         self.reconstructed = codec_and_judge.decode(features.stack(range(clips), ("latents",))["latents"])

@@ -34,6 +34,11 @@ def test_published_names_and_sizes_are_those_of_the_document():
         assert published[file.name] == pytest.approx(file.bytes, rel=0.04), file.name
     sums = dict(re.findall(r"^\| `(\S+)` \| .* \| `([0-9a-f]{32})` \|", text, re.MULTILINE))
     assert sums == {file.name: file.md5 for file in files if file.md5}
+    assert dict(re.findall(r"^\| `(\S+)` \| `([0-9a-f]{64})` \|", text, re.MULTILINE)) == {
+        file.name: file.sha256 for file in files if file.sha256
+    }
+    revisions = set(re.findall(r"^\| `[^|]* \| `([0-9a-f]{40})` \|", text, re.MULTILINE))
+    assert revisions == {found[0] for file in files if (found := re.search(r"[0-9a-f]{40}", file.address))}
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
@@ -59,7 +64,7 @@ def test_missing_files_are_listed_in_one_sentence(tmp_path):
     for part in (
         "lacks 5 of the files", "mmaudio_small_16k.pth (has only 0 MB of 630 MB)",
         "open_clip_pytorch_model.bin (4.0 GB)", "synchformer_state_dict.pth (951 MB)", "v1-16.pth (687 MB)",
-        "best_netG.pt (450 MB)", "docs/WEIGHTS.md",
+        "best_netG.pt (450 MB)", "docs/WEIGHTS.md", f"`msg-jax weights get small_16k --to={tmp_path}` fetches them",
     ):
         assert part in str(error.value)
     assert "\n" not in str(error.value)

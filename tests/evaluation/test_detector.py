@@ -25,8 +25,11 @@ def _toy_clips(clips: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return mel, truth
 
 
-def test_detector_learns_class_and_onset():
-    model = detector.EventDetector(CLASSES, width=24, blocks=1)
+@pytest.mark.parametrize(("model", "width"), [
+    (detector.EventDetector(CLASSES, width=24, blocks=1), 24),
+    (detector.RecurrentDetector(CLASSES, widths=(16,), pools=(2,), recurrent=16), 32),
+], ids=["convolutional", "recurrent"])
+def test_detector_learns_class_and_onset(model, width):
     optimiser = optax.adam(5e-3)
 
     @jax.jit
@@ -54,7 +57,7 @@ def test_detector_learns_class_and_onset():
     # The events of other clips score near chance: the score depends on onsets, not only on classes.
     shuffled = events.clip_counts(events.true_events(truth), found[1:] + found[:1])
     assert bootstrap.f1_interval(shuffled["event_f1"])["value"] < 0.35
-    assert embedding.shape == (64, 24)
+    assert embedding.shape == (64, width)
 
 
 def test_detector_ignores_batch_level_and_log_base():

@@ -7,6 +7,8 @@ import json
 import os
 import pathlib
 import resource
+import subprocess
+import sys
 
 import av
 from flax.core import meta
@@ -16,14 +18,17 @@ import numpy as np
 import pytest
 import soundfile
 
+import msg_jax
+from msg_jax import api, networks
 from msg_jax import generate as command_line
-from msg_jax import networks
 from msg_jax.clip import TINY
 from msg_jax.config.tree import replace
-from msg_jax.data import media, media_writer, mel
+from msg_jax.data import level, media, media_writer, mel
 from msg_jax.errors import UserError
 from msg_jax.inference import loading, sampling
-from msg_jax.inference.generate import Settings, Video, find_videos, generate, sounds_for
+from msg_jax.inference.cues import Cue
+from msg_jax.inference.generate import Settings, Video, find_videos, generate, sounds_for, takes_for
+from msg_jax.inference.ranking import Ranker
 from msg_jax.inference.system import System
 from msg_jax.infra import checkpoint, logging, runtime
 from msg_jax.models.codec import fit_pca
@@ -31,6 +36,8 @@ from msg_jax.models.mmdit import example_inputs
 from msg_jax.programs import stages
 from msg_jax.programs.plan import plan
 from msg_jax.recipes import runs
+from msg_jax.run import build
+from msg_jax.run.run import Run
 from msg_jax.types import AVBatch
 
 SETTINGS = Settings(steps=2, guidance_scale=1.5)
@@ -182,6 +189,149 @@ def test_prompts_change_the_sound_and_negative_ones_need_guidance(untrained, vid
     assert np.abs(sound(negative_prompt="music") - plain).mean() > 1e-4
     unguided = sound(guidance_scale=1.0)
     np.testing.assert_array_equal(sound(guidance_scale=1.0, negative_prompt="music"), unguided)
+
+
+def test_the_python_api_makes_the_sounds_of_the_command(untrained, run_folder, videos, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "load_checkpoint", lambda folder: untrained if folder == run_folder / "base" else None)
+    system, shares = msg_jax.load(run_folder / "base"), []
+    asked = dict(steps=2, guidance=1.5, on_progress=shares.append)
+    result = system.generate(videos / "short.mp4", variants=2, **asked)
+    assert result.save(tmp_path) == [tmp_path / f"short_{i}{suffix}" for i in (0, 1) for suffix in (".wav", ".mp4")]
+    for i in (0, 1):
+        np.testing.assert_array_equal(read(tmp_path / f"short_{i}.wav"), read(finished / f"short_{i}.wav"))
+        assert video_packets(tmp_path / f"short_{i}.mp4") == video_packets(videos / "short.mp4")
+    assert shares == sorted(shares) and 0 < shares[0] < shares[-1] == 1
+    with pytest.raises(UserError, match="exists already"):
+        result.save(tmp_path)
+
+    second = system.generate(str(videos / "short.mp4"), seed=1, **asked)
+    assert second.seeds == (1,) and second.save(tmp_path / "one.flac") == [tmp_path / "one.flac"]
+    np.testing.assert_array_equal(read(tmp_path / "one.flac"), read(finished / "short_1.wav"))
+    alone = system.generate(prompt="glass breaking", steps=1)
+    assert len(alone.waveforms[0]) == 51_200 and alone.save(tmp_path / "text") == [tmp_path / "text/sound.wav"]
+    with pytest.raises(UserError, match=r"there was no video: give a name with \.wav"):
+        alone.save(tmp_path / "text.mp4")
+    for changes, said in (({}, "neither a video nor a prompt"), ({"prompt": "x", "steps": 0}, "steps=0 is not")):
+        with pytest.raises(UserError, match=said):
+            system.generate(**changes)
+    monkeypatch.setattr(api, "load_weights", lambda *source: source)
+    assert msg_jax.load(videos, "small_44k").system == (videos, "small_44k")
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="has no variants"):
+        msg_jax.load(run_folder / "base", "small_16k")
+    with pytest.raises(UserError, match=r"msg-jax weights get small_44k --to=.*nowhere"):
+        msg_jax.load(tmp_path / "nowhere", "small_44k")
+
+
+def test_an_exception_of_the_listener_ends_the_work(untrained, videos):
+    def stop(share):
+        if share > 0.4:
+            raise KeyboardInterrupt
+
+    system = api.LoadedSystem(untrained)
+    with pytest.raises(KeyboardInterrupt):
+        system.generate(videos / "short.mp4", steps=2, on_progress=stop)
+    assert len(system.generate(videos / "short.mp4", steps=2).waveforms[0]) == 16_640  # nothing stays locked
+
+
+def test_the_package_loads_without_jax():
+    script = "import sys, msg_jax; sys.exit(any(name in sys.modules for name in ('jax', 'numpy', 'av')))"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_each_cue_of_a_script_is_heard_in_its_time(untrained, videos, monkeypatch):
+    """The latents before a cue do not depend on the cue's text, and those in the cue do."""
+    seen, decode = [], System.decode
+    monkeypatch.setattr(System, "decode", lambda self, latents: seen.append(latents) or decode(self, latents))
+
+    def latents(**changes):
+        list(sounds_for(untrained, Video(videos / "long.mp4", "long.mp4"), dataclasses.replace(SETTINGS, **changes)))
+        return seen.pop()
+
+    bells, rain, late = (
+        latents(prompt="street", script=(Cue(4.0, 9.0, prompt, negative),))
+        for prompt, negative in (("bells", ""), ("rain", ""), ("bells", "music"))
+    )
+    cue, fade = round(4.0 * TINY.latent_hz), untrained.fade_tokens
+    for other in (rain, late):
+        changed = np.abs(other - bells).mean(axis=1)
+        # Windows before the cue see the one token that is cross-faded.
+        assert changed[: cue - fade].mean() < 0.05 * changed[cue + fade :].mean() and changed[cue + fade :].mean() > 1e-4
+    # One cue over all of the video is the prompt.
+    np.testing.assert_allclose(latents(script=(Cue(0.0, 60.0, "bells"),)), latents(prompt="bells"), atol=1e-6)
+
+
+def test_the_video_s_own_sound_is_mixed_in(untrained, tmp_path):
+    t = np.arange(2 * 16_000) / 16_000
+    own = (0.2 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
+    path = tmp_path / "tone.mp4"
+    path.write_bytes(media_writer.encode_video(np.full((50, 48, 48, 3), 90, np.uint8), 25.0, own, 16_000))
+
+    def sound(**changes):
+        (waveform,) = sounds_for(untrained, Video(path, path.name), dataclasses.replace(SETTINGS, **changes))
+        return waveform
+
+    read_back = media.read_audio(path, 0.0, len(own), 16_000)
+    assert np.corrcoef(read_back, own)[0, 1] > 0.95
+    both = sound() + 0.5 * read_back
+    np.testing.assert_allclose(sound(mix=0.5), both / max(1, np.abs(both).max()), atol=1e-6)
+    loud = sound(loudness_lufs=-20.0, mix=0.5)
+    assert level.loudness_lufs(loud, 16_000) == pytest.approx(-20, abs=0.5)
+    assert level.true_peak_dbtp(loud) < level.CEILING_DBTP
+
+
+class Quietest(Ranker):
+    """Prefers the quietest sound, and notes which windows it has seen."""
+
+    def __init__(self):
+        self.seen = []
+
+    def embed(self, video):
+        self.seen.append(int(video.mean()))
+        return len(self.seen)
+
+    def score(self, embeddings, starts, waveform):
+        assert len(embeddings) == len(starts) == len(self.seen)
+        return -float(np.abs(waveform).mean())
+
+
+def test_the_best_of_several_is_kept_with_its_seed(untrained, videos):
+    ranker = Quietest()
+    system = dataclasses.replace(untrained, load_ranker=lambda: ranker)
+    video = Video(videos / "long.mp4", "long.mp4")
+    each = list(sounds_for(untrained, video, dataclasses.replace(SETTINGS, variants=6, seed=3)))
+    takes = list(takes_for(system, video, dataclasses.replace(SETTINGS, variants=2, best_of=3, seed=3)))
+    levels = [np.abs(waveform).mean() for waveform in each]
+    assert [take.seed for take in takes] == [3 + int(np.argmin(levels[:3])), 6 + int(np.argmin(levels[3:]))]
+    for take in takes:
+        np.testing.assert_array_equal(take.waveform, each[take.seed - 3])
+    np.testing.assert_allclose([reward for take in takes for reward in take.rewards], -np.array(levels), rtol=1e-5)
+    assert len(ranker.seen) == 4 and ranker.seen == sorted(ranker.seen)  # each window once, ever brighter
+    with pytest.raises(UserError, match="which this system does not have"):
+        next(takes_for(untrained, video, dataclasses.replace(SETTINGS, best_of=2)))
+
+
+def test_sounds_are_ranked_by_the_reward_of_the_run(smoke_run):
+    ranker = loading.load_checkpoint(smoke_run / "avp_rpo").load_ranker()
+    rng, clip = np.random.default_rng(0), TINY
+    videos = rng.integers(0, 256, (2, clip.video_frames, clip.video_px, clip.video_px, 3), np.uint8)
+    waveform = rng.uniform(-0.5, 0.5, 40 * clip.latent_samples + 100).astype(np.float32)  # two windows, the second cut short
+    starts = (0, 20)
+    parts = [waveform[start * clip.latent_samples :][: clip.audio_samples] for start in starts]
+    mels = np.stack([mel.log_mel(media.fit_length(part, clip.audio_samples), clip.mel) for part in parts])
+    config = replace(runs.avp_rpo("smoke"), data=dict(cache=str(smoke_run.parent / "scenes")))
+    scorer = build.reward_scorer(Run.create(config, smoke_run))
+    expected = scorer.score(scorer.embed_video(videos), mels[:, None])["reward"].mean()
+    assert ranker.score([ranker.embed(video) for video in videos], starts, waveform) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_record_has_the_directions(command, run_folder, videos, tmp_path):
+    (tmp_path / "cues.csv").write_text("start,end,prompt\n0,0.5,knock\n")
+    command([str(videos / "short.mp4"), f"--checkpoint={run_folder / 'base'}", f"--out={tmp_path}", "--loudness=-30", "--mix=1",
+             f"--script={tmp_path / 'cues.csv'}", "--steps=1"])
+    (row,) = rows(tmp_path / "generated.jsonl")
+    assert (row["loudness_lufs"], row["mix"]) == (-30.0, 1.0)
+    assert row["script"] == [{"start_sec": 0.0, "end_sec": 0.5, "prompt": "knock", "negative_prompt": ""}]
 
 
 def test_files_of_one_name_in_two_folders_get_different_noise(untrained):
@@ -547,6 +697,8 @@ def test_small_files_of_many_kinds(shared, untrained, tmp_path):
     (["--seed=-1"], "'-1' is not a whole number from 0"),
     (["--guidance=strong"], "invalid float value: 'strong'"),
     (["--audio_format=mp3"], "invalid choice: 'mp3'"),
+    (["--mix=2"], "'2' is not a share from 0 to 1"),
+    (["--script=/nowhere.csv"], "--script=/nowhere.csv cannot be read"),
     (["--sed=1"], "unrecognized arguments: --sed=1"),
     (["--checkpoint=/nowhere"], "/nowhere has no run.json"),
 ])

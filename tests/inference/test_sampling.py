@@ -156,3 +156,47 @@ def test_windows_are_denoised_together_however_many_run_at_once():
     first = jax.tree.map(lambda a: a[:1], conditions)
     alone = sampling.sample(MODEL, {}, first, noise[:, :WINDOW], **settings)
     np.testing.assert_raises(AssertionError, np.testing.assert_allclose, whole[:, 20:40], alone[:, 20:], atol=0.1)
+
+
+def test_windows_of_cues_lie_within_them_and_a_short_cue_has_one_around_it():
+    found = sampling.cue_windows([0, 60, 70, 150], window=20, hop=10, fade=2)
+    starts = {number: [window.start for each, window in found if each == number] for number in range(3)}
+    assert starts == {0: [0, 10, 20, 30, 40, 42], 1: [55], 2: [68, 78, 88, 98, 108, 118, 128, 130]}
+    assert {(window.first, window.end) for number, window in found if number == 1} == {(60, 70)}
+    # One span is the clip without cues.
+    assert [window.start for _, window in sampling.cue_windows([0, 95], 40, 20, 2)] == [*sampling.window_starts(95, 40, 20)]
+
+
+def test_cues_are_heard_in_their_span_and_cross_faded_at_its_edges():
+    """Windows that hold the number of their cue: the blend is that number, but for the fade, where it is between."""
+    edges, fade = [0, 60, 70, 150], 2
+    found = sampling.cue_windows(edges, 20, 10, fade)
+    windows = [window for _, window in found]
+    values = np.broadcast_to(np.array([float(number) for number, _ in found])[:, None, None], (len(found), 20, 1))
+    joined = sampling.blend(values, [w.start for w in windows], sampling.window_weights(windows, 20, fade))[:, 0]
+    assert joined.shape == (150,) and (np.diff(joined) >= -1e-6).all()
+    np.testing.assert_allclose(joined[:58], 0)
+    np.testing.assert_allclose(joined[62:68], 1)
+    np.testing.assert_allclose(joined[72:], 2)
+    assert 0 < joined[58] < joined[61] < 1 and 1 < joined[68] < joined[71] < 2
+
+
+class Constant(Toy):
+    """A velocity that depends on the conditions alone."""
+
+    def velocity(self, x_t, t, processed):
+        return processed + 0 * x_t
+
+
+def test_each_window_has_its_own_negative_text():
+    starts, noise = (0, 20), normal(1, 60, 3)
+    conditions, texts = random_conditions(2), normal(2, *random_conditions(1).text.shape[1:])
+    settings = dict(steps=2, guidance_scale=2.0, windows_at_once=1)
+
+    def sample(texts):
+        return sampling.sample_windows(Constant(), {}, conditions, noise, starts, negative_text=texts, **settings)
+
+    both, first, second = sample(texts), sample(texts[:1]), sample(texts[1:])
+    np.testing.assert_allclose(both[:, :20], first[:, :20], rtol=1e-5)  # the first window's tokens alone
+    np.testing.assert_allclose(both[:, 40:], second[:, 40:], rtol=1e-5)
+    assert np.abs(first - second).min() > 1e-3

@@ -72,16 +72,18 @@ def test_an_arm_shares_the_base_model_s_candidates_unless_it_samples_otherwise(a
 
 def test_arms_that_start_from_a_student_are_sampled_as_it_is(tmp_path):
     arms = {
-        "student": Distill(), "fast": Distill(start="student", guidance=1.0, solver_steps=2), "tuned": AvpRpo(start="fast"),
-        "half": Merge(start="student", shares={"tuned": 0.5}), "guided": AvpRpo(),
+        "student": Distill(sampled_steps=(6, 3)), "fast": Distill(start="student", guidance=1.0, solver_steps=2),
+        "tuned": AvpRpo(start="fast"), "half": Merge(start="student", shares={"tuned": 0.5}), "guided": AvpRpo(),
     }
-    config = tree.replace(presets.get("smoke"), arms=arms, evaluate=dict(steps=6))
+    arms["own"] = AvpRpo(start="student", changes=dict(candidate_steps=5))
+    config = tree.replace(presets.get("smoke"), arms=arms)
     methods.check(config)
     steps = {name: methods.method(config, name).student_steps(config) for name in arms}
-    assert steps == {"student": 6, "fast": 2, "tuned": 2, "half": 6, "guided": None}
+    assert steps == {"student": (6, 3), "fast": (2,), "tuned": (2,), "half": (6, 3), "own": (6, 3), "guided": ()}
     run = Run.create(config, tmp_path)
-    sections = {name: methods.Job(run, name, tmp_path, 0).preference for name in ("tuned", "guided")}
+    sections = {name: methods.Job(run, name, tmp_path, 0).preference for name in ("tuned", "guided", "own")}
     assert (sections["tuned"].candidate_guidance, sections["tuned"].candidate_steps) == (1.0, 2)
+    assert (sections["own"].candidate_guidance, sections["own"].candidate_steps) == (1.0, 5)
     assert sections["guided"].candidate_guidance == config.preference.candidate_guidance != 1
     assert AvpRpo(start="student").samples_itself() and not AvpRpo(start="student", sampled="base").samples_itself()
 
@@ -118,7 +120,7 @@ def test_a_new_method_is_one_class_and_one_entry(tmp_path, monkeypatch):
     assert stage.needs == ("base",) and "mine" in plan(config)["evaluate"].needs
     run = Run.create(config, tmp_path)
     checkpoint.export(tmp_path / "base" / "params", {"w": np.full(3, 4.0, np.float32)})
-    monkeypatch.setattr(Shrink, "student_steps", lambda self, config: 3)
+    monkeypatch.setattr(Shrink, "student_steps", lambda self, config: (3, 1))
     made = ensure(run, stage, 0, {"base": "digest"})
     assert record.read_sampling(tmp_path / "mine") == {"steps": 3, "guidance_scale": 1.0}
     assert record.read_sampling(tmp_path / "base") == {}

@@ -6,6 +6,7 @@ from msg_jax.config.tree import replace
 from msg_jax.evaluation import distribution, events
 from msg_jax.recipes import presets
 from msg_jax.run.run import Run
+from msg_jax.stages import judge
 from msg_jax.studies.evaluate import Evaluation, RowKey
 
 
@@ -28,4 +29,27 @@ def test_a_row_pools_the_samples_of_a_clip(smoke_run):
     np.testing.assert_allclose(row["reward"]["value"], scores.mean(), rtol=1e-6)
     distances = [distribution.frechet_distance(embeddings, evaluation.real_embeddings) for _, embeddings in detected]
     assert distances[0] != distances[1] and row["fd_judge"] == np.mean(distances)
-    assert evaluation.row(RowKey("real"))["fd_judge"] < 1e-3
+    real = evaluation.row(RowKey("real"))
+    assert real["fd_judge"] < 1e-3
+
+    # The second judge hears the vocoder's waveforms, or the recorded ones.
+    heard = [evaluation.second_judge.detect(evaluation.codec_and_judge.vocode(mels[:, i])) for i in range(2)]
+    again = sum(events.clip_counts(evaluation.truth, found, 0.08)["event_f1"] for found in heard)
+    np.testing.assert_array_equal(row["counts"]["event_f1_second_judge"], again)
+    recorded = evaluation.second_judge.detect(np.stack([record["waveform"] for record in evaluation.records]))
+    np.testing.assert_array_equal(
+        real["counts"]["event_f1_second_judge"], events.clip_counts(evaluation.truth, recorded, 0.08)["event_f1"]
+    )
+    # Groups hold the clips that they name.
+    two = [i for i, truth in enumerate(evaluation.truth) if len(set(truth[:, 0])) == 2]
+    assert row["groups"]["2_sources"]["value"] == events.micro_f1((each[0] + each[1])[two].sum(axis=0))
+
+
+def test_the_judges_learn_from_different_clips(smoke_run):
+    config = replace(presets.get("smoke"), data=dict(cache=str(smoke_run.parent / "scenes")))
+    seen = []
+    run = Run.create(config, smoke_run)
+    for task in (judge.first(run), judge.second(run)):
+        batches = iter(task.batches())
+        seen.append({name for _ in range(24) for name in next(batches)["id"]})  # four times the clips
+    assert len(seen[0]) == len(seen[1]) == 48 and not seen[0] & seen[1]

@@ -1,0 +1,140 @@
+"""The Python API: load a system, make sound for a video, save it.
+
+    system = msg_jax.load("runs/tiny/avp_rpo")
+    result = system.generate("clip.mp4", prompt="glass breaking")
+    result.save("out/")
+
+The web app, its HTTP API and the node of ComfyUI stand on this module.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import os
+import pathlib
+import threading
+
+from jaxtyping import Float
+import numpy as np
+
+from msg_jax import storage
+from msg_jax.data import media, media_writer
+from msg_jax.errors import UserError
+from msg_jax.inference.generate import Settings, Video, sounds_for, sounds_of_text
+from msg_jax.inference.loading import load_checkpoint, load_weights
+from msg_jax.inference.system import System
+from msg_jax.infra import progress
+from msg_jax.infra.record import read_record
+
+_SOUND_SUFFIXES = (".wav", ".flac")
+_LAST_SEED = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What one call may ask for; None takes the system's own value. Raises UserError for values out of range."""
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: int = 0  # of the first variant; each further one has the next seed
+    variants: int = 1
+    steps: int | None = None
+    guidance: float | None = None
+
+    def __post_init__(self):
+        for name, least, most in (("seed", 0, _LAST_SEED), ("variants", 1, None), ("steps", 1, None)):
+            value = getattr(self, name)
+            if value is not None and (value < least or (most is not None and value > most)):
+                limit = f"from {least} to {most}" if most is not None else f"of at least {least}"
+                raise UserError(f"{name}={value} is not a whole number {limit}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The sounds of one call, a waveform (samples,) in [-1, 1] at `hz` for each variant, and their seeds."""
+
+    video: pathlib.Path | None
+    waveforms: tuple[Float[np.ndarray, " samples"], ...]
+    hz: int
+    seeds: tuple[int, ...]
+
+    def save(self, place: str | os.PathLike, overwrite: bool = False) -> list[pathlib.Path]:
+        """Write the sounds, and return what was written.
+
+        A name with .wav or .flac gets the sound, a video's name (.mp4, .mkv, ...) the video with that sound. A folder gets
+        both, named as the video. Several variants are NAME_0, NAME_1, ... Raises UserError for existing files unless
+        `overwrite`.
+        """
+        place, written = pathlib.Path(place), []
+        for tag, waveform in zip(self._tags, self.waveforms):
+            for path in self._names(place, tag):
+                if path.suffix.lower() in _SOUND_SUFFIXES:
+                    media_writer.write_audio(path, waveform, self.hz, overwrite=overwrite)
+                elif self.video is None:
+                    raise UserError(f"{path} cannot be written, because there was no video: give a name with .wav, or a folder")
+                else:
+                    media_writer.mux(self.video, waveform, self.hz, path, overwrite=overwrite)
+                written.append(path)
+        return written
+
+    @property
+    def _tags(self) -> list[str]:
+        return [""] if len(self.waveforms) == 1 else [f"_{i}" for i in range(len(self.waveforms))]
+
+    def _names(self, place: pathlib.Path, tag: str) -> list[pathlib.Path]:
+        if place.suffix.lower() in (*_SOUND_SUFFIXES, *media.VIDEO_SUFFIXES):
+            return [place.with_name(f"{place.stem}{tag}{place.suffix}")]
+        if self.video is None:
+            return [place / f"sound{tag}.wav"]
+        return [place / f"{self.video.stem}{tag}{suffix}" for suffix in (".wav", self.video.suffix)]
+
+
+class LoadedSystem:
+    """A system in memory. Calls from several threads wait for each other."""
+
+    def __init__(self, system: System):
+        self.system = system
+        self._lock = threading.Lock()
+
+    def generate(
+        self, video: str | os.PathLike | None = None, *, prompt: str = "", negative_prompt: str = "", seed: int = 0,
+        variants: int = 1, steps: int | None = None, guidance: float | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> Result:
+        """Make sound for a video, or for the prompt alone.
+
+        `steps` and `guidance` are by default those of the system. `on_progress` is called with the share that is done, from 0
+        to 1; an exception that it raises ends the work. Raises UserError if the video cannot be read, and for values out of
+        range.
+        """
+        return self.run(video, Request(prompt, negative_prompt, seed, variants, steps, guidance), on_progress)
+
+    def run(
+        self, video: str | os.PathLike | None, request: Request, on_progress: Callable[[float], None] | None = None
+    ) -> Result:
+        """`generate` for a `Request`."""
+        if video is None and not request.prompt:
+            raise UserError("there is neither a video nor a prompt: give one of them")
+        system, path = self.system, None if video is None else pathlib.Path(video)
+        settings = Settings(
+            steps=request.steps or system.steps,
+            guidance_scale=system.guidance_scale if request.guidance is None else request.guidance,
+            seed=request.seed, variants=request.variants, prompt=request.prompt, negative_prompt=request.negative_prompt,
+        )
+        with self._lock, progress.listening(on_progress or (lambda share: None)):
+            sounds = sounds_of_text(system, settings) if path is None else sounds_for(system, Video(path, path.name), settings)
+            waveforms = tuple(sounds)
+        return Result(path, waveforms, system.clip.audio_hz, tuple(range(request.seed, request.seed + request.variants)))
+
+
+def load(source: str | os.PathLike, variant: str | None = None) -> LoadedSystem:
+    """Load a system from the folder of a finished stage, or from a folder of released weights (docs/WEIGHTS.md).
+
+    `variant` names the one of several released variants in that folder, for example "small_16k". Raises UserError if
+    something is missing; the sentence names the command that fetches it.
+    """
+    place = storage.path(source)
+    if storage.in_bucket(place) or read_record(place) is not None:
+        if variant is not None:
+            raise UserError(f"{source} is a run's stage, which has no variants: leave out variant={variant!r}")
+        return LoadedSystem(load_checkpoint(source))
+    return LoadedSystem(load_weights(source, variant))
