@@ -117,8 +117,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--cache", type=pathlib.Path, metavar="FOLDER", help="keep the features of videos here, so that another "
                        "prompt or seed for the same video need not encode it again")
     flags.add_argument("--precision", choices=("float32", "bfloat16"), help="what the encoders and the generator compute in "
-                       "(default: float32 on a CPU, bfloat16 on accelerators); bfloat16 halves the time on CPUs with "
-                       "instructions for it")
+                       "(default: float32 on a CPU, bfloat16 on accelerators); bfloat16 takes about half the encoders' time on "
+                       "CPUs with instructions for it")
     flags.add_argument("--audio_format", choices=("wav", "flac"), default="wav")
     flags.add_argument("--container", choices=CONTAINERS, default="", help="of the videos with sound (default: as the input)")
     flags.add_argument("--overwrite", action="store_true", help="replace results that exist")
