@@ -91,23 +91,24 @@ def cases(variant: bundle.Variant, dtype: Any = None) -> dict[str, Callable[[], 
     """The calls that `generate` makes for a clip of one window, by name; `dtype` replaces the device's compute type."""
     clip, dtype = variant.clip, dtype or networks.compute_dtype()
     config = {kind: network.config for kind, network in variant.networks.items()}
+    frames_at_once, segments_at_once = frozen.items_at_once()
 
     def frames(count, px):
         return np.zeros((count, px, px, 3), np.float32)
 
     def clip_image():
         apply = functools.partial(CLIP(config["clip"], dtype).apply, method="encode_image")
-        calls = math.ceil(clip.clip_video_frames / frozen.FRAMES_AT_ONCE)
-        return Case("clip", ("params/image/",), apply, (frames(frozen.FRAMES_AT_ONCE, clip.clip_video_px),), calls)
+        calls = math.ceil(clip.clip_video_frames / frames_at_once)
+        return Case("clip", ("params/image/",), apply, (frames(frames_at_once, clip.clip_video_px),), calls)
 
     def clip_text():
         apply = functools.partial(CLIP(config["clip"], dtype).apply, method="encode_text")
         return Case("clip", ("params/text/",), apply, (np.zeros((1, clip.text_tokens), np.int32),), 1)
 
     def synchformer():
-        segments = frames(frozen.SEGMENTS_AT_ONCE * clip.sync_segment_frames, clip.video_px)
-        segments = segments.reshape(frozen.SEGMENTS_AT_ONCE, 1, clip.sync_segment_frames, *segments.shape[1:])
-        calls = math.ceil(clip.sync_segments / frozen.SEGMENTS_AT_ONCE)
+        segments = frames(segments_at_once * clip.sync_segment_frames, clip.video_px)
+        segments = segments.reshape(segments_at_once, 1, clip.sync_segment_frames, *segments.shape[1:])
+        calls = math.ceil(clip.sync_segments / segments_at_once)
         return Case("synchformer", (), Synchformer(config["synchformer"], dtype).apply, (segments,), calls)
 
     def mmdit():

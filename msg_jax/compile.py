@@ -156,12 +156,14 @@ class Programs:
         """The released encoders run on one device."""
         variant, clip, mesh = bundle.VARIANTS[self.config.variant], self.config.clip, self._mesh()
         programs = frozen.encoder_programs(variant)
+        with jax.set_mesh(mesh):
+            at_once = frozen.items_at_once()
         frames, px = clip.sync_segment_frames, clip.video_px
         program, kind, prefix, size, shape, dtype = {
-            "clip_image": (programs.images, "clip", "params/image/", frozen.FRAMES_AT_ONCE,
+            "clip_image": (programs.images, "clip", "params/image/", at_once[0],
                            (clip.clip_video_px, clip.clip_video_px, 3), jnp.uint8),
             "clip_text": (programs.text, "clip", "params/text/", 1, (clip.text_tokens,), jnp.int32),
-            "synchformer": (programs.segments, "synchformer", "", frozen.SEGMENTS_AT_ONCE, (frames, px, px, 3), jnp.uint8),
+            "synchformer": (programs.segments, "synchformer", "", at_once[1], (frames, px, px, 3), jnp.uint8),
         }[name]
         size = self.batch or size
         variables = bundle.tree_of_shapes(kind, variant.networks[kind].config, prefix)

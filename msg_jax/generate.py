@@ -9,6 +9,8 @@ With `--best_of=N` each variant is the best of N seeds in turn.
 
 Without a video, writes the sound of the prompt alone, named after it.
 
+`--duration=S` cuts sound and pictures to S seconds, still without encoding the pictures again.
+
 Subtitles, chapters, covers and attachments are copied too. What the container cannot hold, and further sound tracks, are left
 out and named. `--container=mkv` holds most.
 
@@ -94,9 +96,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--out", required=True, type=pathlib.Path, help="folder for the results")
     flags.add_argument("--prompt", default="", help="text that describes the sound")
     flags.add_argument("--negative_prompt", default="", help="text that describes unwanted sound; needs guidance other than 1")
-    flags.add_argument("--duration", type=_seconds, help="make sound for the first seconds only, silence after "
-                       "them; with --weights in one sequence, as MMAudio does (default: the whole video, or 8 s for a prompt "
-                       "alone)")
+    flags.add_argument("--duration", type=_seconds, help="cut the videos to their first seconds; with "
+                       "--weights their sound is one sequence, as MMAudio makes it (default: the whole video, or 8 s for a "
+                       "prompt alone)")
     flags.add_argument("--frame_choice", choices=("training", "mmaudio_inference"), help="rule that takes the frames: as "
                        "MMAudio was trained, or as its demo.py does (default: training, or that of the run)")
     flags.add_argument("--noise", type=pathlib.Path, metavar="FILE.npy", help="initial noise instead of the seed's: (tokens, "
@@ -112,6 +114,11 @@ def parser() -> argparse.ArgumentParser:
                        "highest reward; needs a --checkpoint whose run has a reward")
     flags.add_argument("--steps", type=_whole(1), help="solver steps (default: as the run was evaluated, or 25)")
     flags.add_argument("--guidance", type=float, help="guidance scale, 1 for none (default: as evaluated, or 4.5)")
+    flags.add_argument("--cache", type=pathlib.Path, metavar="FOLDER", help="keep the features of videos here, so that another "
+                       "prompt or seed for the same video need not encode it again")
+    flags.add_argument("--precision", choices=("float32", "bfloat16"), help="what the encoders and the generator compute in "
+                       "(default: float32 on a CPU, bfloat16 on accelerators); bfloat16 takes about half the encoders' time on "
+                       "CPUs with instructions for it")
     flags.add_argument("--audio_format", choices=("wav", "flac"), default="wav")
     flags.add_argument("--container", choices=CONTAINERS, default="", help="of the videos with sound (default: as the input)")
     flags.add_argument("--overwrite", action="store_true", help="replace results that exist")
@@ -148,9 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         noise = None if args.noise is None else _read_noise(args.noise)
         script = () if args.script is None else read_cues(args.script)
         if args.weights:
-            system = load_weights(args.weights, args.variant)
+            system = load_weights(args.weights, args.variant, args.precision)
         else:
-            system = load_demo() if args.demo else load_checkpoint(args.checkpoint)
+            system = load_demo() if args.demo else load_checkpoint(args.checkpoint, args.precision)
         if args.demo and not args.inputs and not args.prompt:
             args.inputs = [draw_scene(args.out / "silent" / "scene.mp4", args.seed, args.overwrite)]
         settings = Settings(
@@ -160,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             audio_format=args.audio_format, container=args.container, overwrite=args.overwrite,
             duration_sec=args.duration, frame_choice=args.frame_choice,
             noise=noise, script=script, mix=args.mix, loudness_lufs=args.loudness, best_of=args.best_of,
+            cache=args.cache,
         )
         made, skipped = generate(system, args.inputs, args.out, settings, quiet)
     except UserError as error:

@@ -218,9 +218,23 @@ def compiling_for(platform: str) -> Iterator[None]:
         _target.reset(token)
 
 
+_precision: contextvars.ContextVar[str | None] = contextvars.ContextVar("precision", default=None)
+
+
+@contextlib.contextmanager
+def computing_in(precision: str | None) -> Iterator[None]:
+    """Context in which networks are made that compute in `precision`, `float32` or `bfloat16`; None: the device's own."""
+    token = _precision.set(precision)
+    try:
+        yield
+    finally:
+        _precision.reset(token)
+
+
 def compute_dtype() -> Any:
-    """bfloat16 on accelerators, float32 on a CPU, where bfloat16 is several times slower."""
-    return jnp.float32 if (_target.get() or jax.default_backend()) == "cpu" else jnp.bfloat16
+    """That of `computing_in`, else bfloat16 on accelerators and float32 on a CPU."""
+    own = "float32" if (_target.get() or jax.default_backend()) == "cpu" else "bfloat16"
+    return jnp.dtype(_precision.get() or own).type
 
 
 def to_unit(frames: Array | np.ndarray) -> Array:

@@ -185,7 +185,7 @@ class Base(Training, Lora):
     features: tuple[Feature, ...] = ("clip", "sync", "text")  # what cross_attention sees; an mmdit sees these three
     positions: bool = True  # cross_attention: time positions of the features
     pooled_tokens: int = 0  # cross_attention: average each feature into so many parts of the clip; 0 keeps all steps
-    attention_implementation: Literal["", "xla", "cudnn", "flash"] = ""  # mmdit; "": by device, type and shape
+    attention_implementation: Literal["", "xla", "cudnn", "flash", "heads"] = ""  # mmdit; "": by device, type and shape
     blocks: Literal["", "loop", "unrolled"] = ""  # a loop compiles faster; "": a loop on accelerators (models/stack.py)
     remat: bool = False  # recompute each block in the backward pass: a third more time, a fraction of the memory
     condition_dropout: float = 0.1

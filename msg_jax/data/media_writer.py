@@ -51,13 +51,15 @@ def mux(
     out_path: str | os.PathLike,
     *,
     audio_codec: str | None = None,
+    duration_sec: float | None = None,
     overwrite: bool = False,
 ) -> list[str]:
     """Writes a copy of a video with `waveform`, in [-1, 1] at `hz`, as its only sound.
 
     Video packets are copied, not re-encoded: bytes, time differences, codec tag, pixel aspect ratio, rotation, colour and
     metadata stay. (H.264 from .avi is the exception: other containers frame its bytes differently.) The first picture moves
-    to second 0, where the waveform begins; the waveform is cut or padded with silence to the video's duration. Subtitles,
+    to second 0, where the waveform begins; the waveform is cut or padded with silence to the video's duration. With
+    `duration_sec` the copy ends there, pictures and sound (`stream_copy.StreamCopy` says how with B-frames). Subtitles,
     chapters, attachments, covers and data tracks are copied too. Returns a description of each that the container cannot
     hold, and of each further sound track, because these are left out.
 
@@ -77,9 +79,9 @@ def mux(
     audio_codec = audio_codec or _DEFAULT_AUDIO_CODEC.get(suffix, "aac")
     with new_file(out_path, overwrite) as unfinished:
         try:
-            return _mux(video_path, waveform, hz, out_path, unfinished, audio_codec, extras=True)
+            return _mux(video_path, waveform, hz, out_path, unfinished, audio_codec, duration_sec, extras=True)
         except _ExtrasError:  # a subtitle that the container takes only in its header
-            return _mux(video_path, waveform, hz, out_path, unfinished, audio_codec, extras=False)
+            return _mux(video_path, waveform, hz, out_path, unfinished, audio_codec, duration_sec, extras=False)
 
 
 def check_mux(video_path: str | os.PathLike, out_path: str | os.PathLike) -> None:
@@ -95,10 +97,10 @@ class _ExtrasError(UserError):
 
 def _mux(
     video_path: pathlib.Path, waveform: np.ndarray, hz: int, out_path: pathlib.Path, unfinished: pathlib.Path, audio_codec: str,
-    extras: bool,
+    duration_sec: float | None, extras: bool,
 ) -> list[str]:
     with containers.open_media(video_path) as source:
-        copy = stream_copy.StreamCopy(source, video_path, out_path, extras)
+        copy = stream_copy.StreamCopy(source, video_path, out_path, extras, duration_sec)
         with _writing(out_path, copy.has_extras), copy.open(unfinished) as out:
             audio_packets = _encode_audio(out, audio_codec, waveform, hz, float(copy.duration_sec), out_path)
             copy.add_extras(out)

@@ -4,8 +4,9 @@ Packets keep their bytes. Their times are shifted so that the first picture is a
 repairs them where a container needs them to grow.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import dataclasses
 from fractions import Fraction
 import io
 import pathlib
@@ -43,14 +44,24 @@ class StreamCopy:
     The container decides what it can hold: `left_out` describes each stream, and each part of the metadata, that it cannot.
     Sound beyond the first track is among them, because the new sound is to be the only one.
 
+    With `until_sec` the copy ends there: packets after the last one, in decoding order, whose picture is shown before are left
+    out. Pictures among the others that B-frames refer to but that are shown later are hidden by an edit list in MP4 and MOV.
+    Other containers show them too, so that the copy is longer by the depth of the reordering, usually one to four pictures.
+
     Raises UserError if the container cannot hold the video itself.
     """
 
-    def __init__(self, source: InputContainer, video_path: pathlib.Path, path: pathlib.Path, extras: bool = True):
+    def __init__(
+        self, source: InputContainer, video_path: pathlib.Path, path: pathlib.Path, extras: bool = True,
+        until_sec: float | None = None,
+    ):
         self._source, self._video_path, self._path = source, video_path, path
         self._format = FORMATS[path.suffix.lower()]
         self._video = containers.video_stream(source, video_path)
-        self._extent = _extent(video_path)
+        self._whole, times = _measure(video_path)
+        self._extent, self._kept = self._whole, len(times)
+        if until_sec is not None:
+            self._extent, self._kept = self._cut(times, until_sec)
         self._hides = False
         self._options = {"allow_raw_vfw": "1"} if self._format == "matroska" else {}
         self._add_video = self._way()
@@ -67,6 +78,21 @@ class StreamCopy:
             self._chapters = []
         if self._aspect and self._format == "avi":
             self.left_out.append(f"the pixel aspect ratio {self._aspect}")
+
+    def _cut(self, times: Sequence[int | None], until_sec: float) -> tuple[containers.Extent, int]:
+        """The extent of the pictures until `until_sec`, and how many packets they need; `times` are those of all packets."""
+        whole = self._whole
+        end = whole.start + Fraction(round(until_sec * 1e6), 10**6) / containers.time_base(self._video)
+        if end >= whole.end:
+            return whole, len(times)
+        kept = max(i for i, ticks in enumerate(times) if ticks is not None and whole.start <= ticks < end) + 1
+        shown = sorted({ticks for ticks in times[:kept] if ticks is not None and ticks >= whole.start})
+        if self._format in _EDITS:
+            shown = [ticks for ticks in shown if ticks < end]
+        if shown[-1] >= end:
+            later = [ticks for ticks in times if ticks is not None and ticks > shown[-1]]
+            end = min(later, default=whole.end)
+        return dataclasses.replace(whole, last=shown[-1], end=end, pictures=len(shown)), kept
 
     def _way(self) -> Add:
         """The first way of adding the video that the container takes."""
@@ -86,7 +112,7 @@ class StreamCopy:
         with containers.open_media(self._video_path) as source:
             video = containers.video_stream(source, self._video_path)
             packets = [(packet.pts, packet.dts) for packet in _demux(source, [video], self._video_path) if packet.size]
-        first, last = self._extent.start, self._extent.last
+        first, last = self._whole.start, self._whole.last
         mean = Fraction(last - first, max(len(packets) - 1, 1)) * base
         for step in (interval, mean or interval):
             times = [first + round(i * step / base) for i in range(len(packets))]
@@ -240,12 +266,15 @@ class StreamCopy:
         streams = [self._video, *(stream for stream, _ in self._extras)]
         copied = [stream for stream in streams if not isinstance(self._copies[stream.index], AttachmentStream)]
         repair = {stream.index: _Repair(self._copies[stream.index], self._format) for stream in copied}
-        hidden, start = list[av.Packet](), containers.start_ticks(self._video)
+        hidden, start, seen = list[av.Packet](), containers.start_ticks(self._video), 0
         for packet in _demux(self._source, copied, self._video_path):
             if packet.size == 0:  # demux ends with empty packets that only flush the decoders
                 continue
             stream = packet.stream
             if stream.index == self._video.index:
+                seen += 1
+                if seen > self._kept:
+                    continue
                 if packet.is_discard:
                     hidden.append(packet)  # those after the last picture that is shown are not needed
                     continue
@@ -253,6 +282,7 @@ class StreamCopy:
                     self._check_hidden(each)
                     yield repair[stream.index](each, start)
                 hidden.clear()
+                self._hides |= self._format in _EDITS and _ticks(packet) >= self._extent.end
                 if packet.pts == self._extent.last:  # with B-frames MP4 gives it another picture's duration
                     packet.duration = round(self._extent.end - self._extent.last)
                 yield repair[stream.index](packet, start)
@@ -281,6 +311,8 @@ class StreamCopy:
         shift, end = round(containers.start_ticks(self._video) * video_base / base), round(self.duration_sec / base)
         ticks = packet.pts if packet.pts is not None else packet.dts
         if ticks is None or (stream.type == "subtitle" and bytes(packet) == b"\0\0"):  # MP4's gaps, which it writes again
+            return False
+        if stream.type == "video" and self._extent is not self._whole and (packet.dts or ticks) - shift >= end:
             return False
         if stream.type == "video":  # its pictures refer to each other, so that none can be left out
             packet.pts = None if packet.pts is None else packet.pts - shift
@@ -337,13 +369,22 @@ class _Repair:
         return packet
 
 
-def _extent(path: pathlib.Path) -> containers.Extent:
+def _measure(path: pathlib.Path) -> tuple[containers.Extent, list[int | None]]:
+    """The extent of the pictures, and the time of every packet in decoding order, None for a hidden one."""
+    shown = []
     with containers.open_media(path) as container:
         video = containers.video_stream(container, path)
-        extent = containers.measure(container, video, path)
-    if extent is None:
-        raise UserError(f"{path} has no picture that can be decoded; replace the file or leave it out")
-    return extent
+        with contextlib.suppress(FFmpegError):  # as far as the packets can be read
+            shown = [containers.Shown.of(each) for each in containers.packets(container, video, path) if each.size]
+        found = [each for each in shown if each is not None]
+        if not found:
+            raise UserError(f"{path} has no picture that can be decoded; replace the file or leave it out")
+        extent = containers.Extent.of(container, video, found)
+    return extent, [None if each is None else each.ticks for each in shown]
+
+
+def _ticks(packet: av.Packet) -> int:
+    return (packet.pts if packet.pts is not None else packet.dts) or 0
 
 
 def _first_picture(path: pathlib.Path) -> av.VideoFrame | None:

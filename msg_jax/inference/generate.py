@@ -44,9 +44,10 @@ class Settings:
     audio_format: str = "wav"
     container: str = ""  # of the videos with sound, for example "mkv"; "" for each video's own
     overwrite: bool = False
-    duration_sec: float | None = None  # use the first seconds of each video, as one sequence if the system can; None: all
+    duration_sec: float | None = None  # cut each video to its first seconds, one sequence if the system can; None: all
     frame_choice: FrameChoice | None = None  # None: the system's
     noise: Float[np.ndarray, "variants tokens channels"] | None = None  # instead of the seeds' noise
+    cache: pathlib.Path | None = None  # folder that keeps the features of videos between calls
     script: tuple[Cue, ...] = ()  # timed prompts; `prompt` and `negative_prompt` hold where there is no cue
     best_of: int = 1  # sounds for each variant, of which the one with the highest reward is kept
     mix: float = 0.0  # share of the video's own sound that is added
@@ -185,7 +186,7 @@ def takes_for(system: System, video: Video, settings: Settings) -> Iterator[Take
         return window
 
     with progress.part(0, _ENCODED):
-        conditions = fitting.encode(map(seen, windows), plan.prompts, len(plan.windows))
+        conditions = fitting.encode(map(seen, windows), plan.prompts, len(plan.windows), settings.cache)
     own = media.read_audio(video.path, 0.0, samples, clip.audio_hz) if settings.mix else None
     starts = [window.start for window in plan.windows]
     sounds = _sounds(fitting, conditions, noises, samples, plan, settings)
@@ -405,7 +406,9 @@ def _write(
 ) -> list[str]:
     """Writes the sound and the video with it; returns what the copy of the video lacks."""
     sound, picture = paths
-    left_out = media_writer.mux(video.path, waveform, hz, picture, overwrite=settings.overwrite)
+    left_out = media_writer.mux(
+        video.path, waveform, hz, picture, duration_sec=settings.duration_sec, overwrite=settings.overwrite
+    )
     media_writer.write_audio(sound, waveform, hz, overwrite=settings.overwrite)
     return left_out
 

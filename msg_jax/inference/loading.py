@@ -8,6 +8,7 @@ from typing import Any
 
 from flax.errors import FlaxError
 import jax
+import jax.numpy as jnp
 
 from msg_jax import networks, storage
 from msg_jax.clip import ClipSpec
@@ -43,13 +44,14 @@ class Parts:
     load_ranker: Callable[[], Ranker] | None = None
 
 
-def load_checkpoint(folder: str | os.PathLike) -> System:
+def load_checkpoint(folder: str | os.PathLike, precision: str | None = None) -> System:
     """Load the system whose generator is in `folder`, a finished `base` or preference arm, with its run's other networks.
 
-    Raises UserError if `folder` is not such a stage, if an upstream stage is missing or was made again since, or if this
-    version of the code has other networks.
+    `precision` is that of `networks.computing_in`, for generator and released encoders. Raises UserError if `folder` is not
+    such a stage, if an upstream stage is missing or was made again since, or if this version of the code has other networks.
     """
-    return assemble(read_checkpoint(folder))
+    with networks.computing_in(precision):
+        return assemble(read_checkpoint(folder))
 
 
 def read_checkpoint(folder: str | os.PathLike) -> Parts:
@@ -94,6 +96,7 @@ def assemble(parts: Parts) -> System:
         digest=parts.digest,
         **parts.sampling,
         encode_frames=encode_frames,
+        encoders=_encoders_of(parts.released) if config.encoders.kind == "released" else parts.digest,
         embed_text=embed_text,
         generator=generator,
         codec=networks.codec(config, clip),
@@ -106,9 +109,10 @@ def assemble(parts: Parts) -> System:
     )
 
 
-def load_weights(path: str | os.PathLike, variant: str | None = None) -> System:
-    """Load a released system; `path` and `variant` are those of `frozen.open_weights`."""
-    return from_bundle(frozen.open_weights(path, variant))
+def load_weights(path: str | os.PathLike, variant: str | None = None, precision: str | None = None) -> System:
+    """Load a released system; `path` and `variant` are those of `frozen.open_weights`, `precision` of `load_checkpoint`."""
+    with networks.computing_in(precision):
+        return from_bundle(frozen.open_weights(path, variant))
 
 
 def from_bundle(released: bundle.Bundle) -> System:
@@ -124,6 +128,7 @@ def from_bundle(released: bundle.Bundle) -> System:
         steps=25,
         guidance_scale=4.5,
         encode_frames=encode_frames,
+        encoders=_encoders_of(released),
         embed_text=embed_prompt,
         generator=MMDiT(configs["mmdit"], networks.compute_dtype()),
         codec=NeuralCodec(clip, configs["vae"], configs["bigvgan"]),
@@ -131,6 +136,11 @@ def from_bundle(released: bundle.Bundle) -> System:
         squashes_clip_video=True,
         any_length=True,
     )
+
+
+def _encoders_of(released: bundle.Bundle | None) -> str:
+    assert released is not None
+    return f"{released.sha256('clip')} {released.sha256('synchformer')} {jnp.dtype(networks.compute_dtype()).name}"
 
 
 def _finished(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import pathlib
 from typing import Any
 import zlib
 
@@ -18,6 +19,7 @@ from msg_jax.clip import ClipSpec
 from msg_jax.data.frame_grid import FrameChoice
 from msg_jax.inference import sampling
 from msg_jax.inference.batching import chunks, map_batches
+from msg_jax.inference.feature_cache import FeatureCache, Features
 from msg_jax.inference.frozen import EmbedText, EncodeFrames, LazyWeights, codec_program
 from msg_jax.inference.ranking import Ranker
 from msg_jax.infra import progress
@@ -44,6 +46,7 @@ class System:
     steps: int  # default solver steps
     guidance_scale: float  # default guidance
     encode_frames: EncodeFrames
+    encoders: str  # identifies what `encode_frames` computes: digests of its weights, and its precision
     embed_text: EmbedText
     generator: Module  # with MMDiT's methods
     codec: Module  # a models.codec.Codec
@@ -78,13 +81,14 @@ class System:
         return sampling.window_starts(tokens, self.clip.latent_tokens, self.clip.latent_tokens // 2)
 
     def encode(
-        self, windows: Iterable[Sequence[np.ndarray]], prompt: str | Sequence[str] = "", count: int = 1
+        self, windows: Iterable[Sequence[np.ndarray]], prompt: str | Sequence[str] = "", count: int = 1,
+        cache: pathlib.Path | None = None,
     ) -> Conditions:
         """Encode the frames of a clip's windows; they are read lazily, so that few are in memory.
 
         A window is a pair of uint8 arrays, `video` and `clip_video` in the sizes of the ClipSpec. `prompt` is one text, or one
         for each window; without a prompt the text condition is the generator's null text. The progress that is reported takes
-        the windows to be `count`.
+        the windows to be `count`. Features of frames are kept in the folder `cache` and taken from there.
         """
         inputs = self.generator.config.features
         features, motion, rows, size, remaining = [], [], 0, None, iter(windows)
@@ -92,13 +96,29 @@ class System:
             rows, size = rows + len(batch), size or len(batch)
             (frames,) = chunks(tuple(np.stack(stream) for stream in zip(*batch)), size)
             with progress.part((rows - len(batch)) / count, rows / count):
-                features.append(jax.tree.map(np.asarray, self.encode_frames(self.variables["encoders"], *frames)))
+                features += self._encode(batch, frames, cache)
             progress.report(rows / count)
             if "motion" in inputs:
                 motion.append(np.asarray(motion_energy(frames[0], self.clip.sync_tokens)))
-        clip, sync = (np.concatenate(parts)[:rows] for parts in zip(*features))
+        clip, sync = (np.stack(parts) for parts in zip(*features))
         found = {"clip": clip, "sync": sync, "text": self._embed_prompts(prompt, rows)}
         return Conditions.from_batch(found | ({"motion": np.concatenate(motion)[:rows]} if motion else {}))
+
+    def _encode(
+        self, batch: Sequence[Sequence[np.ndarray]], frames: Sequence[np.ndarray], cache: pathlib.Path | None
+    ) -> list[Features]:
+        """The features of each window of a batch; `frames` are theirs, padded to the batches' shape."""
+        kept = FeatureCache(cache, self.encoders) if cache else None
+        keys = [kept.key(window) for window in batch] if kept else []
+        found = [kept.read(key) for key in keys] if kept else [None]
+        if not any(each is None for each in found):
+            return [each for each in found if each is not None]
+        encoded = jax.tree.map(np.asarray, self.encode_frames(self.variables["encoders"], *frames))
+        features = list(zip(*encoded))[: len(batch)]
+        for key, each in zip(keys, features):
+            assert kept is not None
+            kept.write(key, each)
+        return features
 
     def encode_text_alone(self, prompt: str | Sequence[str], rows: int = 1) -> Conditions:
         """Conditions of `rows` windows without a video: the generator's null conditions, with the text of the prompt(s)."""

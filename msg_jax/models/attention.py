@@ -1,7 +1,8 @@
 """Scaled dot-product attention by the kernel that suits device, type and shape.
 
 XLA's own attention writes the logits (B, heads, T, S) in float32, forward and backward. The kernels for accelerators keep
-them on the chip. Both compute softmax in float32.
+them on the chip; that for CPUs divides the result instead of the logits, and goes through the heads one by one where all
+logits together would not fit a cache. All compute softmax in float32.
 """
 
 import contextlib
@@ -17,18 +18,21 @@ from jaxtyping import Float
 from msg_jax.models.device import platform
 from msg_jax.types import Array
 
-Implementation = Literal["xla", "cudnn", "flash"] | None
-"""`xla` runs everywhere, `cudnn` on GPUs, `flash` (Pallas) on TPUs. None chooses by `suited`."""
+Implementation = Literal["xla", "cudnn", "flash", "heads"] | None
+"""`xla` and `heads` run everywhere, `cudnn` on GPUs, `flash` (Pallas) on TPUs. None chooses by `suited`."""
 
 BATCH_AXES, HEAD_AXIS = ("fsdp", "data"), "tensor"  # of a mesh
 _LANES = 128  # of a TPU: lengths are padded to a multiple
 _LARGEST_BLOCK = 512
 _LEAST_LENGTH = 128  # shorter sequences have logits too small to matter
 _MOST_FEATURES = 128  # of a head
+_CACHED_LOGITS = 2**23  # of all heads: 32 MB
 
 
 def suited(q: Array, k: Array) -> Implementation:
-    """A kernel of the platform for bfloat16, heads of up to 128 features and at least 128 tokens; else `xla`."""
+    """`heads` on CPUs; an accelerator's kernel for bfloat16, at most 128 features a head and 128 tokens or more; else `xla`."""
+    if platform() == "cpu":
+        return "heads"
     kernel: Implementation = {"gpu": "cudnn", "tpu": "flash"}.get(platform(), "xla")  # pyright: ignore
     fits = q.dtype == jnp.bfloat16 and q.shape[-1] <= _MOST_FEATURES and q.shape[-1] % 8 == 0
     return kernel if fits and min(q.shape[1], k.shape[1]) >= _LEAST_LENGTH else "xla"
@@ -44,8 +48,39 @@ def attend(
         return _flash(q, k, v, causal)
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+    if implementation == "heads":
+        return _by_heads(q, k, v, causal)
     with jax.default_matmul_precision("highest") if q.dtype == jnp.float32 else contextlib.nullcontext():
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="xla")
+
+
+def _by_heads(q: Array, k: Array, v: Array, causal: bool) -> Array:
+    """Attention with heads as a batch axis, or in a loop over rows and heads if their logits would leave the cache."""
+    (rows, length, heads, _), keys = q.shape, k.shape[1]
+    exact = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+    product = functools.partial(jnp.matmul, precision=exact, preferred_element_type=jnp.float32)
+    mask = jnp.tri(length, keys, dtype=bool)
+
+    def one(q: Array, k: Array, v: Array) -> Array:
+        logits = product(q * q.shape[-1] ** -0.5, k.mT)
+        logits = jnp.where(mask, logits, -jnp.inf) if causal else logits
+        weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+        return (product(weights.astype(v.dtype), v) / weights.sum(-1, keepdims=True)).astype(v.dtype)
+
+    if min(length, keys) < _LEAST_LENGTH or rows * heads * length * keys < _CACHED_LOGITS or _is_spread():
+        return one(*(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)
+
+    def of_head(i: Array) -> Array:
+        return one(*(jax.lax.dynamic_slice(x, (i // heads, 0, i % heads, 0), (1, x.shape[1], 1, x.shape[3]))[0, :, 0]
+                     for x in (q, k, v)))
+
+    return jax.lax.map(of_head, jnp.arange(rows * heads)).reshape(rows, heads, length, -1).swapaxes(1, 2)
+
+
+def _is_spread() -> bool:
+    """Whether rows and heads may lie on several devices, which a loop would gather."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.size > 1
 
 
 def _flash(q: Array, k: Array, v: Array, causal: bool) -> Array:

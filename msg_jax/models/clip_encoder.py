@@ -57,7 +57,10 @@ def unit_norm(x: Float[Array, "*batch D"]) -> Float32[Array, "*batch D"]:
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm self-attention, then a feed-forward layer of four times the width."""
+    """Pre-norm self-attention, then a feed-forward layer of four times the width.
+
+    A call with `first` computes the first tokens only, which attend to all.
+    """
 
     heads: int
     activation: Callable[[Array], Array]
@@ -66,7 +69,7 @@ class TransformerBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], first: int | None = None) -> Float[Array, "B first D"]:
         width = x.shape[-1]
 
         def dense(features, axes, name):
@@ -74,7 +77,8 @@ class TransformerBlock(nn.Module):
 
         y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm1")(x)
         qkv = dense(3 * width, ("embed", "heads"), "qkv")(y).reshape(*x.shape[:2], 3, self.heads, -1)
-        y = attend(*(qkv[:, :, i] for i in range(3)), causal=self.causal)
+        x = x[:, :first]
+        y = attend(qkv[:, :first, 0], qkv[:, :, 1], qkv[:, :, 2], causal=self.causal)
         x = x + dense(width, ("heads", "embed"), "out")(y.reshape(x.shape))
         y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm2")(x)
         y = self.activation(dense(4 * width, ("embed", "mlp"), "mlp_in")(y))
@@ -103,8 +107,8 @@ class ImageTower(nn.Module):
         blocks = [
             TransformerBlock(c.vision_heads, quick_gelu, dtype=self.dtype, name=f"block{i}") for i in range(c.vision_depth)
         ]
-        x = run_blocks(blocks, TransformerBlock.__call__, x)
-        x = nn.LayerNorm(1e-5, dtype=self.dtype, name="norm_out")(x[:, 0])
+        x = run_blocks(blocks[:-1], TransformerBlock.__call__, x)
+        x = nn.LayerNorm(1e-5, dtype=self.dtype, name="norm_out")(blocks[-1](x, first=1)[:, 0])
         return Dense(c.features, axes=("embed", None), use_bias=False, dtype=self.dtype, name="projection")(x)
 
 

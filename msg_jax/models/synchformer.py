@@ -181,7 +181,7 @@ def _gather(tower: nn.Module, x: Array) -> Array:
     token = tower.param("gather_token", init, (c.width,)).astype(x.dtype)
     x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, c.width)), x], axis=1)
     block = TransformerBlock(c.heads, _gelu, epsilon=_EPSILON, dtype=tower.dtype, name="gather")
-    return block(x)[:, 0].astype(jnp.float32)
+    return block(x, first=1)[:, 0].astype(jnp.float32)
 
 
 class SynchformerAudio(nn.Module):

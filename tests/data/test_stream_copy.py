@@ -354,3 +354,33 @@ def test_a_packet_that_the_container_refuses_costs_only_the_extras(tmp_path, mon
 
 def test_formats_are_the_suffixes():
     assert tuple(stream_copy.FORMATS) == containers.VIDEO_SUFFIXES
+
+
+@pytest.mark.parametrize("seconds", [0.04, 0.5, 1.37, 2.0, 9.0])
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm", ".avi"])
+def test_a_copy_ends_where_it_is_told(tmp_path, suffix, seconds):
+    """Exactly, or, where the container cannot hide the pictures that B-frames refer to, a few pictures later."""
+    source, out = plain_video(tmp_path / f"in{suffix}"), tmp_path / f"out{suffix}"
+    assert copy(source, out, duration_sec=seconds) == []
+    ours, theirs = bytes_of(out), bytes_of(source)
+    assert ours == theirs[: len(ours)] and (len(ours) < len(theirs)) == (seconds < 3)
+    asked, ends = min(seconds, 3.0), media.probe(out).duration_sec
+    depth = 3 if suffix == ".mkv" else 0
+    assert asked - 2e-3 <= ends <= asked + (0.04 if depth or suffix == ".avi" else 2e-3) + 0.04 * depth
+    with av.open(str(out)) as container:
+        blocks = list(container.decode(audio=0))
+        heard = max(float(block.time + block.samples / block.sample_rate) for block in blocks)
+        assert heard == pytest.approx(ends, abs=1024 / 16_000 if suffix == ".mkv" else 0.05)  # a frame of AAC
+    first = int(min(seconds * 25, 75) + 1e-6)
+    assert numbers(media.read_video(out, [media.FrameGrid(25.0, 16, first)])[0]) == list(range(first))
+
+
+def bytes_of(path):
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(container.streams.video[0]) if packet.size]
+
+
+def test_the_pictures_of_a_slow_video_are_cut_short_too(tmp_path):
+    path = make_video(tmp_path / "slides.mp4", [numbered(i) for i in range(3)], [0, 1000, 5000])
+    copy(path, tmp_path / "out.mp4", duration_sec=2.5)
+    assert media.probe(tmp_path / "out.mp4").duration_sec == pytest.approx(2.5, abs=2e-3)

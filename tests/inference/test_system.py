@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pathlib
+import shutil
 import weakref
 
 import numpy as np
@@ -14,6 +16,8 @@ from msg_jax.convert.bundle import VARIANTS, Bundle
 from msg_jax.convert.tokenizer import Tokenizer
 from msg_jax.data import media_writer
 from msg_jax.errors import UserError
+from msg_jax.inference import frozen
+from msg_jax.inference.feature_cache import FeatureCache
 from msg_jax.inference.frozen import LazyWeights
 from msg_jax.inference.generate import Settings, Video, generate, sounds_for
 from msg_jax.inference.loading import load_weights
@@ -101,6 +105,80 @@ def test_weights_that_fit_in_memory_stay_loaded(folder, loads, video, monkeypatc
     for _ in range(2):
         next(sounds_for(system, Video(video, "noise.mp4"), SETTINGS))
     assert len(loads) == 5 and len(set(loads)) == 5
+
+
+def test_equal_items_are_encoded_once():
+    seen = []
+
+    def network(variables, items):
+        seen.append(np.asarray(items))
+        return items.sum((1, 2)) * variables
+
+    items = np.array([3, 3, 1, 3, 2, 2, 0, 5])[:, None, None] * np.ones((2, 4), int)
+    found = frozen._per_item(network, 10, items.reshape(2, 4, 2, 4), 2, None)
+    np.testing.assert_array_equal(found, 10 * items.sum((1, 2)).reshape(2, 4))
+    np.testing.assert_array_equal(np.concatenate(seen)[:5, 0, 0], [3, 1, 2, 0, 5])
+    assert len(seen) == 3
+
+
+ENCODERS = {("clip", "params/image/"), ("synchformer",)}
+
+
+def test_features_are_kept_between_calls(folder, loads, video, tmp_path):
+    """Whatever the prompt, the seed and the name of the file; not with other frames."""
+    cache = dataclasses.replace(SETTINGS, cache=tmp_path / "kept")
+
+    def sound(settings, path=video, **changes):
+        loads.clear()
+        (made,) = sounds_for(load_weights(folder), Video(path, "noise.mp4"), dataclasses.replace(settings, **changes))
+        return made, bool(ENCODERS & set(loads))
+
+    first, encoded = sound(cache)
+    plain, _ = sound(SETTINGS)
+    np.testing.assert_array_equal(first, plain)
+    assert encoded and len(list((tmp_path / "kept").iterdir())) == 3
+    copy = shutil.copy(video, tmp_path / "another.mp4")
+    for changes in ({}, {"seed": 1}, {"prompt": "dog"}, {"path": pathlib.Path(copy)}):
+        again, encoded = sound(cache, **changes)
+        assert not encoded and np.array_equal(again, first) == (not {"seed", "prompt"} & changes.keys())
+    for changes in ({"frame_choice": "mmaudio_inference"}, {"duration_sec": 0.8}):
+        assert sound(cache, **changes)[1]
+    assert load_weights(folder).encoders == load_weights(folder, precision="float32").encoders
+    assert load_weights(folder).encoders != load_weights(folder, precision="bfloat16").encoders
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "another window's", "a folder"])
+def test_a_damaged_entry_is_made_again(damage, tmp_path):
+    cache, windows = FeatureCache(tmp_path, "weights"), [[np.full((3, 4, 4, 3), i, np.uint8)] for i in range(2)]
+    features = (np.ones((3, 4), np.float32), np.full((5, 2), 2, np.float32))
+    key, other = map(cache.key, windows)
+    assert key != other and key != FeatureCache(tmp_path, "others").key(windows[0])
+    for each in (key, other):
+        cache.write(each, features)
+    path = tmp_path / f"{key}.npz"
+    content = path.read_bytes()
+    if damage == "a folder":
+        path.unlink(), path.mkdir()
+    else:
+        i = content.index(features[0].tobytes())
+        path.write_bytes({
+            "cut": content[:-30], "empty": b"", "flipped": content[:i] + b"\1" + content[i + 1 :],
+            "another window's": (tmp_path / f"{other}.npz").read_bytes(),
+        }[damage])
+    assert cache.read(key) is None and cache.read(other) is not None
+    cache.write(key, features)  # a folder in its place is only reported
+    if damage != "a folder":
+        np.testing.assert_array_equal(cache.read(key)[1], features[1])
+
+
+def test_bfloat16_of_the_encoders_is_near_float32(released, folder):
+    rng = np.random.default_rng(0)
+    window = [rng.integers(0, 256, (count, px, px, 3), np.uint8) for count, px in ((24, CLIP.video_px), (7, 28))]
+    half = load_weights(folder, precision="bfloat16")
+    assert half.variables["encoders"]["clip"]["params"]["image"]["block0"]["qkv"]["dense"]["kernel"].dtype == "bfloat16"
+    for name in ("clip", "sync"):
+        exact, rounded = (getattr(system.encode([window]), name) for system in (released, half))
+        assert 1e-5 < np.linalg.norm(rounded - exact) / np.linalg.norm(exact) < 1e-2
 
 
 def test_conditions_are_those_of_the_published_recipe(released, folder):

@@ -41,6 +41,30 @@ def test_flash_attention_equals_xlas(length, keys, causal):
         assert a.shape == b.shape and relative_error(a, b) < 1e-5
 
 
+@pytest.mark.parametrize("cached", [0, 2**23])
+@pytest.mark.parametrize("length, keys, causal", [(130, 150, False), (140, 140, True), (1, 150, False)])
+def test_attention_by_heads_equals_xlas(length, keys, causal, cached, monkeypatch):
+    """In a loop over rows and heads, or all at once; a single query is never worth a loop."""
+    monkeypatch.setattr(attention, "_CACHED_LOGITS", cached)
+    inputs = qkv(2, length, keys, 3, 8)
+    found = value_and_gradients("heads", causal, *inputs)
+    loops = str(jax.make_jaxpr(functools.partial(attention.attend, implementation="heads"))(*inputs)).count("scan[")
+    assert loops == (cached == 0 and length > 1)
+    for a, b in zip(found, value_and_gradients("xla", causal, *inputs)):
+        assert a.shape == b.shape and relative_error(a, b) < 1e-6
+
+
+def test_attention_by_heads_multiplies_bfloat16_and_sums_float32():
+    inputs = qkv(1, 130, 130, 1, 8)
+    halves = [x.astype(jnp.bfloat16) for x in inputs]
+    exact, xla, heads = (
+        attention.attend(*x, implementation=name)
+        for x, name in ((inputs, "xla"), (halves, "xla"), (halves, "heads"))
+    )
+    assert heads.dtype == jnp.bfloat16
+    assert relative_error(heads.astype(jnp.float32), exact) < 1.2 * relative_error(xla.astype(jnp.float32), exact)
+
+
 def test_flash_attention_in_bfloat16_is_as_near_to_float32_as_xlas():
     inputs = qkv(1, 130, 130, 1, 8)
     halves = [x.astype(jnp.bfloat16) for x in inputs]
@@ -65,7 +89,7 @@ def test_every_device_attends_over_its_own_rows_and_heads():
     assert relative_error(found, expected) < 1e-5
 
 
-@pytest.mark.parametrize("platform, kernel", {"tpu": "flash", "cuda": "cudnn", "cpu": "xla"}.items())
+@pytest.mark.parametrize("platform, kernel", {"tpu": "flash", "cuda": "cudnn", "cpu": "heads"}.items())
 def test_the_device_type_and_shape_choose_the_kernel(platform, kernel):
     device = jax.sharding.AbstractDevice(device_kind="", num_cores=1, platform=platform)
     mesh = jax.sharding.AbstractMesh((1,), ("data",), (jax.sharding.AxisType.Auto,), abstract_device=device)
@@ -76,4 +100,5 @@ def test_the_device_type_and_shape_choose_the_kernel(platform, kernel):
 
     with jax.sharding.use_abstract_mesh(mesh):
         assert chosen(486, 64, jnp.bfloat16) == chosen(730, 80, jnp.bfloat16) == kernel
-        assert chosen(486, 64, jnp.float32) == chosen(9, 64, jnp.bfloat16) == chosen(486, 1536, jnp.bfloat16) == "xla"
+        other = "heads" if platform == "cpu" else "xla"
+        assert chosen(486, 64, jnp.float32) == chosen(9, 64, jnp.bfloat16) == chosen(486, 1536, jnp.bfloat16) == other

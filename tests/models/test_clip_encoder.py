@@ -7,7 +7,7 @@ import numpy as np
 
 from msg_jax.convert import from_torch
 from msg_jax.convert.weights import shapes_of
-from msg_jax.models.clip_encoder import CLIP, PIXEL_MEAN, PIXEL_STD, PRESETS, CLIPConfig
+from msg_jax.models.clip_encoder import CLIP, PIXEL_MEAN, PIXEL_STD, PRESETS, CLIPConfig, TransformerBlock, quick_gelu
 
 
 def test_equals_open_clip(golden_folder):
@@ -29,6 +29,12 @@ def test_published_parameter_counts():
     assert round(count["image"] / 1e6, 2) == 632.68
     assert round((count["text"] + text_projection) / 1e6, 2) == 354.03
     assert round((sum(count.values()) + text_projection + logit_scale) / 1e6, 2) == 986.71
+
+
+def test_a_block_may_compute_its_first_tokens_alone():
+    block, x = TransformerBlock(2, quick_gelu), jax.random.normal(jax.random.key(0), (2, 5, 8))
+    variables = block.init(jax.random.key(1), x)
+    assert np.allclose(block.apply(variables, x, first=2), block.apply(variables, x)[:, :2], atol=1e-6)
 
 
 def test_384_px_give_the_patches_of_378():

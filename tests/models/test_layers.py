@@ -55,6 +55,17 @@ def test_a_strided_convolution_over_blocks_of_pixels(window, space, strides, pad
     assert found.shape == expected.shape and relative_error(found, expected) < 1e-6
 
 
+def test_bfloat16_is_summed_in_float32_on_a_cpu():
+    module, x = layers.Dense(64, dtype=jnp.bfloat16), jax.random.normal(jax.random.key(0), (3, 256), jnp.bfloat16)
+    variables = module.init(jax.random.key(1), x)
+    kernel = np.asarray(jnp.bfloat16(variables["params"]["dense"]["kernel"].unbox()), np.float64)
+    found, exact = module.apply(variables, x), np.asarray(x, np.float64) @ kernel
+    assert found.dtype == jnp.bfloat16 and np.array_equal(found, exact.astype(np.float32).astype(jnp.bfloat16))
+    assert "preferred_element_type=float32" in str(jax.make_jaxpr(module.apply)(variables, x))
+    with tpu():
+        assert "preferred_element_type=bfloat16" in str(jax.make_jaxpr(module.apply)(variables, x))
+
+
 def test_a_stem_for_a_tpu_computes_the_same_and_convolves_no_picture_of_three_channels():
     module, x = layers.Conv(8, (5, 7, 7), (1, 2, 2)), np.random.default_rng(0).normal(size=(1, 5, 8, 8, 3)).astype(np.float32)
     variables = module.init(jax.random.key(0), x)

@@ -174,10 +174,10 @@ def test_every_parameter_of_the_tiny_preset_gets_a_gradient(tiny):
 
 
 @pytest.mark.parametrize("changes", [{}, {"joint_depth": 2}, {"fused_depth": 0}])
-def test_explicit_xla_attention_equals_the_default(changes):
-    """Joint and fused blocks pass the implementation on; on a CPU the default is "xla"."""
+def test_explicit_attention_equals_the_default(changes):
+    """Joint and fused blocks pass the implementation on; on a CPU the default is "heads"."""
     config = dataclasses.replace(TINY_CONFIG, **changes)
-    default, explicit = MMDiT(config), MMDiT(config, attention_implementation="xla")
+    default, explicit = MMDiT(config), MMDiT(config, attention_implementation="heads")
     shapes = nn.unbox(jax.eval_shape(default.init, jax.random.key(0), *example_inputs(config)))
     draw = np.random.default_rng(1).normal
     variables = jax.tree.map(lambda leaf: np.float32(0.2) * draw(size=leaf.shape).astype(np.float32), shapes)
