@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import gradio as gr  # pyright: ignore[reportMissingImports] an optional dependency
+from gradio.themes import Default  # pyright: ignore[reportMissingImports]
 
 from msg_jax.app.guard import COOKIE
 from msg_jax.app.jobs import Job
@@ -56,7 +57,7 @@ window.msgJax = {
 
 def theme():
     """Gradio's default theme with the fonts of the visitor's machine, so that nothing is fetched from elsewhere."""
-    return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
 def fields(studio: Studio) -> dict[str, Any]:
@@ -127,9 +128,9 @@ def blocks(studio: Studio):
                 takes = gr.HTML(elem_id="takes")
         begin.click(
             generate, [video, *components.values()], [status, takes], concurrency_limit=None, show_progress="hidden",
-            api_name=False,
+            api_visibility="private",
         )
-        end.click(cancel, None, None, concurrency_limit=None, show_progress="hidden", api_name=False)
+        end.click(cancel, None, None, concurrency_limit=None, show_progress="hidden", api_visibility="private")
         built.unload(cancel)
     return built
 
