@@ -3,7 +3,7 @@
 from msg_jax.config.schema import Arm, Config, FolderEvaluation
 from msg_jax.config.tree import replace
 from msg_jax.errors import UserError
-from msg_jax.methods import AvpRpo, ContinueFlow, DiffusionNft, Distill, Merge, SyncDpo
+from msg_jax.methods import AvpRpo, ContinueFlow, Distill, Merge, SyncDpo
 from msg_jax.recipes import presets
 
 VTA_LDM_PRESETS = ("tiny", "smoke")
@@ -41,28 +41,18 @@ def sync_dpo(preset: str = "tiny") -> Config:
 
 
 def student(preset: str = "tiny") -> Config:
-    """Students: guidance distilled away, tuned by DPO and by DiffusionNFT, and distilled into 4, 2 and 1 steps."""
+    """A student, guidance distilled away and then tuned, beside AVP-RPO from the base and controls at equal total cost."""
     config = presets.get(preset)
-    smoke = config.preset == "smoke"
-    training = {} if smoke else dict(steps=300, batch_size=32)
-    few = {} if smoke else dict(steps=300, batch_size=16)
-    teacher_steps = 4 if smoke else 8
+    training = {} if config.preset == "smoke" else dict(steps=300, batch_size=32)
     arms: dict[str, Arm] = {
         "student": Distill(changes=training),
-        "student_dpo": AvpRpo(start="student", sampled="base", label="Student, DPO"),
-        "student_nft": DiffusionNft(
-            start="student", sampled="base", label="Student, DiffusionNFT", changes=training | dict(real_weight=0.0)
-        ),
-        "student_both": Merge(
-            start="student", shares={"student_dpo": 0.5, "student_nft": 1.0}, label="Student, half of DPO and DiffusionNFT"
-        ),
+        "student_dpo": AvpRpo(start="student", sampled="base", label="Student, AVP-RPO"),
+        "student_half": Merge(start="student", shares={"student_dpo": 0.5}, label="Student, half of AVP-RPO"),
+        "avp_rpo": AvpRpo(),
+        "avp_rpo_real": AvpRpo(winner="real", label="AVP-RPO, real winners"),
+        "avp_rpo_midway": Merge(shares={"avp_rpo": 0.5}, label="AVP-RPO, half-way"),
+        "continue_equal": ContinueFlow(matches="student_dpo", label="Continued training, equal total cost"),
     }
-    for steps in (4, 2, 1):
-        arms[f"tuned_{steps}"] = Distill(
-            start="student_both", guidance=1.0, solver_steps=steps, teacher_steps=teacher_steps, changes=few,
-            label=f"The same in {steps} step{'s' if steps > 1 else ''}",
-        )
-    arms["base_2"] = Distill(solver_steps=2, teacher_steps=teacher_steps, changes=few, label="Base in 2 steps")
     return replace(config, arms=arms, stages=(*arms, "evaluate"))
 
 
