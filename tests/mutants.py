@@ -37,6 +37,7 @@ SAMPLER, SAMPLING = "tests/inference/test_sampler.py", "tests/inference/test_sam
 REWARD, CONTRASTIVE = "tests/preference/test_reward.py", "tests/losses/test_contrastive.py"
 SAMPLING_CODE = "msg_jax/inference/sampling.py"
 FETCH = "tests/convert/test_fetch.py"
+VGGSOUNDER = "tests/data/test_vggsounder.py"
 PREFERENCE = "msg_jax/tasks/preference.py"
 RANKED = "msg_jax/methods/ranked.py"
 ROUND = "msg_jax/methods/rounds.py"
@@ -66,6 +67,13 @@ MUTANTS = (
     # Judges and costs
     Mutant("a control ignores the arm that it matches", "msg_jax/methods/continue_flow.py",
            "steps=max(1, round(affordable))", "steps=section.steps", "tests/methods/test_controls.py"),
+    # Test sets
+    Mutant("a general name counts beside its kind", "msg_jax/data/vggsounder.py",
+           "return names - {kinds[name] for name in names if name in kinds}", "return names", f"{VGGSOUNDER} -k once"),
+    Mutant("a video with music is chosen", "msg_jax/data/multi_event.py", 'if "True" in flags:', 'if "True" in flags[1:]:',
+           f"{VGGSOUNDER} -k hand"),
+    Mutant("a visible duck is an unseen bird", "msg_jax/data/vggsounder.py", "if event not in seen | general and",
+           "if event not in seen and", f"{VGGSOUNDER} -k visible"),
     # The preference loss
     Mutant("the loss prefers the loser", "msg_jax/losses/preference.py",
            "return -(beta / 2) * (winner_change - loser_change)", "return (beta / 2) * (winner_change - loser_change)",

@@ -6,18 +6,23 @@ parameters, the counts and a SHA-256 of the list; then follow the sorted clip id
 The annotation is one of
   event times   a header with the columns id, class, onset, offset (seconds), one row per event;
   labels        VGGSound's columns id, start, label, split (the header is optional), one row per label; clip ids are
-                ID_000030, as VGGSound's files are named.
+                ID_000030, as VGGSound's files are named;
+  vggsounder    VGGSounder's csv, or the word vggsounder for the file of the installed package. A clip's classes are its
+                labels that are both audible and visible, with --offscreen those that are only audible. Labels that name
+                the same event count once (`vggsounder_labels.csv`). Clips with background music, a still image or a
+                voice-over have none.
 
 A clip is selected if it meets any of the --kinds (with --match=all: all of them):
   classes     it has at least --min_classes different classes;
   events      it has at least --min_events events that begin --min_gap_sec or more after each other;
   overlap     two events of different classes overlap for at least --min_overlap_sec;
   transition  one class has ended before another first begins, or overlaps with it by at most --min_overlap_sec.
-Labels have no times, so they support only `classes`.
+Labels have no times, so the last two forms support only `classes`.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+import collections
+from collections.abc import Iterable, Mapping, Sequence
 import csv
 import dataclasses
 import hashlib
@@ -29,6 +34,7 @@ import pathlib
 import sys
 from typing import NamedTuple
 
+from msg_jax.data import vggsounder
 from msg_jax.errors import UserError, fail
 
 KINDS = ("classes", "events", "overlap", "transition")
@@ -128,16 +134,48 @@ def read_labels(path: str | os.PathLike, split: str | None = None) -> dict[str, 
     return clips
 
 
-def read_annotation(path: str | os.PathLike, split: str | None = None) -> tuple[dict[str, list[Event]], bool]:
-    """Reads events by clip id from either form of annotation; also returns whether they have times.
+def read_vggsounder(path: str | os.PathLike, offscreen: bool = False) -> dict[str, list[Event]]:
+    """Reads on-screen events by clip id from VGGSounder's csv, or off-screen events. Flagged clips have none.
 
-    Raises UserError if the file has neither form.
+    Raises UserError, naming the line, for a malformed row.
     """
-    path = pathlib.Path(path)
-    timed = set(_TIME_COLUMNS) <= set(next(iter(_table(path)), (0, []))[1])
-    if timed and split is not None:
-        raise UserError(f"{path} has event times but no splits: leave out --split")
-    return (read_events(path) if timed else read_labels(path, split)), timed
+    clips: dict[str, dict[str, str]] = {}
+    flagged = set()
+    for line, row in _rows(pathlib.Path(path), vggsounder.COLUMNS):
+        if row["modality"] not in vggsounder.MODALITIES:
+            raise UserError(f"{path} line {line}: the modality {row['modality']!r} is not A, V or AV; correct the row")
+        flags = [row[name] for name in vggsounder.FLAGS]
+        if not set(flags) <= {"True", "False"}:
+            raise UserError(f"{path} line {line}: the flags {', '.join(flags)} are not True or False; correct the row")
+        if "True" in flags:
+            flagged.add(row["video_id"])
+        clips.setdefault(row["video_id"], {})[row["label"]] = row["modality"]
+    choose = vggsounder.offscreen if offscreen else vggsounder.onscreen
+    return {name: [Event(label) for label in sorted(choose(labels))] if name not in flagged else []
+            for name, labels in clips.items()}
+
+
+def form_of(path: str | os.PathLike) -> str:
+    """The form of an annotation, by its first line: times, labels or vggsounder."""
+    header = set(next(iter(_table(pathlib.Path(path))), (0, []))[1])
+    forms = {"times": _TIME_COLUMNS, "vggsounder": vggsounder.COLUMNS}
+    return next((form for form, columns in forms.items() if set(columns) <= header), "labels")
+
+
+def read_annotation(path: str | os.PathLike, split: str | None = None,
+                    offscreen: bool = False) -> tuple[dict[str, list[Event]], str]:
+    """Reads events by clip id from any form of annotation; also returns the form.
+
+    Raises UserError if the file has none of the forms, or if it has no splits or modalities to choose from.
+    """
+    form = form_of(path)
+    if form != "labels" and split is not None:
+        raise UserError(f"{path} has no splits: leave out --split")
+    if form != "vggsounder" and offscreen:
+        raise UserError(f"{path} does not say which events are off screen: leave out --offscreen, or give VGGSounder's csv")
+    if form == "vggsounder":
+        return read_vggsounder(path, offscreen), form
+    return (read_events(path) if form == "times" else read_labels(path, split)), form
 
 
 def _table(path: pathlib.Path) -> list[tuple[int, list[str]]]:
@@ -180,8 +218,8 @@ def list_digest(ids: Sequence[str]) -> str:
     return hashlib.sha256("".join(f"{name}\n" for name in ids).encode()).hexdigest()
 
 
-def show(clips: Mapping[str, Sequence[Event]], rule: Rule, annotation: pathlib.Path, split: str | None) -> str:
-    """The text of a list file: `# field: value` lines, then the ids."""
+def show(clips: Mapping[str, Sequence[Event]], rule: Rule, annotation: pathlib.Path, source: Mapping[str, str]) -> str:
+    """The text of a list file: `# field: value` lines, then the ids. `source` says what was read of the annotation."""
     chosen = select(clips, rule)
     used = {"classes": ("min_classes",), "events": ("min_events", "min_gap_sec"), "overlap": ("min_overlap_sec",),
             "transition": ("min_overlap_sec",)}
@@ -190,13 +228,19 @@ def show(clips: Mapping[str, Sequence[Event]], rule: Rule, annotation: pathlib.P
         "rule": f"{rule.match} of {', '.join(rule.kinds)}",
         "parameters": json.dumps(parameters),
         "annotation": f"{annotation.name}, sha256 {hashlib.sha256(annotation.read_bytes()).hexdigest()}",
-        **({"split": split} if split else {}),
+        **source,
         "clips": f"{len(chosen)} of {len(clips)}",
+        "clips by number of classes": json.dumps(by_classes([clips[name] for name in chosen])),
         **{kind: sum(meets(events, rule)[kind] for events in clips.values()) for kind in rule.kinds},
         "sha256 of the list": list_digest(chosen),
     }
     lines = [f"# {name}: {value}" for name, value in header.items()]
     return "\n".join(["# multi-event clips", *lines, *chosen, ""])
+
+
+def by_classes(clips: Iterable[Sequence[Event]]) -> dict[int, int]:
+    """How many clips have each number of classes."""
+    return dict(sorted(collections.Counter(len({event.label for event in events}) for events in clips).items()))
 
 
 def read_ids(path: str | os.PathLike) -> list[str]:
@@ -217,6 +261,17 @@ def read_ids(path: str | os.PathLike) -> list[str]:
     return ids
 
 
+def _source(form: str, split: str | None, offscreen: bool) -> dict[str, str]:
+    """The header's lines on what was read of an annotation."""
+    if form == "vggsounder":
+        return {
+            "annotated by": "VGGSounder (arXiv 2508.08237), Apache-2.0",
+            "labels": f"{'audible only' if offscreen else 'audible and visible'}; no {', '.join(vggsounder.FLAGS)}",
+            "merged labels": f"{vggsounder.TABLE.name}, sha256 {hashlib.sha256(vggsounder.TABLE.read_bytes()).hexdigest()}",
+        }
+    return {"split": split} if split else {}
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         fail(f"{message}; --help lists all flags.")
@@ -227,11 +282,12 @@ def parser() -> argparse.ArgumentParser:
     usage, _, details = (__doc__ or "").partition("\n\n")
     flags = _Parser(prog="python -m msg_jax.data.multi_event", usage=usage, description=details, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("annotation", type=pathlib.Path)
+    flags.add_argument("annotation", type=pathlib.Path, help="a csv file, or the word vggsounder")
     flags.add_argument("--out", type=pathlib.Path, required=True, help="the list to write")
     flags.add_argument("--kinds", help=f"a subset of {','.join(KINDS)} (default: all; for labels: classes)")
     flags.add_argument("--match", choices=("any", "all"), default="any")
     flags.add_argument("--split", help="of a file of labels: train or test")
+    flags.add_argument("--offscreen", action="store_true", help="of VGGSounder: the events that are only audible")
     for name in _NUMBERS:
         default = getattr(Rule, name)
         flags.add_argument(f"--{name}", type=type(default), default=default)
@@ -243,17 +299,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exits with code 2 and one sentence on a user error."""
     args = parser().parse_args(argv)
     try:
-        clips, timed = read_annotation(args.annotation, args.split)
-        kinds = tuple(args.kinds.split(",")) if args.kinds else KINDS if timed else KINDS[:1]
+        annotation = vggsounder.installed_csv() if str(args.annotation) == "vggsounder" else args.annotation
+        clips, form = read_annotation(annotation, args.split, args.offscreen)
+        kinds = tuple(args.kinds.split(",")) if args.kinds else KINDS if form == "times" else KINDS[:1]
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown:
             raise UserError(f"--kinds has {unknown[0]!r}: choose from {', '.join(KINDS)}")
-        if not timed and set(kinds) & set(TIMED):
-            raise UserError(f"{args.annotation} has labels without times, which support only --kinds=classes")
+        if form != "times" and set(kinds) & set(TIMED):
+            raise UserError(f"{annotation} has labels without times, which support only --kinds=classes")
         if args.out.exists() and not args.overwrite:
             raise UserError(f"{args.out} exists already; pass --overwrite to replace it, or choose another --out")
         rule = dataclasses.replace(Rule(kinds, args.match), **{name: getattr(args, name) for name in _NUMBERS})
-        text = show(clips, rule, args.annotation, args.split)
+        text = show(clips, rule, annotation, _source(form, args.split, args.offscreen))
         args.out.parent.mkdir(parents=True, exist_ok=True)
         temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}")
         temporary.write_text(text, encoding="utf-8")

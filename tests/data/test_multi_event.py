@@ -82,8 +82,8 @@ def test_the_list_records_its_rule_and_digest(times, tmp_path, capsys):
 def test_labels_of_a_split(tmp_path):
     path = tmp_path / "vggsound.csv"
     path.write_text(LABELS)
-    clips, timed = multi_event.read_annotation(path, "test")
-    assert not timed and set(clips) == {"-1LrH01Ei1w_000095", "-3Kv4fdm7Uk_000030"}
+    clips, form = multi_event.read_annotation(path, "test")
+    assert form == "labels" and set(clips) == {"-1LrH01Ei1w_000095", "-3Kv4fdm7Uk_000030"}
     assert multi_event.select(clips, Rule()) == ["-1LrH01Ei1w_000095"]
     path.write_text("id,start,label,split\n" + LABELS)
     assert multi_event.read_annotation(path, "test")[0] == clips
