@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import hashlib
+from importlib import metadata
 import pathlib
 import zipfile
 
@@ -9,7 +10,6 @@ import jax
 from jaxtyping import Float, UInt8
 import numpy as np
 
-import msg_jax
 from msg_jax.data.files import new_file
 from msg_jax.errors import UserError
 from msg_jax.infra import logging
@@ -28,7 +28,7 @@ class FeatureCache:
 
     def __init__(self, folder: pathlib.Path, encoders: str):
         self._folder = folder
-        self._encoders = f"{msg_jax.__version__} {jax.default_backend()} {encoders}"
+        self._encoders = f"{metadata.version('msg_jax')} {jax.default_backend()} {encoders}"
 
     def key(self, window: Sequence[UInt8[np.ndarray, "_ _ _ 3"]]) -> str:
         digest = hashlib.sha256(self._encoders.encode())

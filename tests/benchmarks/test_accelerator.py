@@ -26,9 +26,9 @@ def test_a_training_is_measured_beside_its_prediction():
     assert 0 < row["peak_gb"] < 1 and "mfu" not in row  # no table has this CPU
 
 
-def test_attention_of_xla_is_that_of_jax_on_a_cpu():
+def test_attention_of_a_cpu_and_of_xla_are_exact():
     row = accelerator.attention((1, 16, 2, 8))
-    assert row["default_error"] == row["xla_error"] < 1e-6 and row["default_sec"] > 0
+    assert max(row["default_error"], row["xla_error"]) < 1e-6 and row["default_sec"] > 0
 
 
 def test_a_failed_item_is_a_row_and_the_exit_code(monkeypatch):

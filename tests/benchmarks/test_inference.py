@@ -11,10 +11,10 @@ VARIANT = toy_tensors()[1]
 
 
 def test_calls_and_weights_are_those_of_one_clip():
-    """A clip of 0.96 s: 8 frames, 2 per call; 2 segments, 4 per call; 25 solver steps."""
+    """A clip of 0.96 s: 7 frames and 2 segments, one per call on a CPU; 25 solver steps."""
     cases = {name: make() for name, make in inference.cases(VARIANT).items()}
     assert {name: case.calls for name, case in cases.items()} == {
-        "clip_image": 4, "clip_text": 1, "synchformer": 1, "mmdit": 25, "vae": 1, "bigvgan": 1,
+        "clip_image": 7, "clip_text": 1, "synchformer": 2, "mmdit": 25, "vae": 1, "bigvgan": 1,
     }
     random = inference.RandomBundle(VARIANT)
     loaded = random.load("vae", "params/decoder/", "buffers/")

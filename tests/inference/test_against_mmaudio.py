@@ -45,10 +45,10 @@ def seen(monkeypatch):
     found = {}
     encode, sample = System.encode, System.sample
 
-    def encoding(self, windows, prompt, count):
+    def encoding(self, windows, *options):
         (frames,) = windows
         found.update(zip(("sync_frames", "clip_frames"), frames))
-        conditions = encode(self, [frames], prompt, count)
+        conditions = encode(self, [frames], *options)
         found.update(clip=conditions.clip[0], sync=conditions.sync[0])
         return conditions
 

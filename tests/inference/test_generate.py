@@ -347,9 +347,9 @@ def test_windows_see_the_frames_of_their_own_time(untrained, videos, monkeypatch
     """long.mp4 is 92 tokens of 0.08 s: windows start at tokens 0, 20, 40, 52, that is at frames 0, 40, 80 and 104."""
     seen, encode = [], System.encode
 
-    def spy(self, windows, prompt, count):
+    def spy(self, windows, *options):
         seen.extend(windows)
-        return encode(self, seen, prompt, count)
+        return encode(self, seen, *options)
 
     monkeypatch.setattr(System, "encode", spy)
     next(sounds_for(untrained, Video(videos / "long.mp4", "long.mp4"), SETTINGS))
@@ -716,7 +716,7 @@ def test_required_flags_are_named(command, capfd):
     assert "required: --out" in capfd.readouterr().err
     with pytest.raises(SystemExit):
         command(["clip.mp4", "--out=out"])
-    assert "one of the arguments --checkpoint --weights is required" in capfd.readouterr().err
+    assert "one of the arguments --checkpoint --demo --weights is required" in capfd.readouterr().err
     with pytest.raises(SystemExit):
         command(["clip.mp4", "--out=out", "--checkpoint=run", "--variant=small_16k"])
     assert "--variant chooses among the files of --weights" in capfd.readouterr().err
@@ -782,5 +782,5 @@ def test_networks_of_another_version_are_refused(run_folder, records):
     record = json.loads(path.read_text())
     record["config"]["base"]["hidden"] *= 2
     path.write_text(json.dumps(record))
-    with pytest.raises(UserError, match="whose networks differ from this one's"):
+    with pytest.raises(UserError, match="has networks that differ from this version's"):
         loading.load_checkpoint(records / "base")

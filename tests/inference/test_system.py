@@ -225,9 +225,9 @@ def test_clip_frames_are_whole_and_sync_frames_are_cropped(released, tmp_path, m
     path.write_bytes(media_writer.encode_video(pictures, 25.0, np.zeros(16_000), 16_000))
     seen, encode = [], System.encode
 
-    def spy(self, windows, prompt, count):
+    def spy(self, windows, *options):
         seen.extend(windows)
-        return encode(self, seen, prompt, count)
+        return encode(self, seen, *options)
 
     monkeypatch.setattr(System, "encode", spy)
     next(sounds_for(released, Video(path, "wide.mp4"), SETTINGS))

@@ -63,7 +63,7 @@ def test_bfloat16_is_summed_in_float32_on_a_cpu():
     assert found.dtype == jnp.bfloat16 and np.array_equal(found, exact.astype(np.float32).astype(jnp.bfloat16))
     assert "preferred_element_type=float32" in str(jax.make_jaxpr(module.apply)(variables, x))
     with tpu():
-        assert "preferred_element_type=bfloat16" in str(jax.make_jaxpr(module.apply)(variables, x))
+        assert "preferred_element_type=float32" not in str(jax.make_jaxpr(module.apply)(variables, x))
 
 
 def test_a_stem_for_a_tpu_computes_the_same_and_convolves_no_picture_of_three_channels():

@@ -12,8 +12,8 @@ from msg_jax.data.features import FeatureSource
 from tests.conftest import ROOT, command, environment
 
 STAGES = (
-    "prepare", "codec", "judge", "sf_cavp", "sound_events", "encoders", "extract", "base", "candidates", "avp_rpo",
-    "avp_rpo_midway", "random_pairs", "continue_cfm", "evaluate",
+    "prepare", "codec", "judge", "second_judge", "sf_cavp", "sound_events", "encoders", "extract", "base", "candidates",
+    "avp_rpo", "avp_rpo_midway", "random_pairs", "continue_cfm", "evaluate",
 )
 SYSTEMS = {
     "real", "reconstructed", "random_clip", "unconditional", "base", "avp_rpo", "avp_rpo_midway", "random_pairs",

@@ -12,6 +12,7 @@ from msg_jax.clip import TINY
 from msg_jax.config.schema import Sweep
 from msg_jax.config.tree import replace
 from msg_jax.errors import UserError
+from msg_jax.evaluation.event_metrics import groups
 from msg_jax.inference import loading
 from msg_jax.programs import checks, sweep
 from msg_jax.programs.plan import plan
@@ -79,7 +80,7 @@ def test_groups_of_clips():
         events[: len(kinds), 0] = kinds
         return {"caption": caption, "events": events}
 
-    found = event_metrics.groups([record("wood", 0, 0), record("wood, then lamp", 0, 4), record("a, b and c", 0, 1, 2)])
+    found = groups([record("wood", 0, 0), record("wood, then lamp", 0, 4), record("a, b and c", 0, 1, 2)])
     assert found == {"all": [0, 1, 2], "transition": [1], "1_source": [0], "2_sources": [1], "3_sources": [2]}
 
 
