@@ -12,7 +12,7 @@ HZ = 16_000
 RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
 """FFT size, hop and window in samples, as published."""
 _FLOOR = 1e-8  # of a squared magnitude, as in auraloss
-_FRAMES_AT_ONCE = 2048  # bounds the memory for long clips
+_FRAMES_AT_ONCE = 64  # they fit a cache, which halves the time
 
 PESQ_LONGEST_SEC = 19.0
 """The library holds 50 utterances and crashes beyond them. The 51st can begin after 19.4 s at the earliest."""
