@@ -51,8 +51,8 @@ def _magnitudes(waveform: np.ndarray, n_fft: int, hop: int, window: int) -> Iter
     padded = np.pad(waveform, n_fft // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop]
     for start in range(0, len(frames), _FRAMES_AT_ONCE):
-        spectrum = scipy.fft.rfft(frames[start : start + _FRAMES_AT_ONCE] * hann, axis=-1)
-        yield np.sqrt(np.maximum(spectrum.real**2 + spectrum.imag**2, _FLOOR))
+        spectrum = np.asarray(scipy.fft.rfft(frames[start : start + _FRAMES_AT_ONCE] * hann, axis=-1))
+        yield np.sqrt(np.maximum(np.real(spectrum) ** 2 + np.imag(spectrum) ** 2, _FLOOR))
 
 
 def pesq(found: Float[np.ndarray, " S"], reference: Float[np.ndarray, " S"]) -> float:

@@ -4,7 +4,6 @@ It can be repeated whenever clips were added. Features of each clip are cached i
 killed evaluation continues where it was.
 """
 
-from collections import defaultdict
 import dataclasses
 import itertools
 import json
@@ -139,12 +138,15 @@ class Subject:
             return None
         return Reader(ours.sound if ours and side == "both" else None, pictures, self.duration_sec)
 
+    def pair(self, name: str) -> Pair | None:
+        """A reader of both sounds of a clip; None if one is missing."""
+        generated, reference = self.reader("generated", name), self.reader("reference", name)
+        return Pair(generated, reference) if generated and reference else None
+
     def readers(self, side: str) -> dict[str, Reader | Pair]:
         """The readers of all clips that have what a backbone of that side needs."""
-        if side != "pair":
-            return {name: reader for name in self.ids if (reader := self.reader(side, name))}
-        generated, reference = self.readers("generated"), self.readers("reference")
-        return {name: Pair(generated[name], reference[name]) for name in self.ids if name in generated and name in reference}
+        found = {name: self.pair(name) if side == "pair" else self.reader(side, name) for name in self.ids}
+        return {name: reader for name, reader in found.items() if reader}
 
     def columns(self, extraction: Extraction) -> dict[str, list]:
         """All features of the clips, one entry per clip and column."""
@@ -161,8 +163,6 @@ class Subject:
         columns: dict[str, list] = {}
         index = {name: position for position, name in enumerate(self.ids)}
 
-        undefined = defaultdict(lambda: defaultdict(list))
-
         def put(column: str, name: str, value: np.ndarray) -> None:
             columns.setdefault(column, [None] * len(self.ids))[index[name]] = value
 
@@ -172,10 +172,10 @@ class Subject:
         for side, name, features in progress.over(extracted):
             for feature, value in features.items():
                 if feature.endswith("_reason"):
-                    undefined[feature.removesuffix("_reason")][str(value)].append(name)
+                    undefined = self._undefined.setdefault(feature.removesuffix("_reason"), {})
+                    undefined.setdefault(str(value), []).append(name)
                 else:
                     put(f"{side}.{feature}", name, value)
-        self._undefined = undefined
         for side, cache in (("generated", self.generated_cache), ("reference", self.reference_cache)):
             for feature, clips in cache.items():
                 column = _column(feature, side)
