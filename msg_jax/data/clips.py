@@ -75,6 +75,27 @@ class Reader:
             return media.read_video(pictures, [grid])[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Reads the generated and the real sound of one clip, both of one length."""
+
+    generated: Reader
+    reference: Reader
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The distinct files of both sides."""
+        return tuple(dict.fromkeys((*self.generated.paths, *self.reference.paths)))
+
+    @property
+    def duration_sec(self) -> float:
+        return self.generated.duration_sec
+
+    def waveforms(self, hz: int) -> tuple[Float32[np.ndarray, " S"], Float32[np.ndarray, " S"]]:
+        """Generated and real sound in [-1, 1] at `hz`. Raises UserError if one has no readable sound."""
+        return self.generated.waveform(hz), self.reference.waveform(hz)
+
+
 def longest_sec(clips: Mapping[str, ClipFiles]) -> float:
     """The longest sound among the clips, as declared in their headers. Ignores files that cannot be opened."""
     lengths = [0.0]

@@ -73,9 +73,12 @@ FAMILIES = {  # metrics whose name ends in their backbone's
     "onset_f1": ("Onset F1", "↑", 3, "onsets near one in the reference, mean over tolerances of 50 to 800 ms"),
     "onset_ap": ("Onset AP", "↑", 3, "average precision of onsets by strength, mean over the same tolerances"),
     "event_f1": ("Event F1", "↑", 3, "detected events with the class and onset (±80 ms) of one in the reference"),
+    "sync_score": ("SyncScore", "↑", 3, "share of the reference's onsets met within one video frame; extra ones cost nothing"),
     "av_align_1_frame": ("AV-Align, 1 frame", "↑", 3, "share of sound and motion onsets that coincide within a frame"),
     "av_align": ("AV-Align", "↑", 3, "the same, mean over windows of 50 to 800 ms"),
     "desync": ("DeSync", "↓", 3, "mean absolute offset between sound and video (spectral flux: and real sound), in seconds"),
+    "stft_l1": ("STFT-L1", "↓", 3, "spectral convergence plus L1 of log magnitudes, mean over three STFT resolutions"),
+    "pesq": ("PESQ", "↑", 2, "quality as speech beside the reference, 1.0 to 4.6; undefined without an utterance"),
     "ib_score": ("IB-score", "↑", 3, "cosine of the sound's and the video's embeddings"),
     "clap_score": ("CLAP score", "↑", 3, "cosine of the sound's and the caption's embeddings"),
     "semantic": ("Semantic", "↑", 3, "cosine of whole clips"),
@@ -85,7 +88,7 @@ FAMILIES = {  # metrics whose name ends in their backbone's
 BACKBONES = {
     "logmel": "log-mel statistics", "spectral_flux": "spectral flux", "motion_energy": "motion energy", "vggish": "VGGish",
     "panns": "PANNs", "passt": "PaSST", "synchformer": "Synchformer", "imagebind": "ImageBind", "sf_cavp": "SF-CAVP",
-    "judge": "judge", "laion": "LAION", "ms": "Microsoft",
+    "judge": "judge", "waveform": "waveform at 16 kHz", "wideband": "wideband, P.862.2", "laion": "LAION", "ms": "Microsoft",
 }
 
 

@@ -18,6 +18,7 @@ Column = Sequence[Any]  # an array per clip, or None
 
 RECALL_GROUP = 64
 _INTERVAL_COST = 4_000_000  # feature values above which a Fréchet distance gets no jackknife of twenty replicates
+_FRAME_SEC = 1 / onsets.MOTION_HZ
 _MOST_IN_KERNEL = 1000  # clips in a subset of the kernel distance, as in the field
 
 
@@ -87,7 +88,7 @@ def _mean(name: str, needs: tuple[str, ...], value: Callable[..., float]) -> Per
         found = float(value(*features))
         return (found, 1.0) if math.isfinite(found) else (0.0, 0.0)
 
-    return PerClipMetric(name, needs, terms, lambda sums: _ratio(sums[..., 0], sums[..., 1]))
+    return _share(name, needs, terms)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -99,6 +100,11 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 def _counted(name: str, needs: tuple[str, ...], counts: Callable[..., np.ndarray], score=onsets.f1) -> PerClipMetric:
     """A score of counts (tolerances, 3) summed over clips."""
     return PerClipMetric(name, needs, counts, lambda sums: score(sums.reshape(*sums.shape[:-1], -1, 3)))
+
+
+def _share(name: str, needs: tuple[str, ...], counts: Callable[..., Any]) -> PerClipMetric:
+    """The share of `counts(*features)` (part, whole), both summed over clips."""
+    return PerClipMetric(name, needs, counts, lambda sums: _ratio(sums[..., 0], sums[..., 1]))
 
 
 def _both(feature: str) -> tuple[str, str]:
@@ -119,6 +125,15 @@ def _annotated_counts(generated: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 def _event_counts(generated: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.array(events.match(reference, generated))
+
+
+def _sync_counts(generated: np.ndarray, reference: np.ndarray) -> tuple[int, int]:
+    return onsets.near_counts(onsets.sound_onsets(reference), onsets.sound_onsets(generated), _FRAME_SEC)
+
+
+def _event_sync_counts(generated: np.ndarray, reference: np.ndarray) -> tuple[int, int]:
+    hits, _, missed = events.match(reference, generated, _FRAME_SEC)
+    return hits, hits + missed
 
 
 def _av_align(flux: np.ndarray, motion: np.ndarray, **windows: Any) -> float:
@@ -175,13 +190,16 @@ METRICS: tuple[PerClipMetric | SetMetric, ...] = (
     _counted("onset_f1_100ms_spectral_flux", _both("flux"), _strict_counts),
     _mean("onset_ap_spectral_flux", _both("flux"), lambda generated, reference: onsets.average_precision(
         onsets.sound_onsets(reference), onsets.sound_onsets(generated))),
+    _share("sync_score_spectral_flux", _both("flux"), _sync_counts),
     _mean("desync_spectral_flux", _both("flux"), lambda generated, reference: abs(onsets.lag_sec(
         reference, generated, onsets.FLUX_HZ))),
     _mean("av_align_motion_energy", _SOUND_AND_MOTION, _av_align),
     _mean("av_align_1_frame_motion_energy", _SOUND_AND_MOTION, lambda flux, motion: _av_align(
-        flux, motion, windows_sec=(1 / onsets.MOTION_HZ,))),
+        flux, motion, windows_sec=(_FRAME_SEC,))),
     _mean("desync_motion_energy", _SOUND_AND_MOTION, lambda flux, motion: abs(onsets.motion_lag_sec(motion, flux))),
     _mean("desync_synchformer", ("both.synchformer",), lambda offsets: np.abs(offsets).mean()),
+    _mean("stft_l1_waveform", ("pair.stft",), lambda distance: distance),
+    _mean("pesq_wideband", ("pair.pesq",), lambda score: score),
     *_distribution("vggish", "vggish"),
     *_distribution("panns", "panns"),
     *_classification("panns", "panns_logits"),
@@ -194,6 +212,7 @@ OPTIONAL_METRICS: tuple[PerClipMetric | SetMetric, ...] = (
     SetMetric("retrieval_r1_64_sf_cavp", ("both.sf_cavp_video", "both.sf_cavp_audio"), _recall),
     *_distribution("judge", "judge"),
     _counted("event_f1_judge", _both("judge_events"), _event_counts),
+    _share("sync_score_judge", _both("judge_events"), _event_sync_counts),
     *_distribution("passt", "passt"),
     *_classification("passt", "passt_logits"),
     _mean("ib_score_imagebind", ("generated.imagebind", "pictures.imagebind"), _cosine),

@@ -104,6 +104,12 @@ def f1(counts: Real[np.ndarray, "... tolerances 3"]) -> Float[np.ndarray, "..."]
     return events.micro_f1(counts).mean(axis=-1)
 
 
+def near_counts(reference: OnsetList, found: OnsetList, tolerance_sec: float) -> tuple[int, int]:
+    """Count (reference onsets with an onset of `found` within the tolerance, reference onsets), one to one."""
+    hits, _, missed = events.match(_as_events(reference), _as_events(found), tolerance_sec, class_aware=False)
+    return hits, hits + missed
+
+
 def average_precision(reference: OnsetList, found: OnsetList) -> float:
     """Average precision of one clip's onsets `found`, ranked by strength, averaged over `TOLERANCES_SEC`.
 

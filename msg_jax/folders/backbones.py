@@ -6,6 +6,8 @@ A backbone turns one clip into named arrays. Its name is part of its metrics' na
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
+import importlib.metadata
+import importlib.util
 import pathlib
 from typing import Any
 
@@ -18,9 +20,9 @@ from msg_jax.config import tree
 from msg_jax.config.schema import Config
 from msg_jax.convert import bundle, from_torch, weights
 from msg_jax.data import frontends, mel
-from msg_jax.data.clips import Reader, stamp
+from msg_jax.data.clips import Pair, Reader, stamp
 from msg_jax.errors import UserError
-from msg_jax.evaluation import detector, events, onsets
+from msg_jax.evaluation import detector, events, onsets, waveforms
 from msg_jax.infra import checkpoint, logging
 from msg_jax.infra.record import RECORD, read_record
 from msg_jax.models import sf_cavp, synchformer
@@ -33,23 +35,25 @@ MOTION_PX = 48
 class Backbone:
     """`extract` computes features of one clip.
 
-    `side` says what it reads: the sound of either side, the frames (`pictures`), or sound and frames together (`both`).
+    `side` says what it reads: the sound of either side, the frames (`pictures`), sound and frames together (`both`), or the
+    sounds of both sides together (`pair`). Where a feature is undefined for a clip, the text `FEATURE_reason` takes its place.
     `version` identifies everything but the clip that the features depend on. `threads`: whether several may run at once.
     """
 
     name: str
-    side: str  # sound | pictures | both
+    side: str  # sound | pictures | both | pair
     version: str
-    extract: Callable[[Reader], dict[str, np.ndarray]]
+    extract: Callable[..., dict[str, np.ndarray]]  # of a Pair for a pair, else of a Reader
     threads: bool = False
 
 
 def light() -> list[Backbone]:
-    """Backbones without weights: log-mel statistics, spectral flux, motion energy."""
+    """Backbones without weights: log-mel statistics, spectral flux, motion energy, STFT distance."""
     version = f"{onsets.MEL} 1"
     return [
         Backbone("signal", "sound", version, _signal, threads=True),
         Backbone("motion", "pictures", f"{onsets.MOTION_HZ} {MOTION_PX} 1", _motion, threads=True),
+        Backbone("stft", "pair", f"{waveforms.HZ} {waveforms.RESOLUTIONS} 1", _stft, threads=True),
     ]
 
 
@@ -61,6 +65,24 @@ def _signal(clip: Reader) -> dict[str, np.ndarray]:
 
 def _motion(clip: Reader) -> dict[str, np.ndarray]:
     return {"motion": onsets.motion_energy(clip.frames(onsets.MOTION_HZ, MOTION_PX, squash=True))}
+
+
+def _stft(clip: Pair) -> dict[str, np.ndarray]:
+    return {"stft": np.array(waveforms.stft_distance(*clip.waveforms(waveforms.HZ)))}
+
+
+def pesq() -> tuple[list[Backbone], dict[str, str]]:
+    """PESQ, or the reason why it is not available."""
+    if importlib.util.find_spec("pesq") is None:
+        return [], {"pesq": "it needs the package pesq: pip install 'msg_jax[pesq]'"}
+    return [Backbone("pesq", "pair", f"{importlib.metadata.version('pesq')} 1", _pesq)], {}
+
+
+def _pesq(clip: Pair) -> dict[str, np.ndarray]:
+    try:
+        return {"pesq": np.array(waveforms.pesq(*clip.waveforms(waveforms.HZ)))}
+    except ValueError as undefined:
+        return {"pesq_reason": np.array(str(undefined))}
 
 
 # The networks of a run

@@ -18,7 +18,7 @@ from msg_jax.config.schema import FolderEvaluation
 from msg_jax.convert import av_benchmark
 from msg_jax.data import clips as clips_lib
 from msg_jax.data import multi_event
-from msg_jax.data.clips import ClipFiles, Reader
+from msg_jax.data.clips import ClipFiles, Pair, Reader
 from msg_jax.errors import UserError
 from msg_jax.evaluation import measurement as measurement_lib
 from msg_jax.evaluation import onsets, report
@@ -113,6 +113,8 @@ class Subject:
         self.events = multi_event.read_events(config.events) if config.events else None
         if self.events is not None and not names & set(self.events):
             raise UserError(f"config.events={config.events} has the events of none of the {len(names)} clips.")
+        self._reasons: dict[str, str] = {}  # of features that are not available
+        self._undefined: dict[str, dict[str, list[str]]] = {}  # clips by feature and reason
         self.duration_sec = min(config.duration_sec, clips_lib.longest_sec(
             {name: files for name, files in self.generated.items() if name in names}) or config.duration_sec)
         if self.duration_sec < _LEAST_SEC:
@@ -136,15 +138,27 @@ class Subject:
             return None
         return Reader(ours.sound if ours and side == "both" else None, pictures, self.duration_sec)
 
+    def pair(self, name: str) -> Pair | None:
+        """A reader of both sounds of a clip; None if one is missing."""
+        generated, reference = self.reader("generated", name), self.reader("reference", name)
+        return Pair(generated, reference) if generated and reference else None
+
+    def readers(self, side: str) -> dict[str, Reader | Pair]:
+        """The readers of all clips that have what a backbone of that side needs."""
+        found = {name: self.pair(name) if side == "pair" else self.reader(side, name) for name in self.ids}
+        return {name: reader for name, reader in found.items() if reader}
+
     def columns(self, extraction: Extraction) -> dict[str, list]:
         """All features of the clips, one entry per clip and column."""
         config = self._config
-        released, self._released_reasons = backbones.released(config.weights, self.duration_sec)
+        released, reasons = backbones.released(config.weights, self.duration_sec)
+        pesq, pesq_reasons = backbones.pesq()
+        self._reasons = reasons | pesq_reasons
+        of_run = backbones.of_run(config.sf_cavp, config.judge, self.duration_sec)
         jobs = []
-        for backbone in (*backbones.light(), *backbones.of_run(config.sf_cavp, config.judge, self.duration_sec), *released):
+        for backbone in (*backbones.light(), *pesq, *of_run, *released):
             for side in ("generated", "reference") if backbone.side == "sound" else (backbone.side,):
-                readers = {name: reader for name in self.ids if (reader := self.reader(side, name))}
-                jobs.append((backbone, side, readers))
+                jobs.append((backbone, side, self.readers(side)))
         progress = logging.Progress("evaluate", sum(len(readers) for *_, readers in jobs), "file")
         columns: dict[str, list] = {}
         index = {name: position for position, name in enumerate(self.ids)}
@@ -157,7 +171,11 @@ class Subject:
         )
         for side, name, features in progress.over(extracted):
             for feature, value in features.items():
-                put(f"{side}.{feature}", name, value)
+                if feature.endswith("_reason"):
+                    undefined = self._undefined.setdefault(feature.removesuffix("_reason"), {})
+                    undefined.setdefault(str(value), []).append(name)
+                else:
+                    put(f"{side}.{feature}", name, value)
         for side, cache in (("generated", self.generated_cache), ("reference", self.reference_cache)):
             for feature, clips in cache.items():
                 column = _column(feature, side)
@@ -178,15 +196,19 @@ class Subject:
     def why_not(self, column: str) -> str:
         """The reason why a column is missing."""
         side, _, feature = column.partition(".")
-        if side == "reference" and not self.paired:
+        if side in ("reference", "pair") and not self.paired:
             return "no reference was given (config.reference)"
         if side in ("pictures", "both") and not any(self.reader(side, name) for name in self.ids):
             return "there is no video of the clips"
-        if feature in self._released_reasons:
-            return self._released_reasons[feature]
-        if not (self.reference if side == "reference" else self.generated):
-            return f"the {side} clips have cached features only"
-        return f"none of the {side} clips could be read"
+        if feature in self._reasons:
+            return self._reasons[feature]
+        sides = ("generated", "reference") if side == "pair" else (side,)
+        for each in sides:
+            if not (self.reference if each == "reference" else self.generated):
+                return f"the {each} clips have cached features only"
+        if feature in self._undefined:
+            return f"it is undefined for every clip: {', '.join(self._undefined[feature])}"
+        return f"none of the {' or '.join(sides)} clips could be read"
 
     @property
     def intro(self) -> str:
@@ -207,12 +229,14 @@ class Subject:
         return groups
 
     def facts(self) -> dict[str, Any]:
-        missing = {side: ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") for side, names in self.unpaired.items()
-                   if names}
+        missing = {side: _listed(names) for side, names in self.unpaired.items() if names}
+        undefined = {f"{feature}_undefined": {reason: _listed(names) for reason, names in reasons.items()}
+                     for feature, reasons in self._undefined.items()}
         return {
             "clips": len(self.ids), "duration_sec": round(self.duration_sec, 3),
             **{f"only_in_{side}": len(self.unpaired[side]) for side in self.unpaired},
             **({"without_a_partner": missing} if missing else {}),
+            **undefined,
         }
 
     def examples(self, count: int) -> list[dict[str, Any]]:
@@ -238,6 +262,10 @@ class Subject:
         annotated = self.events is not None and name in self.events
         true = self._true(name) if annotated else tracks[0]["detected"]
         return {"id": name, "caption": "", "frames": frames, "events": true, "tracks": tracks}
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def _column(feature: str, side: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from msg_jax import storage
 from msg_jax.data import clips
-from msg_jax.data.clips import Reader
+from msg_jax.data.clips import Pair, Reader
 from msg_jax.errors import UserError
 from msg_jax.folders.backbones import Backbone
 from msg_jax.infra import logging, preemption
@@ -27,7 +27,7 @@ class Extraction:
         self._folder, self._threads = folder, max(1, threads)
         self.skipped: list[dict[str, str]] = []
 
-    def of(self, backbone: Backbone, side: str, readers: Mapping[str, Reader]) -> Iterator[tuple[str, Features]]:
+    def of(self, backbone: Backbone, side: str, readers: Mapping[str, Reader | Pair]) -> Iterator[tuple[str, Features]]:
         """Yield (clip, features). Unreadable clips have no features and are appended to `skipped`."""
 
         def extract(name: str) -> tuple[str, Features | UserError]:
@@ -51,21 +51,21 @@ class Extraction:
             for start in range(0, len(names), 16 * threads):  # in portions, so that a stop waits for one portion only
                 yield from pool.map(function, names[start : start + 16 * threads])
 
-    def _skip(self, reader: Reader, error: UserError) -> None:
+    def _skip(self, reader: Reader | Pair, error: UserError) -> None:
         path = next((path for path in reader.paths if str(path) in str(error)), reader.paths[0])
         row = {"path": str(path), "reason": str(error)}
         if row not in self.skipped:
             self.skipped.append(row)
             logging.info("skipped %s", row["reason"])
 
-    def _features(self, backbone: Backbone, side: str, name: str, reader: Reader) -> Features:
+    def _features(self, backbone: Backbone, side: str, name: str, reader: Reader | Pair) -> Features:
         path = self._folder / side / backbone.name / f"{name}.npz"
         stamp = "\n".join([backbone.version, f"{reader.duration_sec}", *map(clips.stamp, reader.paths)])
         kept = _read(path)
         if kept is not None and kept.pop("stamp", None) == stamp:
             return kept
         features = backbone.extract(reader)
-        if not all(np.isfinite(value).all() for value in features.values()):
+        if not all(np.isfinite(value).all() for value in features.values() if value.dtype.kind != "U"):
             raise UserError(f"{reader.paths[0]}: {backbone.name} gives values that are not finite; replace the file or leave "
                             "it out")
         write(path, stamp=np.array(stamp), **features)

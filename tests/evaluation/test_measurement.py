@@ -46,6 +46,7 @@ def test_row_has_the_metrics_of_the_features():
     assert row["onset_f1_100ms_spectral_flux"]["value"] == 0
     assert row["onset_ap_spectral_flux"]["value"] == pytest.approx(0.6)
     assert row["desync_spectral_flux"]["value"] == pytest.approx(0.15)
+    assert row["sync_score_spectral_flux"]["value"] == 0
 
 
 def test_row_gives_reasons_for_missing_metrics_and_omits_optional_ones():
@@ -89,11 +90,46 @@ def test_motion_metrics_of_aligned_clips():
     assert row["fd_logmel_reason"] == "no generated.logmel here"
 
 
+def test_sync_score_is_the_share_of_the_references_onsets_within_a_frame():
+    """Three onsets of four, in two clips, have one within 40 ms; five extra onsets cost nothing."""
+    def flux(*frames):
+        values = np.zeros(200)
+        values[list(frames)] = 1.0
+        return values
+
+    columns = {
+        "reference.flux": [flux(20, 80, 140), flux(50)],
+        "generated.flux": [flux(24, 85, 137), flux(10, 30, 50, 90, 150)],
+    }
+    row = _measure(measurement.ClipFeatures(["a", "b"], columns)).row()
+    assert row["sync_score_spectral_flux"]["value"] == pytest.approx(3 / 4)
+    events = {
+        "reference.judge_events": [np.array([[0, 1.0], [1, 2.0], [1, 3.0]])],
+        "generated.judge_events": [np.array([[0, 1.039], [0, 2.0], [1, 3.041], [1, 3.5]])],
+    }
+    row = _measure(measurement.ClipFeatures(["a"], events)).row()
+    assert row["sync_score_judge"]["value"] == pytest.approx(1 / 3)
+
+
+def test_sync_score_without_an_onset_in_the_reference_is_undefined():
+    columns = {"reference.flux": [np.zeros(200)], "generated.flux": [_flux(20)]}
+    row = _measure(measurement.ClipFeatures(["a"], columns)).row()
+    assert row["sync_score_spectral_flux"] is None
+    assert row["sync_score_spectral_flux_reason"] == "it is undefined for every clip"
+
+
+def test_metrics_of_pairs_are_means_over_the_clips_that_have_them():
+    columns = {"pair.stft": list(map(np.array, (1.0, 2.0, 6.0))), "pair.pesq": [np.array(1.5), None, np.array(3.5)]}
+    row = _measure(measurement.ClipFeatures(["a", "b", "c"], columns)).row()
+    assert row["stft_l1_waveform"]["value"] == pytest.approx(3) and row["pesq_wideband"]["value"] == pytest.approx(2.5)
+
+
 def test_differences_are_a_paired_bootstrap():
     ours, theirs = _measure(_clips()).tables, _measure(_clips()).tables
     same = measurement.differences(ours, theirs)
     assert set(same) == {
         "onset_f1_spectral_flux", "onset_f1_100ms_spectral_flux", "onset_ap_spectral_flux", "desync_spectral_flux",
+        "sync_score_spectral_flux",
         "kl_softmax_panns", "kl_sigmoid_panns",
     }
     assert all(value == {"value": 0, "low": 0, "high": 0} for value in same.values())

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.util
 import json
 
 import golden_files
@@ -68,6 +69,7 @@ def test_a_late_copy_has_its_delay(late):
     assert row["desync_spectral_flux"]["value"] == pytest.approx(0.2, abs=0.011)
     assert row["onset_f1_100ms_spectral_flux"]["value"] < 0.6 < row["onset_f1_spectral_flux"]["value"] < 0.9
     assert row["fd_logmel"]["value"] > 0 and row["av_align_motion_energy"]["value"] > 0.1
+    assert row["sync_score_spectral_flux"]["value"] < 0.5 and row["stft_l1_waveform"]["value"] > 0.5
     assert _row(late, "real")["onset_f1_annotated_spectral_flux"]["value"] > row["onset_f1_annotated_spectral_flux"]["value"]
 
 
@@ -134,12 +136,53 @@ def test_broken_files_are_skipped_and_named(folders, tmp_path):
     assert again["facts"]["skipped"] == 0 and again["rows"][0]["onset_f1_spectral_flux"]["value"] < 0.99
 
 
+def _noise(path, gain=1.0):
+    media_writer.write_audio(path, np.float32(0.1 * gain * np.random.default_rng(0).normal(size=2 * HZ)), HZ)
+
+
+def test_metrics_of_pairs_of_sounds(tmp_path):
+    """Half as loud: spectral convergence .5, and ln 2."""
+    _noise(tmp_path / "real" / "a.wav")
+    _noise(tmp_path / "generated" / "a.wav", 0.5)
+    settings = dict(generated=tmp_path / "generated", reference=tmp_path / "real")
+    row = _evaluate(tmp_path / "out", **settings)["rows"][0]
+    assert row["stft_l1_waveform"]["value"] == pytest.approx(0.5 + np.log(2), abs=0.01)
+    row = _row(tmp_path / "out", "real")
+    assert row["stft_l1_waveform"] is None and row["stft_l1_waveform_reason"] == "it is the reference"
+
+
+def test_pesq_has_a_value_or_a_reason(tmp_path):
+    pytest.importorskip("pesq", reason="the extra `pesq` is not installed")
+    for name in "ab":
+        _noise(tmp_path / "real" / f"{name}.wav")
+    _noise(tmp_path / "generated" / "a.wav")
+    media_writer.write_audio(tmp_path / "generated" / "b.wav", np.zeros(2 * HZ, np.float32), HZ)
+    settings = dict(generated=tmp_path / "generated", reference=tmp_path / "real")
+    results = _evaluate(tmp_path / "out", **settings)
+    assert results["rows"][0]["pesq_wideband"]["value"] == pytest.approx(4.644, abs=0.001)
+    assert results["facts"]["pesq_undefined"] == {"the generated sound is silent": "b"}
+    assert _evaluate(tmp_path / "out", **settings) == results  # from the features on disk
+    (tmp_path / "ids.txt").write_text("b\n")
+    row = _evaluate(tmp_path / "silent", **settings, ids=tmp_path / "ids.txt")["rows"][0]
+    assert row["pesq_wideband"] is None
+    assert row["pesq_wideband_reason"] == "it is undefined for every clip: the generated sound is silent"
+
+
+def test_pesq_names_its_extra_where_it_is_not_installed(folders, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "pesq" else find(name, *rest))
+    row = _evaluate(tmp_path, generated=folders / "copy", reference=folders / "copy")["rows"][0]
+    assert row["pesq_wideband"] is None and "pip install 'msg_jax[pesq]'" in row["pesq_wideband_reason"]
+    assert row["stft_l1_waveform"]["value"] == 0 and row["sync_score_spectral_flux"]["value"] == 1
+
+
 def test_without_reference_only_metrics_that_need_none(folders, tmp_path):
     results = _evaluate(tmp_path, generated=folders / "real")
     assert [row["system"] for row in results["rows"]] == ["generated"]
     row = results["rows"][0]
     assert row["av_align_motion_energy"]["value"] > 0.3 and row["fd_logmel"] is None
-    assert row["fd_logmel_reason"] == "no reference was given (config.reference)"
+    for name in ("fd_logmel", "stft_l1_waveform", "pesq_wideband", "sync_score_spectral_flux"):
+        assert row[name] is None and row[f"{name}_reason"] == "no reference was given (config.reference)", name
     results = _evaluate(tmp_path / "sound", generated=folders / "copy")
     assert results["rows"][0]["av_align_motion_energy_reason"] == "there is no video of the clips"
     assert "data:audio/mpeg;base64," in (tmp_path / "sound" / "report" / "index.html").read_text()
