@@ -76,6 +76,7 @@ class Evaluation:
         self.real_mels = mel.log_mel(np.stack([record["waveform"] for record in self.records]), run.clip.mel)
         self.real_latents = self.features.stack(self.indices, ("latents",))["latents"]
         self._variables = functools.lru_cache(maxsize=2)(run.load)
+        self._cost = functools.cache(functools.partial(cost.total, run))
 
     def keys(self) -> list[RowKey]:
         config = self.run.config
@@ -137,7 +138,7 @@ class Evaluation:
         if system.seed is None:
             row |= {"cost_tflop": None, "cost_tflop_reason": "it is not a generator"}
         else:
-            row["cost_tflop"] = cost.total(self.run, _stage(system), system.seed) / 1e12
+            row["cost_tflop"] = self._cost(_stage(system), system.seed) / 1e12
         options = dict(seed=self.run.config.seed, resamples=self.section.bootstrap)
         scores = self.reward_scorer.score(self.video, mels)
         row |= {name: bootstrap.mean_interval(value.mean(axis=1), **options) for name, value in scores.items()}
