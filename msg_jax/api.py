@@ -9,6 +9,7 @@ The web app, its HTTP API and the node of ComfyUI stand on this module.
 
 from collections.abc import Callable
 import dataclasses
+import math
 import os
 import pathlib
 import threading
@@ -19,7 +20,7 @@ import numpy as np
 from msg_jax import storage
 from msg_jax.data import media, media_writer
 from msg_jax.errors import UserError
-from msg_jax.inference.cues import parse_cues
+from msg_jax.inference.cues import Cue, parse_cues, read_cues
 from msg_jax.inference.demo import load_demo
 from msg_jax.inference.generate import Settings, Video, takes_for, takes_of_text
 from msg_jax.inference.loading import load_checkpoint, load_weights
@@ -29,6 +30,11 @@ from msg_jax.infra.record import read_record
 
 _SOUND_SUFFIXES = (".wav", ".flac")
 _LAST_SEED = 2**31 - 1
+
+
+def timed_prompts(text: str) -> tuple[Cue, ...]:
+    """The cues of a `Request`, from the text of their table. Raises UserError, naming the line, for a mistake in it."""
+    return parse_cues(text, "script")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Request:
     best_of: int = 1  # sounds for each variant, of which the one with the highest reward is kept
     mix: float = 0.0  # share of the video's own sound that is added
     loudness: float | None = None  # in LUFS
-    script: str = ""  # timed prompts: the text of a table as in `inference.cues`
+    script: tuple[Cue, ...] = ()  # timed prompts
 
     def __post_init__(self):
         whole = (("seed", 0, _LAST_SEED), ("variants", 1, None), ("steps", 1, None), ("best_of", 1, None))
@@ -55,6 +61,8 @@ class Request:
                 raise UserError(f"{name}={value} is not a whole number {limit}")
         if not 0 <= self.mix <= 1:
             raise UserError(f"mix={self.mix} is not a share from 0 to 1")
+        if self.loudness is not None and not math.isfinite(self.loudness):
+            raise UserError(f"loudness={self.loudness} is not a number of LUFS")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,23 +126,22 @@ class LoadedSystem:
         to 1; an exception that it raises ends the work. Raises UserError if the video cannot be read, and for values out of
         range.
         """
-        table = "" if script is None else pathlib.Path(script).read_text(encoding="utf-8-sig")
-        request = Request(prompt, negative_prompt, seed, variants, steps, guidance, best_of, mix, loudness, table)
+        cues = () if script is None else read_cues(script)
+        request = Request(prompt, negative_prompt, seed, variants, steps, guidance, best_of, mix, loudness, cues)
         return self.run(video, request, on_progress)
 
     def run(
         self, video: str | os.PathLike | None, request: Request, on_progress: Callable[[float], None] | None = None
     ) -> Result:
         """`generate` for a `Request`."""
-        script = parse_cues(request.script, "script") if request.script else ()
-        if video is None and not (request.prompt or script):
+        if video is None and not (request.prompt or request.script):
             raise UserError("there is neither a video nor a prompt: give one of them")
         system, path = self.system, None if video is None else pathlib.Path(video)
         settings = Settings(
             steps=request.steps or system.steps,
             guidance_scale=system.guidance_scale if request.guidance is None else request.guidance,
             seed=request.seed, variants=request.variants, prompt=request.prompt, negative_prompt=request.negative_prompt,
-            best_of=request.best_of, mix=request.mix, loudness_lufs=request.loudness, script=script,
+            best_of=request.best_of, mix=request.mix, loudness_lufs=request.loudness, script=request.script,
         )
         with self._lock, progress.listening(on_progress or (lambda share: None)):
             if path is None:

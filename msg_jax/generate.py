@@ -70,6 +70,16 @@ def _share(text: str) -> float:
     return share
 
 
+def _lufs(text: str) -> float:
+    try:
+        level = float(text)
+    except ValueError:
+        level = float("nan")
+    if not -100 <= level <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a loudness from -100 to 0 LUFS")
+    return level
+
+
 def _read_noise(path: pathlib.Path) -> "np.ndarray":
     """The array (variants, tokens, channels) of a .npy file; the first axis may be missing for one variant."""
     import numpy as np
@@ -106,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--script", type=pathlib.Path, metavar="CUES.csv", help="timed prompts: a table with the columns start, "
                        "end, prompt and negative_prompt; --prompt holds where there is no cue")
     flags.add_argument("--mix", type=_share, default=0.0, help="add this share of the video's own sound")
-    flags.add_argument("--loudness", type=float, metavar="LUFS", help="integrated loudness, for example -23, with a true peak "
+    flags.add_argument("--loudness", type=_lufs, metavar="LUFS", help="integrated loudness, for example -23, with a true peak "
                        "below -1 dBTP (default: as the model makes it)")
     flags.add_argument("--seed", type=_whole(0, 2**31 - 1), default=0)
     flags.add_argument("--variants", type=_whole(1), default=1, help="sounds for each video")

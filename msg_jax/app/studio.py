@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from msg_jax.api import LoadedSystem, Request, Result
+from msg_jax.api import LoadedSystem, Request, Result, timed_prompts
 from msg_jax.app.jobs import Job, Queue
 from msg_jax.app.pictures import picture
 from msg_jax.data import media, media_writer
@@ -167,6 +167,9 @@ def read_request(fields: Mapping[str, object]) -> Request:
         if name not in known:
             raise UserError(f"{name} is not a field: use {', '.join(sorted(known))}")
         if value is None or value == "":
+            continue
+        if name == "script":
+            values[name] = timed_prompts(str(value))
             continue
         try:
             values[name] = _NUMBERS.get(name, str)(value)

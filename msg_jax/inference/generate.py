@@ -201,10 +201,13 @@ def takes_for(system: System, video: Video, settings: Settings) -> Iterator[Take
 def takes_of_text(system: System, settings: Settings) -> Iterator[Take]:
     """Yield a sound per variant for the prompt alone: null conditions take the place of a video's.
 
-    It is `duration_sec` long, by default the system's clip. Raises UserError as `takes_for` does, and with `best_of`.
+    It is `duration_sec` long, by default the system's clip. Raises UserError as `takes_for` does, and with
+    `best_of` or `mix`.
     """
     if settings.best_of > 1:
         raise UserError("--best_of ranks sounds for a video, and a prompt alone has none: leave it out")
+    if settings.mix:
+        raise UserError("--mix adds a video's own sound, and a prompt alone has none: leave it out")
     duration_sec = settings.duration_sec or system.clip.duration_sec
     fitting = system.of_length(duration_sec) if system.any_length else system
     samples = round(duration_sec * system.clip.audio_hz)

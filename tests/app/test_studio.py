@@ -94,7 +94,10 @@ def test_names_that_are_paths_or_no_videos_are_refused(name):
 def test_fields_of_a_form():
     asked = {"prompt": "rain", "seed": "3", "variants": 2.0, "steps": "", "guidance": "1.5", "negative_prompt": None}
     assert read_request(asked) == Request(prompt="rain", seed=3, variants=2, guidance=1.5)
+    (cue,) = read_request({"script": "start,end,prompt\n0,2.5,rain\n"}).script
+    assert (cue.start_sec, cue.end_sec, cue.prompt) == (0.0, 2.5, "rain")
     for fields, said in (
+        ({"script": "start,end,prompt\n2,1,x\n"}, "script, line 2: the cue ends at 1 s"), ({"mix": "2"}, "is not a share"),
         ({"seed": "x"}, "seed=x is not a number"), ({"sed": 1}, "sed is not a field: use best_of, guidance"),
         ({"seed": -1}, "seed=-1 is not a whole number from 0"), ({"steps": 0}, "steps=0 is not a whole number of at least 1"),
     ):

@@ -698,6 +698,7 @@ def test_small_files_of_many_kinds(shared, untrained, tmp_path):
     (["--guidance=strong"], "invalid float value: 'strong'"),
     (["--audio_format=mp3"], "invalid choice: 'mp3'"),
     (["--mix=2"], "'2' is not a share from 0 to 1"),
+    (["--loudness=nan"], "'nan' is not a loudness from -100 to 0 LUFS"),
     (["--script=/nowhere.csv"], "--script=/nowhere.csv cannot be read"),
     (["--sed=1"], "unrecognized arguments: --sed=1"),
     (["--checkpoint=/nowhere"], "/nowhere has no run.json"),
