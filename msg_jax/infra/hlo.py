@@ -1,6 +1,6 @@
 """Reads the text of a compiled program: how often each instruction runs, what it moves, and its collectives."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import math
@@ -24,6 +24,7 @@ _WORKSPACE = re.compile(r"\b[su]8\[\d+\]\S*")
 _CONTRACTED = re.compile(r"lhs_contracting_dim(?:s=\{([\d,]*)\}|ensions\":\[([\d,\"]*)\])")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"(\w+)=([-\dx_]+)")
+_PLACE = re.compile(r"\bindex=(\d+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _WORKLESS = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
              "partition-id", "replica-id", "iota", "opt-barrier")
@@ -119,15 +120,13 @@ class Module:
                     yield from ((each.strip().lstrip("%"), 1) for each in names.split(","))
 
     def _trips(self, loop: Instruction) -> int:
-        """The trip count that XLA notes or, failing that, the one integer that the condition compares with; else 1."""
+        """The trip count that XLA notes or, failing that, the condition's one integer by the step of its counter; else 1."""
         if known := _TRIPS.search(loop.attributes):
             return int(known[1])
-        condition = dict(_CALLED.findall(loop.attributes)).get("condition", "")
-        limits = {
-            int(line.operands[0]) for line in self.computations.get(condition, {}).values()
-            if line.opcode == "constant" and line.operands and line.operands[0].isdecimal()
-        }
-        return limits.pop() if len(limits) == 1 else 1
+        called = dict(_CALLED.findall(loop.attributes))
+        condition, body = (self.computations.get(called.get(part, ""), {}) for part in ("condition", "body"))
+        limits = set(_constants(condition, condition))
+        return -(-limits.pop() // _step(condition, body)) if len(limits) == 1 else 1
 
     def collectives(self) -> list[Collective]:
         """All collectives. Of a pair of start and done, the latter counts.
@@ -230,6 +229,30 @@ class Module:
                 yield array, min(1.0, written / max(results, 1))
 
 
+def _constants(names: Iterable[str], inside: Computation) -> Iterator[int]:
+    """The integers among the instructions of these names."""
+    for name in names:
+        line = inside.get(name)
+        if line and line.opcode == "constant" and line.operands and line.operands[0].isdecimal():
+            yield int(line.operands[0])
+
+
+def _step(condition: Computation, body: Computation) -> int:
+    """What a turn of the body adds to the counter that the condition compares: a TPU takes two steps of a ring in one turn."""
+    compared, result = _root(condition), _root(body)
+    for name in compared.operands if compared else ():
+        place = _PLACE.search(condition[name].attributes) if name in condition else None
+        if place and result and result.opcode == "tuple":
+            counted = body.get(result.operands[int(place[1])])
+            if counted and counted.opcode == "add":
+                return next(_constants(counted.operands, body), 1)
+    return 1
+
+
+def _root(inside: Computation) -> Instruction | None:
+    return next((line for line in inside.values() if line.is_root), None)
+
+
 def _operations(inside: Computation, line: Instruction) -> int:
     """Of one instruction; a multiplication and an addition count as two."""
     if line.opcode not in ("dot", "convolution", "custom-call"):
@@ -295,9 +318,9 @@ def _read_parts(fused: Computation) -> dict[int, int]:
 
 def _written(fused: Computation, results: int) -> int:
     """Bytes that a fusion writes: of an update in place, only those of the update."""
-    roots = [line for line in fused.values() if line.is_root]
-    if roots and roots[0].opcode == "dynamic-update-slice":
-        return _sum(fused[roots[0].operands[1]].arrays)
+    root = _root(fused)
+    if root and root.opcode == "dynamic-update-slice":
+        return _sum(fused[root.operands[1]].arrays)
     return results
 
 

@@ -118,6 +118,14 @@ def test_pairs_of_start_and_done_and_loops(note, times):
     assert found["all-reduce"] == ("all-reduce", size, size * 2 * 15 / 16, 16, 1, "?")
 
 
+def test_a_loop_whose_counter_takes_two_steps_a_turn():
+    text = GPU.replace("ROOT %both = (s32[], f32[64,32]{1,0}) tuple(%i, %gathered)", """%two = s32[] constant(2)
+  %next = s32[] add(%i, %two)
+  ROOT %both = (s32[], f32[64,32]{1,0}) tuple(%next, %gathered)""")
+    found = {each.kind: each for each in hlo.parse(text, devices=16).collectives()}
+    assert found["all-gather"].times == 11 and found["all-reduce"].times == 1
+
+
 @pytest.mark.parametrize(("name", "short"), [
     ("jit(step)/transpose(jvp(MMDiT.velocity))/joint_3/latent/qkv/dense/dot_general", "joint_*/latent/qkv/dense"),
     ("jit(step)/jvp(SFCAVP)/while/body/checkpoint/stage_2/conv/conv_general_dilated", "stage_*/conv"),
