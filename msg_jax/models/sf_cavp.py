@@ -24,7 +24,7 @@ from flax import struct
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Float, Key
+from jaxtyping import Float, Int32, Key
 
 from msg_jax.clip import TINY, ClipSpec, MelSpec
 from msg_jax.models.layers import Dense
@@ -167,15 +167,23 @@ def random_crop(batch: AVBatch, key: Key[Array, ""], clip: ClipSpec, crop_sec: f
     semantic cosine). Audio is cut at the nearest mel frame.
     """
     frames, mel_frames = round(crop_sec * clip.video_hz), round(crop_sec * clip.mel.frames_hz)
-    spare_sec = (batch.mel.shape[1] - mel_frames) / clip.mel.frames_hz
-    last = min(batch.video.shape[1] - frames, math.floor(spare_sec * clip.video_hz))
-    starts = jax.random.randint(key, batch.video.shape[:1], 0, last + 1)
+    starts = crop_starts(key, batch.video.shape[:2], batch.mel.shape[1], clip, crop_sec)
     mel_starts = jnp.round(starts / clip.video_hz * clip.mel.frames_hz).astype(jnp.int32)
 
     def cut(x: Array, starts: Array, size: int) -> Array:
         return jax.vmap(lambda item, start: lax.dynamic_slice_in_dim(item, start, size))(x, starts)
 
     return AVBatch(video=cut(batch.video, starts, frames), mel=cut(batch.mel, mel_starts, mel_frames))
+
+
+def crop_starts(
+    key: Key[Array, ""], video_shape: tuple[int, ...], mel_frames: int, clip: ClipSpec, crop_sec: float
+) -> Int32[Array, " B"]:
+    """The first video frame of each of `random_crop`'s crops, from video of shape (B, T, ...) and log-mels of `mel_frames`."""
+    clips, video_frames, *_ = video_shape
+    spare_sec = (mel_frames - round(crop_sec * clip.mel.frames_hz)) / clip.mel.frames_hz
+    last = min(video_frames - round(crop_sec * clip.video_hz), math.floor(spare_sec * clip.video_hz))
+    return jax.random.randint(key, (clips,), 0, last + 1)
 
 
 def random_view(batch: AVBatch, key: Key[Array, ""]) -> AVBatch:
