@@ -62,7 +62,8 @@ def second_judge(class_names: Sequence[str]) -> Module:
 def reward_model(config: Config, clip: ClipSpec) -> Module:
     """A `models.sf_cavp.SFCAVP`."""
     if config.sf_cavp.preset == "r50":
-        return sf_cavp.SFCAVP(sf_cavp.r50(clip, jnp.dtype(compute_dtype()).name, config.sf_cavp.remat))
+        dtype, local = jnp.dtype(compute_dtype()).name, config.sf_cavp.window_stream == "local"
+        return sf_cavp.SFCAVP(sf_cavp.r50(clip, dtype, config.sf_cavp.remat, local))
     return sf_cavp.SFCAVP(sf_cavp.tiny(clip))
 
 
