@@ -62,8 +62,8 @@ def second_judge(class_names: Sequence[str]) -> Module:
 def reward_model(config: Config, clip: ClipSpec) -> Module:
     """A `models.sf_cavp.SFCAVP`."""
     if config.sf_cavp.preset == "r50":
-        dtype, local = jnp.dtype(compute_dtype()).name, config.sf_cavp.window_stream == "local"
-        return sf_cavp.SFCAVP(sf_cavp.r50(clip, dtype, config.sf_cavp.remat, local))
+        section, dtype = config.sf_cavp, jnp.dtype(compute_dtype()).name
+        return sf_cavp.SFCAVP(sf_cavp.r50(clip, dtype, section.remat, section.local_windows))
     return sf_cavp.SFCAVP(sf_cavp.tiny(clip))
 
 
