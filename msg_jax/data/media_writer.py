@@ -39,9 +39,12 @@ def write_audio(
     path = pathlib.Path(path)
     if path.suffix.lower() not in (".wav", ".flac"):
         raise UserError(f"{path}: sound is written as .wav or .flac; choose one of these suffixes")
-    pcm16 = np.clip(np.round(np.asarray(waveform) * 32768.0), -32768, 32767).astype(np.int16)
-    with new_file(path, overwrite) as unfinished, unfinished.open("wb") as file:
-        soundfile.write(file, pcm16, hz, format=path.suffix[1:], subtype="PCM_16")
+    with (
+        new_file(path, overwrite) as unfinished, unfinished.open("wb") as file,
+        soundfile.SoundFile(file, "w", hz, 1, format=path.suffix[1:], subtype="PCM_16") as out,
+    ):
+        for block in _blocks(waveform, hz):
+            out.write(np.clip(np.round(block * 32768.0), -32768, 32767).astype(np.int16))
 
 
 def mux(
@@ -181,17 +184,23 @@ def _encode_audio(
     stream.disposition = Disposition.default
     if stream_hz != hz:
         waveform = soxr.resample(np.asarray(waveform, np.float32), hz, stream_hz, quality="HQ")
-    waveform = np.clip(media.fit_length(waveform, round(duration_sec * stream_hz)), -1, 1)
+    waveform = media.fit_length(waveform, round(duration_sec * stream_hz))
     stream.time_base = Fraction(1, stream_hz)
     converter = av.AudioResampler(format=codec.audio_formats[0], layout="mono", rate=stream_hz)
-    block = stream_hz // 10
-    packets = []
-    for start in range(0, len(waveform), block):
-        frame = av.AudioFrame.from_ndarray(waveform[None, start : start + block], format="flt", layout="mono")
+    packets, start = [], 0
+    for block in _blocks(waveform, stream_hz):
+        frame = av.AudioFrame.from_ndarray(np.clip(block[None], -1, 1), format="flt", layout="mono")
         frame.sample_rate, frame.time_base, frame.pts = stream_hz, stream.time_base, start
         for converted in converter.resample(frame):
             packets += stream.encode(converted)
+        start += len(block)
     return packets + stream.encode(None)
+
+
+def _blocks(waveform: Float[np.ndarray, " S"], hz: int) -> Iterator[Float[np.ndarray, " _"]]:
+    """Tenths of a second, so that long sounds are not copied whole."""
+    size = hz // 10
+    return (np.asarray(waveform[start : start + size], np.float32) for start in range(0, len(waveform), size))
 
 
 def _decode_time(packet: av.Packet) -> Fraction:
