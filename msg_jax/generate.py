@@ -12,6 +12,8 @@ Without a video, writes the sound of the prompt alone, named after it.
 `--duration=S` cuts sound and pictures to S seconds, still without encoding the pictures again. `--start=A --end=B` make sound
 from A to B only: the video stays whole, and elsewhere it keeps its own sound, or is silent.
 
+Containers that are only read, as .ts or .wmv, are copied to .mkv or .mov.
+
 Subtitles, chapters, covers and attachments are copied too. What the container cannot hold, and further sound tracks, are left
 out and named. `--container=mkv` holds most.
 

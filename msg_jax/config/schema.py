@@ -203,7 +203,7 @@ class Base(Training, Lora):
 class Sampling:
     """How networks are sampled, for candidates, evaluation and `generate` alike."""
 
-    guidance_rescale: float = 0.0  # 1: guidance leaves the deviation of the predicted data as it is without (sampling.guided)
+    guidance_rescale: float = 0.0  # share by which the level that guidance adds is taken back; 0: as MMAudio samples
 
 
 @_section

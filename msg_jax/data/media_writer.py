@@ -26,6 +26,7 @@ from msg_jax.data import containers, media, stream_copy
 from msg_jax.data.files import new_file
 from msg_jax.errors import UserError
 
+_LIKE_MOV = (".3gp", ".3g2", ".f4v")  # .mkv holds no H.263
 _DEFAULT_AUDIO_CODEC = {".webm": "libopus", ".avi": "pcm_s16le"}  # AVI cannot declare AAC's priming: PCM has none
 
 
@@ -77,14 +78,20 @@ def mux(
     """
     video_path, out_path = pathlib.Path(video_path), pathlib.Path(out_path)
     suffix = out_path.suffix.lower()
-    if suffix not in media.VIDEO_SUFFIXES:
-        raise UserError(f"{out_path} has no video container's suffix; use one of {', '.join(media.VIDEO_SUFFIXES)}")
+    if suffix not in stream_copy.FORMATS:
+        raise UserError(f"{out_path} has no suffix of a container that is written; use one of {', '.join(stream_copy.FORMATS)}")
     audio_codec = audio_codec or _DEFAULT_AUDIO_CODEC.get(suffix, "aac")
     with new_file(out_path, overwrite) as unfinished:
         try:
             return _mux(video_path, waveform, hz, out_path, unfinished, audio_codec, duration_sec, extras=True)
         except _ExtrasError:  # a subtitle that the container takes only in its header
             return _mux(video_path, waveform, hz, out_path, unfinished, audio_codec, duration_sec, extras=False)
+
+
+def copy_suffix(video_path: str | os.PathLike) -> str:
+    """The suffix of a video's copy: its own, or where that container is only read .mov or .mkv."""
+    suffix = pathlib.Path(video_path).suffix
+    return suffix if suffix.lower() in stream_copy.FORMATS else ".mov" if suffix.lower() in _LIKE_MOV else ".mkv"
 
 
 def check_mux(video_path: str | os.PathLike, out_path: str | os.PathLike) -> None:

@@ -81,7 +81,7 @@ class Video:
     def outputs(self, out: pathlib.Path, settings: Settings) -> list[tuple[pathlib.Path, pathlib.Path]]:
         """Paths of (sound, video with sound) of each variant."""
         stem = self.name.removesuffix(self.path.suffix)
-        suffix = f".{settings.container}" if settings.container else self.path.suffix
+        suffix = f".{settings.container}" if settings.container else media_writer.copy_suffix(self.path)
         return [(out / f"{stem}{tag}.{settings.audio_format}", out / f"{stem}{tag}{suffix}") for tag in settings.tags]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 import pathlib
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Float, UInt8
@@ -17,6 +17,7 @@ from msg_jax.inference.desync import LEAST_SEC, DeSync
 from msg_jax.inference.scorer import RewardScorer
 
 
+@runtime_checkable
 class Ranker(Protocol):
     """Scores whole sounds by the windows of their video; the higher the better."""
 
