@@ -62,7 +62,8 @@ def second_judge(class_names: Sequence[str]) -> Module:
 def reward_model(config: Config, clip: ClipSpec) -> Module:
     """A `models.sf_cavp.SFCAVP`."""
     if config.sf_cavp.preset == "r50":
-        return sf_cavp.SFCAVP(sf_cavp.r50(clip, jnp.dtype(compute_dtype()).name, config.sf_cavp.remat))
+        section, dtype = config.sf_cavp, jnp.dtype(compute_dtype()).name
+        return sf_cavp.SFCAVP(sf_cavp.r50(clip, dtype, section.remat, section.local_windows))
     return sf_cavp.SFCAVP(sf_cavp.tiny(clip))
 
 

@@ -94,6 +94,7 @@ class SFCAVPLossWeights:
 @_section
 class SFCAVP(Training):
     preset: Literal["tiny", "r50"] = "tiny"  # network size
+    local_windows: bool = False  # r50: windows see .3 s around each step; False: seconds, as networks trained before 0.2
     remat: bool = True  # r50: recompute each block in the backward pass
     steps: int = 700
     batch_size: int = 64

@@ -112,7 +112,8 @@ def released(config: Config, variant: str) -> Config:
             optimizer=dict(learning_rate=1e-5, warmup_steps=1000, b2=0.95, weight_decay=1e-6),
         ),
         sf_cavp=dict(
-            preset="r50", steps=30_000, batch_size=64, optimizer=dict(learning_rate=3e-4, warmup_steps=1000),
+            preset="r50", local_windows=True, steps=30_000, batch_size=64,
+            optimizer=dict(learning_rate=3e-4, warmup_steps=1000),
             crop_share=0.5,  # 4 s, as CAVP's windows
         ),
         sound_events=dict(codes=512, kinds=128, clips=4096, steps=3000),  # VGGSound has about 300 classes
