@@ -22,6 +22,7 @@ from msg_jax.inference.batching import chunks
 from msg_jax.infra import logging, preemption, runtime
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.models.motion import motion_energy
+from msg_jax.run import build
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
 from msg_jax.stages.prepare import SPLITS
@@ -91,7 +92,7 @@ def _readable(run: Run, read: Iterator[tuple[int, Any]], skipped: list[dict]) ->
 
 
 def write_shard(
-    run: Run, extract: Extractor, read: Iterator[tuple[int, Any]], writer: FeatureWriter, shard: int, indices: range,
+    run: Run, extract: Extractor | build.JointExtractor, read: Iterator[tuple[int, Any]], writer: FeatureWriter, shard: int, indices: range,
     progress: logging.Progress | None = None,
 ) -> tuple[int, int]:
     """Write the features of the clips at `indices`, the next of `read`. Return how many were written and how many could not
@@ -122,10 +123,14 @@ def training_source(run: Run, streams: Sequence[str] = ("video", "clip_video")) 
 
 
 def make(run: Run, folder: Path, seed: int | None) -> str:
-    config, extract = run.config.extract, Extractor(run)
+    config, joint = run.config.extract, run.config.base.network == "joint"
+    extract = build.JointExtractor(run) if joint else Extractor(run)
     facts, digests = {"clips": {}, "skipped": {}}, []
     for split in SPLITS:
-        source = training_source(run) if split == "train" else run.source(split)
+        if joint:
+            source = build.joint_source(run, split)
+        else:
+            source = training_source(run) if split == "train" else run.source(split)
         writer = FeatureWriter(folder / split, len(source), config.shard_clips, jax.process_index(), jax.process_count())
         progress = logging.Progress(f"extract {split}", len(source), "clip")
         missing = list(writer.missing)
