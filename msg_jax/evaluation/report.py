@@ -76,7 +76,8 @@ def write_report(
         gains=charts.gain_chart(shown, systems, charted),
         scores=[
             (heading, _score_list(results[name], footnotes))
-            for name, heading in (("sf_cavp", "SF-CAVP on held-out clips"), ("reward", "SF-CAVP as a reward")) if name in results
+            for name, heading in (("sf_cavp", "SF-CAVP on held-out clips"), ("reward", "SF-CAVP as a reward"))
+            if name in results
         ],
         footnotes=footnotes,
         curves={stage: charts.curves(stage, log) for stage, log in curves.items()},

@@ -147,6 +147,11 @@ def encoders(
     return encode_frames, caption_encoder(config, clip)
 
 
+def no_features(params: Params, video: Any, clip_video: Any) -> tuple[Any, Any]:
+    """The `EncodeFrames` of a network that sees the latents of pictures."""
+    raise NotImplementedError
+
+
 def caption_encoder(config: Config, clip: ClipSpec) -> EmbedText:
     """The text encoder without weights."""
 

@@ -87,7 +87,7 @@ class JointMMDiT(Generator):
     def setup(self):
         c, dtype = self.config, self.dtype
         activation = nn.silu if c.v2 else nn.selu
-        self.inputs = [InputProjection(c.hidden, 7, 7, activation, dtype) for _ in STREAMS]
+        self.inputs = [InputProjection(c.hidden, 7, 3, activation, dtype) for _ in STREAMS]
         self.aligned = [Dense(c.hidden, dtype=dtype) for _ in STREAMS]
         self.times = [TimeEmbedding(c.hidden, c.v2, dtype) for _ in STREAMS]
         self.text_input = InputProjection(c.hidden, 1, 1, nn.silu if c.v2 else None, dtype)

@@ -126,18 +126,18 @@ def _check_generator(config: Config) -> None:
 def _check_joint(config: Config) -> None:
     base, clip, section = config.base, config.clip, config.joint
     if base.initial == "released" or base.objective == "diffusion":
-        raise UserError("config.base.network=joint is trained from scratch with flow matching: leave config.base.initial empty, "
-                        "and set config.base.objective=flow.")
+        raise UserError("config.base.network=joint is trained from scratch with flow matching: leave config.base.initial "
+                        "empty, and set config.base.objective=flow.")
     if clip.video_frames % clip.latent_tokens:
         raise UserError(f"config.base.network=joint needs whole frames for each latent token, and config.clip has "
                         f"{clip.video_frames} frames for {clip.latent_tokens} tokens.")
     if min(section.video_to_audio, section.audio_to_video) < 0 or section.video_to_audio + section.audio_to_video > 1:
-        raise UserError(f"config.joint.video_to_audio={section.video_to_audio} and audio_to_video={section.audio_to_video} are "
-                        "shares of the training items: their sum is at most 1.")
+        raise UserError(f"config.joint.video_to_audio={section.video_to_audio} and audio_to_video={section.audio_to_video} "
+                        "are shares of the training items: make them 0 or more, with a sum of at most 1.")
     for name in config.arms:
         if "sf_cavp" in methods.method(config, name).needs(config):
-            raise UserError(f"config.arms.{name} learns from a reward for given videos, which config.base.network=joint does not "
-                            "have: choose sync_dpo, continue_flow or merge.")
+            raise UserError(f"config.arms.{name} learns from a reward for given videos, which config.base.network=joint does "
+                            "not have: choose sync_dpo, continue_flow or merge.")
 
 
 def _check_encoders(config: Config) -> None:

@@ -63,9 +63,11 @@ def plan(config: Config) -> Plan:
 
 
 def _joint(stages: Iterable[Stage]) -> list[Stage]:
-    """The stages of a generator of sound and pictures, from those of one of sound: no frame encoders and no reward."""
+    """The stages of a generator of sound and pictures, from those of one of sound: no frame encoders, no reward."""
     kept = {stage.name: stage for stage in stages if stage.name not in JOINT_HAS_NOT}
-    changed = {"extract": (("codec", "picture_codec"), ("extract",)), "base": (("extract",), ("base", "picture_codec", "joint"))}
+    changed = {
+        "extract": (("codec", "picture_codec"), ("extract",)), "base": (("extract",), ("base", "picture_codec", "joint")),
+    }
     for name, (needs, sections) in changed.items():
         kept[name] = dataclasses.replace(kept[name], needs=needs, sections=sections)
     more = [

@@ -92,8 +92,8 @@ def _readable(run: Run, read: Iterator[tuple[int, Any]], skipped: list[dict]) ->
 
 
 def write_shard(
-    run: Run, extract: Extractor | build.JointExtractor, read: Iterator[tuple[int, Any]], writer: FeatureWriter, shard: int, indices: range,
-    progress: logging.Progress | None = None,
+    run: Run, extract: Extractor | build.JointExtractor, read: Iterator[tuple[int, Any]], writer: FeatureWriter, shard: int,
+    indices: range, progress: logging.Progress | None = None,
 ) -> tuple[int, int]:
     """Write the features of the clips at `indices`, the next of `read`. Return how many were written and how many could not
     be read."""

@@ -167,7 +167,7 @@ class JointEvaluation:
         found |= {name: bootstrap.f1_interval(table, **options) for name, table in counts.items()}
         for name in (*_AGAINST_TRUTH, "seen_event_f1"):
             if name not in found:
-                found |= {name: None, f"{name}_reason": "sound and pictures are both generated, or the pictures are the clip's own"}
+                found |= {name: None, f"{name}_reason": "what is generated has no other truth than its caption"}
         if row.clips == self.section.split:
             found["fd_sound"] = distribution.frechet_distance(heard_as, self._real_embeddings[0])
             found["fd_picture"] = distribution.frechet_distance(seen_as, self._real_embeddings[1])
