@@ -200,7 +200,7 @@ def measure_generate(variant: bundle.Variant, repeats: int) -> dict[str, float]:
         video, settings = generate.Video(path, path.name), generate.Settings(STEPS, GUIDANCE)
 
         def make_sound():
-            return next(generate.sounds_for(system, video, settings))
+            return next(generate.takes_for(system, video, settings)).waveform
 
         with contextlib.ExitStack() as stack:
             for name in PARTS:

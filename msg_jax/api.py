@@ -51,6 +51,9 @@ class Request:
     mix: float = 0.0  # share of the video's own sound that is added
     loudness: float | None = None  # in LUFS
     script: tuple[Cue, ...] = ()  # timed prompts
+    start: float = 0.0  # seconds; sound is made from here ...
+    end: float | None = None  # ... to here, and elsewhere the video keeps its own
+    respect_cuts: bool = False  # no sound depends on pictures from beyond a hard cut
 
     def __post_init__(self):
         whole = (("seed", 0, _LAST_SEED), ("variants", 1, None), ("steps", 1, None), ("best_of", 1, None))
@@ -63,6 +66,10 @@ class Request:
             raise UserError(f"mix={self.mix} is not a share from 0 to 1")
         if self.loudness is not None and not math.isfinite(self.loudness):
             raise UserError(f"loudness={self.loudness} is not a number of LUFS")
+        if not 0 <= self.start < math.inf:
+            raise UserError(f"start={self.start} is not a number of seconds from 0 on")
+        if self.end is not None and not self.start < self.end < math.inf:
+            raise UserError(f"end={self.end} is not a number of seconds after start={self.start}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,19 +122,23 @@ class LoadedSystem:
     def generate(
         self, video: str | os.PathLike | None = None, *, prompt: str = "", negative_prompt: str = "", seed: int = 0,
         variants: int = 1, steps: int | None = None, guidance: float | None = None, best_of: int = 1, mix: float = 0.0,
-        loudness: float | None = None, script: str | os.PathLike | None = None,
+        loudness: float | None = None, script: str | os.PathLike | None = None, start: float = 0.0,
+        end: float | None = None, respect_cuts: bool = False,
         on_progress: Callable[[float], None] | None = None,
     ) -> Result:
         """Make sound for a video, or for the prompt alone.
 
         `steps` and `guidance` are by default those of the system. `best_of` sounds are made for each variant, and the one that
         the run's reward prefers is kept. `mix` is the share of the video's own sound that is added, `loudness` the integrated
-        loudness in LUFS, `script` a CSV file of timed prompts. `on_progress` is called with the share that is done, from 0
-        to 1; an exception that it raises ends the work. Raises UserError if the video cannot be read, and for values out of
-        range.
+        loudness in LUFS, `script` a CSV file of timed prompts. Sound is made from `start` to `end` seconds; elsewhere the
+        video keeps its own. With `respect_cuts` no sound depends on pictures from beyond a hard cut. `on_progress` is called
+        with the share that is done, from 0 to 1; an exception that it raises ends the work. Raises UserError if the video
+        cannot be read, and for values out of range.
         """
         cues = () if script is None else read_cues(script)
-        request = Request(prompt, negative_prompt, seed, variants, steps, guidance, best_of, mix, loudness, cues)
+        request = Request(
+            prompt, negative_prompt, seed, variants, steps, guidance, best_of, mix, loudness, cues, start, end, respect_cuts
+        )
         return self.run(video, request, on_progress)
 
     def run(
@@ -142,6 +153,7 @@ class LoadedSystem:
             guidance_scale=system.guidance_scale if request.guidance is None else request.guidance,
             seed=request.seed, variants=request.variants, prompt=request.prompt, negative_prompt=request.negative_prompt,
             best_of=request.best_of, mix=request.mix, loudness_lufs=request.loudness, script=request.script,
+            start_sec=request.start, end_sec=request.end, respect_cuts=request.respect_cuts,
         )
         with self._lock, progress.listening(on_progress or (lambda share: None)):
             if path is None:

@@ -9,7 +9,8 @@ With `--best_of=N` each variant is the best of N seeds in turn.
 
 Without a video, writes the sound of the prompt alone, named after it.
 
-`--duration=S` cuts sound and pictures to S seconds, still without encoding the pictures again.
+`--duration=S` cuts sound and pictures to S seconds, still without encoding the pictures again. `--start=A --end=B` make sound
+from A to B only: the video stays whole, and elsewhere it keeps its own sound, or is silent.
 
 Subtitles, chapters, covers and attachments are copied too. What the container cannot hold, and further sound tracks, are left
 out and named. `--container=mkv` holds most.
@@ -58,6 +59,10 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return seconds
+
+
+def _start(text: str) -> float:
+    return 0.0 if text in ("0", "0.0") else _seconds(text)
 
 
 def _share(text: str) -> float:
@@ -109,6 +114,10 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--duration", type=_seconds, help="cut the videos to their first seconds; with "
                        "--weights their sound is one sequence, as MMAudio makes it (default: the whole video, or 8 s for a "
                        "prompt alone)")
+    flags.add_argument("--start", type=_start, default=0.0, help="make sound from this second on")
+    flags.add_argument("--end", type=_seconds, help="make sound up to this second")
+    flags.add_argument("--respect_cuts", action="store_true", help="find hard cuts, and let no sound depend on pictures from "
+                       "beyond one")
     flags.add_argument("--frame_choice", choices=("training", "mmaudio_inference"), help="rule that takes the frames: as "
                        "MMAudio was trained, or as its demo.py does (default: training, or that of the run)")
     flags.add_argument("--noise", type=pathlib.Path, metavar="FILE.npy", help="initial noise instead of the seed's: (tokens, "
@@ -150,6 +159,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(_files_with_a_dash(sys.argv[1:] if argv is None else argv))
     if args.variant and not args.weights:
         fail("--variant chooses among the files of --weights; leave it out.")
+    if args.end is not None and args.end <= args.start:
+        fail(f"--end={args.end:g} is not after --start={args.start:g}; give a later end.")
+    if args.duration and (args.start or args.end):
+        fail("--duration cuts the video, and --start and --end keep it whole: give one or the other.")
     if not args.inputs and not args.prompt and not args.demo:
         fail("give a video or a folder of videos, or a --prompt for sound without a video; --help lists all flags.")
     from msg_jax.inference.cues import read_cues
@@ -175,7 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             guidance_scale=system.guidance_scale if args.guidance is None else args.guidance,
             seed=args.seed, variants=args.variants, prompt=args.prompt, negative_prompt=args.negative_prompt,
             audio_format=args.audio_format, container=args.container, overwrite=args.overwrite,
-            duration_sec=args.duration, frame_choice=args.frame_choice,
+            duration_sec=args.duration, start_sec=args.start, end_sec=args.end, respect_cuts=args.respect_cuts,
+            frame_choice=args.frame_choice,
             noise=noise, script=script, mix=args.mix, loudness_lufs=args.loudness, best_of=args.best_of,
             cache=args.cache,
         )

@@ -77,6 +77,9 @@ def fields(studio: Studio) -> dict[str, Any]:
             "best_of": gr.Slider(1, limits.best_of, value=1, step=1, label="Keep the best of", visible=ranks),
             "mix": gr.Slider(0, 1, value=0, step=0.05, label="Share of the video's own sound"),
             "loudness": gr.Number(value=None, label="Loudness in LUFS; empty: as it is"),
+            "start": gr.Number(value=None, minimum=0, label="Start of the sound, in seconds; empty: the video's"),
+            "end": gr.Number(value=None, minimum=0, label="End of the sound, in seconds; empty: the video's"),
+            "respect_cuts": gr.Checkbox(value=False, label="Respect hard cuts"),
             "script": gr.Textbox(label="Timed prompts", placeholder="start,end,prompt\n0,2.5,rain", lines=3, max_lines=12),
         }
 

@@ -156,7 +156,11 @@ def plain_name(name: str) -> str:
     return name
 
 
-_NUMBERS = {"seed": int, "variants": int, "steps": int, "guidance": float, "best_of": int, "mix": float, "loudness": float}
+_NUMBERS = {
+    "seed": int, "variants": int, "steps": int, "guidance": float, "best_of": int, "mix": float, "loudness": float,
+    "start": float, "end": float,
+}
+_YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
 def read_request(fields: Mapping[str, object]) -> Request:
@@ -170,6 +174,11 @@ def read_request(fields: Mapping[str, object]) -> Request:
             continue
         if name == "script":
             values[name] = timed_prompts(str(value))
+            continue
+        if name == "respect_cuts":
+            if str(value).lower() not in (*_YES, *_NO):
+                raise UserError(f"{name}={value} is neither true nor false")
+            values[name] = str(value).lower() in _YES
             continue
         try:
             values[name] = _NUMBERS.get(name, str)(value)

@@ -30,7 +30,7 @@ from msg_jax.errors import UserError
 
 __all__ = [
     "SOUND_SUFFIXES", "VIDEO_SUFFIXES", "FrameGrid", "MediaInfo", "check_sound", "declared_sec", "fit_length", "is_sound",
-    "last_picture_sec", "probe", "read_audio", "read_video",
+    "last_picture_sec", "pictures", "probe", "read_audio", "read_video",
 ]
 
 _ROUNDING_SEC = 0.0005 + 1e-9  # containers round timestamps, Matroska to milliseconds
@@ -105,6 +105,15 @@ def last_picture_sec(path: str | os.PathLike, until_sec: float) -> float:
         shown = map(containers.Shown.of, containers.packets(container, video, path))
         times = [float((each.ticks - start) * time_base) for each in shown if each is not None]
     return max((time for time in times if time <= until_sec), default=0.0)
+
+
+def pictures(path: str | os.PathLike) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Yields (seconds, decoded picture) as far as the file decodes. Raises UserError if it cannot be opened."""
+    with open_media(path) as container:
+        video = containers.video_stream(container, path)
+        video.thread_type = "AUTO"
+        with contextlib.suppress(FFmpegError):
+            yield from _decode_from(container, video, video, 0.0, path)
 
 
 def read_video(

@@ -15,7 +15,7 @@ from jaxtyping import Float
 import numpy as np
 from tqdm import tqdm
 
-from msg_jax.data import containers, files, level, media, media_writer
+from msg_jax.data import containers, cuts, files, level, media, media_writer
 from msg_jax.data.frame_grid import FrameChoice, FrameGrid, mmaudio_duration_sec
 from msg_jax.errors import UserError
 from msg_jax.inference.cues import Cue, fill
@@ -28,6 +28,8 @@ _SUFFIXES = ", ".join(media.VIDEO_SUFFIXES)
 _ENCODED, _SAMPLED = 0.4, 0.8  # about what share of a video's work is done then, for the progress bar
 _BAR = "{l_bar}{bar}| {n:.2f}/{total} {unit} [{elapsed}<{remaining}]"
 _NAME_LENGTH = 100  # of a sound for a prompt alone
+_JOIN_SEC = 0.02  # of the cross-fade between a part's sound and the video's own
+_ROUNDING_SEC = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Settings:
     container: str = ""  # of the videos with sound, for example "mkv"; "" for each video's own
     overwrite: bool = False
     duration_sec: float | None = None  # cut each video to its first seconds, one sequence if the system can; None: all
+    start_sec: float = 0.0  # sound is made from here ...
+    end_sec: float | None = None  # ... to here, and elsewhere the video keeps its own; None: to its end
+    respect_cuts: bool = False  # no window sees pictures from beyond a hard cut
     frame_choice: FrameChoice | None = None  # None: the system's
     noise: Float[np.ndarray, "variants tokens channels"] | None = None  # instead of the seeds' noise
     cache: pathlib.Path | None = None  # folder that keeps the features of videos between calls
@@ -128,24 +133,39 @@ def _refuse_existing(paths: Iterable[pathlib.Path], settings: Settings) -> None:
             raise UserError(f"{path} exists already; pass --overwrite to replace it, or choose another --out")
 
 
-def fit(system: System, path: pathlib.Path, settings: Settings) -> tuple[System, int, int]:
-    """The system for a video's length, the latent tokens to sample, and the samples of the sound.
+class Part(NamedTuple):
+    """The part of a video that gets sound, and the system for its length."""
 
-    A system for any length gets a window of exactly the video's length, if that is at most the system's clip or if
+    system: System
+    tokens: int  # latent tokens to sample
+    start_sec: float
+    samples: int  # of its sound
+    whole_samples: int  # of the sound of the whole video
+
+
+def fit(system: System, path: pathlib.Path, settings: Settings) -> Part:
+    """What to sample for a video.
+
+    A system for any length gets a window of exactly the part's length, if that is at most the system's clip or if
     `duration_sec` is set. With `mmaudio_inference` the window ends where MMAudio's does. Otherwise a longer video is sampled
-    jointly over overlapping windows, and a shorter one keeps its last frame. Raises UserError if the file cannot be read.
+    jointly over overlapping windows, and a shorter one keeps its last frame. Raises UserError if the file cannot be read, or
+    if it ends before the part starts.
     """
-    clip = system.clip
-    duration_sec = min(media.probe(path).duration_sec, settings.duration_sec or math.inf)
+    clip, start_sec = system.clip, settings.start_sec
+    whole_sec = min(media.probe(path).duration_sec, settings.duration_sec or math.inf)
+    if start_sec >= whole_sec:
+        raise UserError(f"{path} ends at {whole_sec:.2f} s, and its sound is to start at {start_sec:g} s; start earlier")
+    duration_sec = min(whole_sec, settings.end_sec or math.inf) - start_sec
     samples, window_sec = round(duration_sec * clip.audio_hz), round(duration_sec, 3)  # containers round to milliseconds
+    whole = samples if duration_sec == whole_sec else round(whole_sec * clip.audio_hz)
     if not system.any_length or (settings.duration_sec is None and window_sec > clip.duration_sec):
-        return system, system.tokens(samples), samples
+        return Part(system, system.tokens(samples), start_sec, samples, whole)
     if (settings.frame_choice or system.frame_choice) == "mmaudio_inference":
-        most_sec = settings.duration_sec or clip.duration_sec
-        last_sec = media.last_picture_sec(path, most_sec)
+        most_sec = duration_sec if settings.end_sec else settings.duration_sec or clip.duration_sec
+        last_sec = media.last_picture_sec(path, start_sec + most_sec) - start_sec
         window_sec = mmaudio_duration_sec(last_sec, (clip.clip_video_hz, clip.video_hz), most_sec)
     fitting = system.of_length(window_sec)
-    return fitting, fitting.clip.latent_tokens, samples
+    return Part(fitting, fitting.clip.latent_tokens, start_sec, samples, whole)
 
 
 class Take(NamedTuple):
@@ -158,65 +178,67 @@ class Take(NamedTuple):
     frames: np.ndarray | None = None
 
 
-def sounds_for(system: System, video: Video, settings: Settings) -> Iterator[np.ndarray]:
-    """Yield the waveforms of `takes_for`."""
-    return (take.waveform for take in takes_for(system, video, settings))
-
-
 def takes_for(system: System, video: Video, settings: Settings) -> Iterator[Take]:
     """Yield a sound per variant; the video is encoded once.
 
     Raises UserError if the file cannot be read, or if the noise of the settings has another shape than needed.
     """
     ranker = _ranker(system, settings)
-    fitting, tokens, samples = fit(system, video.path, settings)
-    clip, choice = fitting.clip, settings.frame_choice or system.frame_choice
-    plan = _Plan.of(fitting, tokens, samples, settings)
+    part = fit(system, video.path, settings)
+    clip, choice = part.system.clip, settings.frame_choice or system.frame_choice
+    shots = _Shots.of(video.path) if settings.respect_cuts else None
+    plan = _Plan.of(part, settings, shots.starts_sec if shots else ())
     grids = (
         FrameGrid(clip.video_hz, clip.video_px, clip.video_frames, choice=choice),
         FrameGrid(clip.clip_video_hz, clip.clip_video_px, clip.clip_video_frames, system.squashes_clip_video, choice),
     )
-    windows = (media.read_video(video.path, grids, window.start / clip.latent_hz) for window in plan.windows)
-    noises = _noises(system, video.name, tokens, settings)
     embeddings: list[object] = []
 
-    def seen(window):
+    def seen(window: Window) -> list[np.ndarray]:
+        start_sec = part.start_sec + window.start / clip.latent_hz
+        frames = media.read_video(video.path, grids, start_sec)
+        if shots:
+            frames = shots.held(frames, grids, start_sec, part.start_sec + (window.first + 0.5) / clip.latent_hz)
         if ranker is not None:
-            embeddings.append(ranker.embed(window[0]))
-        return window
+            embeddings.append(ranker.embed(frames[0]))
+        return frames
 
+    noises = _noises(system, video.name, part.tokens, settings)
     with progress.part(0, _ENCODED):
-        conditions = fitting.encode(map(seen, windows), plan.prompts, len(plan.windows), settings.cache)
-    own = media.read_audio(video.path, 0.0, samples, clip.audio_hz) if settings.mix else None
+        conditions = part.system.encode(map(seen, plan.windows), plan.prompts, len(plan.windows), settings.cache)
+    own = _own_sound(video.path, part, clip.audio_hz, settings)
     starts = [window.start for window in plan.windows]
-    sounds = _sounds(fitting, conditions, noises, samples, plan, settings)
+    sounds = _sounds(part, conditions, noises, plan, settings)
     for variant in range(settings.variants):
         waveforms, rewards, best = [sound for sound, _ in itertools.islice(sounds, settings.best_of)], (), 0
         if ranker is not None:
             rewards = tuple(ranker.score(embeddings, starts, waveform) for waveform in waveforms)
             best = int(np.argmax(rewards))
-        yield Take(_finished(waveforms[best], own, clip.audio_hz, settings), _seed(settings, variant, best), rewards)
+        yield Take(_finished(waveforms[best], own, part, clip.audio_hz, settings), _seed(settings, variant, best), rewards)
 
 
 def takes_of_text(system: System, settings: Settings) -> Iterator[Take]:
     """Yield a sound per variant for the prompt alone, with pictures where the system makes them.
 
     It is `duration_sec` long, by default the system's clip. Raises UserError as `takes_for` does, and with
-    `best_of` or `mix`.
+    `best_of`, `mix`, `start_sec` or `end_sec`.
     """
     if settings.best_of > 1:
         raise UserError("--best_of ranks sounds for a video, and a prompt alone has none: leave it out")
     if settings.mix:
         raise UserError("--mix adds a video's own sound, and a prompt alone has none: leave it out")
-    duration_sec = settings.duration_sec or system.clip.duration_sec
+    if settings.start_sec or settings.end_sec:
+        raise UserError("--start and --end choose a part of a video, and a prompt alone has none: give a --duration")
+    duration_sec, hz = settings.duration_sec or system.clip.duration_sec, system.clip.audio_hz
     fitting = system.of_length(duration_sec) if system.any_length else system
-    samples = round(duration_sec * system.clip.audio_hz)
+    samples = round(duration_sec * hz)
     tokens = fitting.clip.latent_tokens if system.any_length else system.tokens(samples)
-    noises, plan = _noises(system, "", tokens, settings), _Plan.of(fitting, tokens, samples, settings)
+    part = Part(fitting, tokens, 0.0, samples, samples)
+    noises, plan = _noises(system, "", tokens, settings), _Plan.of(part, settings)
     conditions = fitting.encode_text_alone(plan.prompts, len(plan.windows))
-    for variant, (waveform, frames) in enumerate(_sounds(fitting, conditions, noises, samples, plan, settings)):
-        finished = _finished(waveform, None, system.clip.audio_hz, settings)
-        shown = None if frames is None else frames[: round(duration_sec * system.clip.video_hz)]
+    for variant, (waveform, frames) in enumerate(_sounds(part, conditions, noises, plan, settings)):
+        finished = _finished(waveform, None, part, hz, settings)
+        shown = None if frames is None else frames[: round(part.samples / hz * part.system.clip.video_hz)]
         yield Take(finished, _seed(settings, variant, 0), frames=shown)
 
 
@@ -229,26 +251,85 @@ class _Plan:
     negative_prompts: Sequence[str]
 
     @classmethod
-    def of(cls, system: System, tokens: int, samples: int, settings: Settings) -> "_Plan":
-        """Windows of a clip of `tokens`, cut where a cue of the script begins or ends."""
+    def of(cls, part: Part, settings: Settings, cuts_sec: Sequence[float] = ()) -> "_Plan":
+        """Windows for a part of a video, divided where a cue of the script begins or ends, and at cuts of the video."""
+        clip, end_sec = part.system.clip, part.start_sec + part.samples / part.system.clip.audio_hz
         rest = Cue(0.0, 0.0, settings.prompt, settings.negative_prompt)
-        spans = fill(settings.script, samples / system.clip.audio_hz, rest)
-        ends = [*(round(cue.end_sec * system.clip.latent_hz) for cue in spans[:-1]), tokens]
+        spans = [
+            dataclasses.replace(cue, start_sec=start, end_sec=end) for cue in fill(settings.script, end_sec, rest)
+            for start, end in itertools.pairwise([cue.start_sec, *_inside(cuts_sec, cue), cue.end_sec])
+            if end > part.start_sec
+        ]
+        ends = [*(round((cue.end_sec - part.start_sec) * clip.latent_hz) for cue in spans[:-1]), part.tokens]
         kept = [i for i, end in enumerate(ends) if end > (ends[i - 1] if i else 0)]  # longer than half a token
-        window = system.clip.latent_tokens
-        numbered = cue_windows([0, *(ends[i] for i in kept)], window, window // 2, system.fade_tokens)
+        window = clip.latent_tokens
+        numbered = cue_windows([0, *(ends[i] for i in kept)], window, window // 2, part.system.fade_tokens)
         cues = [spans[kept[number]] for number, _ in numbered]
         return cls([each for _, each in numbered], [cue.prompt for cue in cues], [cue.negative_prompt for cue in cues])
 
 
-def _finished(waveform: np.ndarray, own: np.ndarray | None, hz: int, settings: Settings) -> np.ndarray:
-    """The sound with the video's own sound and at its loudness, as the settings say."""
-    if own is not None:
-        waveform = waveform + settings.mix * own
+def _inside(times_sec: Sequence[float], cue: Cue) -> list[float]:
+    return [time for time in times_sec if cue.start_sec < time < cue.end_sec]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shots:
+    """The shots of a video, by the times at which they start after a hard cut."""
+
+    starts_sec: Sequence[float]
+    picture_sec: float  # how long a picture is shown
+
+    @classmethod
+    def of(cls, path: pathlib.Path) -> "_Shots":
+        return cls(cuts.cut_times(path), 1 / media.probe(path).video_hz)
+
+    def held(
+        self, frames: Sequence[np.ndarray], grids: Sequence[FrameGrid], start_sec: float, at_sec: float
+    ) -> list[np.ndarray]:
+        """Frames from `start_sec` on, where the first and last of the shot at `at_sec` stand for those of its neighbours."""
+        first = max((time for time in self.starts_sec if time <= at_sec), default=-math.inf)
+        # A picture counts for times up to its own length before it is shown (`FrameChoice`).
+        end = min((time for time in self.starts_sec if time > at_sec), default=math.inf) - self.picture_sec
+        held = []
+        for pictures, grid in zip(frames, grids):
+            times = start_sec + np.arange(len(pictures)) / grid.hz
+            low = np.searchsorted(times, first - _ROUNDING_SEC)
+            high = max(low, np.searchsorted(times, end, side="right") - 1)
+            held.append(pictures[np.clip(np.arange(len(pictures)), low, high)])
+        return held
+
+
+def _own_sound(path: pathlib.Path, part: Part, hz: int, settings: Settings) -> np.ndarray | None:
+    """The video's own sound, if it is needed: to be mixed in, or to be kept around the part. Silence if it has none."""
+    around = part.samples < part.whole_samples
+    if not settings.mix and not around:
+        return None
+    if not settings.mix and not media.probe(path).has_audio:
+        return np.zeros(part.whole_samples, np.float32)
+    return media.read_audio(path, 0.0, part.whole_samples, hz)
+
+
+def _finished(waveform: np.ndarray, own: np.ndarray | None, part: Part, hz: int, settings: Settings) -> np.ndarray:
+    """The sound with the video's own sound and at its loudness, as the settings say, within the video's own sound."""
+    first = round(part.start_sec * hz)
+    if settings.mix:
+        assert own is not None
+        waveform = waveform + settings.mix * own[first : first + len(waveform)]
         waveform = waveform / max(1.0, float(np.abs(waveform).max()))
     if settings.loudness_lufs is not None:
         waveform = level.at_loudness(waveform, hz, settings.loudness_lufs)
-    return waveform
+    if own is None or part.samples == part.whole_samples:
+        return waveform
+    whole, faded = own.copy(), round(_JOIN_SEC * hz)
+    ramp = np.ones(len(waveform), np.float32)
+    edge = np.linspace(0, 1, min(faded, len(waveform) // 2), endpoint=False, dtype=np.float32)
+    if first:
+        ramp[: len(edge)] = edge
+    if first + len(waveform) < part.whole_samples:
+        ramp[len(ramp) - len(edge) :] = edge[::-1]
+    span = slice(first, first + len(waveform))
+    whole[span] = ramp * waveform + (1 - ramp) * whole[span]
+    return whole
 
 
 def _noises(system: System, name: str, tokens: int, settings: Settings) -> list[np.ndarray]:
@@ -281,9 +362,9 @@ def _ranker(system: System, settings: Settings) -> Ranker | None:
 
 
 def _sounds(
-    system: System, conditions: Any, noises: Sequence[np.ndarray], samples: int, plan: _Plan, settings: Settings
+    part: Part, conditions: Any, noises: Sequence[np.ndarray], plan: _Plan, settings: Settings
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    sampled, count = [], len(noises)
+    system, sampled, count = part.system, [], len(noises)
     for i, noise in enumerate(noises):  # all before the first is decoded, because weights may be loaded lazily
         with progress.part(_ENCODED, _SAMPLED), progress.part(i / count, (i + 1) / count):
             sampled.append(system.sample(
@@ -293,7 +374,7 @@ def _sounds(
     for i, latents in enumerate(sampled):
         with progress.part(_SAMPLED, 1), progress.part(i / count, (i + 1) / count):
             waveform = system.decode(latents)
-        yield media.fit_length(waveform, samples), system.pictures(latents)
+        yield media.fit_length(waveform, part.samples), system.pictures(latents)
 
 
 def generate(
@@ -414,6 +495,9 @@ def _row(
         "prompt": settings.prompt,
         "negative_prompt": settings.negative_prompt,
         "script": [dataclasses.asdict(cue) for cue in settings.script],
+        "start_sec": settings.start_sec,
+        "end_sec": settings.end_sec,
+        "respect_cuts": settings.respect_cuts,
         "mix": settings.mix,
         "loudness_lufs": settings.loudness_lufs,
         "frame_choice": settings.frame_choice or system.frame_choice,

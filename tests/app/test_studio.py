@@ -98,7 +98,9 @@ def test_fields_of_a_form():
     assert (cue.start_sec, cue.end_sec, cue.prompt) == (0.0, 2.5, "rain")
     for fields, said in (
         ({"script": "start,end,prompt\n2,1,x\n"}, "script, line 2: the cue ends at 1 s"), ({"mix": "2"}, "is not a share"),
-        ({"seed": "x"}, "seed=x is not a number"), ({"sed": 1}, "sed is not a field: use best_of, guidance"),
+        ({"start": "2", "end": "1"}, "end=1.0 is not a number of seconds after start=2.0"),
+        ({"respect_cuts": "maybe"}, "neither true nor false"),
+        ({"seed": "x"}, "seed=x is not a number"), ({"sed": 1}, "sed is not a field: use best_of, end, guidance"),
         ({"seed": -1}, "seed=-1 is not a whole number from 0"), ({"steps": 0}, "steps=0 is not a whole number of at least 1"),
     ):
         with pytest.raises(UserError, match=said):

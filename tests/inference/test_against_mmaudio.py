@@ -10,7 +10,7 @@ from released_files import toy_spec, write_released
 import soundfile
 
 from msg_jax.convert.bundle import VARIANTS
-from msg_jax.inference.generate import Settings, Video, generate, sounds_for
+from msg_jax.inference.generate import Settings, Video, generate, takes_for
 from msg_jax.inference.loading import load_weights
 from msg_jax.inference.system import System
 
@@ -70,7 +70,7 @@ def test_a_file_gives_the_frames_features_latents_and_sound_of_mmaudio(system, g
     settings = dataclasses.replace(
         SETTINGS, noise=expected["noise"][None], duration_sec=duration_sec if duration_sec < 8 else None
     )
-    (waveform,) = sounds_for(system, Video(path, "clip.mp4"), settings)
+    ((waveform, *_),) = takes_for(system, Video(path, "clip.mp4"), settings)
     seen |= {key: seen[key][::4, ::8, ::8].astype(float) for key in ("clip_frames", "sync_frames")}
     seen["sync_frames"] = seen["sync_frames"][: len(expected["sync_frames"])]  # 25 * 1.16 is 28.999..., so MMAudio drops one
     for key, limit in (("clip_frames", 0.01), ("sync_frames", 0.01), ("clip", 2e-3), ("sync", 2e-3), ("latents", 2e-3)):

@@ -27,7 +27,7 @@ from msg_jax.data import level, media, media_writer, mel
 from msg_jax.errors import UserError
 from msg_jax.inference import loading, sampling
 from msg_jax.inference.cues import Cue
-from msg_jax.inference.generate import Settings, Video, find_videos, generate, sounds_for, takes_for
+from msg_jax.inference.generate import Settings, Video, find_videos, generate, takes_for
 from msg_jax.inference.ranking import Ranker
 from msg_jax.inference.system import System
 from msg_jax.infra import checkpoint, logging, runtime
@@ -180,7 +180,7 @@ def test_prompts_change_the_sound_and_negative_ones_need_guidance(untrained, vid
     video = Video(videos / "short.mp4", "short.mp4")
 
     def sound(**changes):
-        (waveform,) = sounds_for(untrained, video, dataclasses.replace(SETTINGS, **changes))
+        ((waveform, *_),) = takes_for(untrained, video, dataclasses.replace(SETTINGS, **changes))
         return waveform
 
     plain = sound()
@@ -245,7 +245,7 @@ def test_each_cue_of_a_script_is_heard_in_its_time(untrained, videos, monkeypatc
     monkeypatch.setattr(System, "decode", lambda self, latents: seen.append(latents) or decode(self, latents))
 
     def latents(**changes):
-        list(sounds_for(untrained, Video(videos / "long.mp4", "long.mp4"), dataclasses.replace(SETTINGS, **changes)))
+        list(takes_for(untrained, Video(videos / "long.mp4", "long.mp4"), dataclasses.replace(SETTINGS, **changes)))
         return seen.pop()
 
     bells, rain, late = (
@@ -268,7 +268,7 @@ def test_the_video_s_own_sound_is_mixed_in(untrained, tmp_path):
     path.write_bytes(media_writer.encode_video(np.full((50, 48, 48, 3), 90, np.uint8), 25.0, own, 16_000))
 
     def sound(**changes):
-        (waveform,) = sounds_for(untrained, Video(path, path.name), dataclasses.replace(SETTINGS, **changes))
+        ((waveform, *_),) = takes_for(untrained, Video(path, path.name), dataclasses.replace(SETTINGS, **changes))
         return waveform
 
     read_back = media.read_audio(path, 0.0, len(own), 16_000)
@@ -278,6 +278,57 @@ def test_the_video_s_own_sound_is_mixed_in(untrained, tmp_path):
     loud = sound(loudness_lufs=-20.0, mix=0.5)
     assert level.loudness_lufs(loud, 16_000) == pytest.approx(-20, abs=0.5)
     assert level.true_peak_dbtp(loud) < level.CEILING_DBTP
+
+
+def test_sound_for_a_part_of_a_video(untrained, tmp_path):
+    """Within the part it is that of the windows there, and elsewhere the video's own; short cross-fades join them."""
+    t = np.arange(6 * 16_000) / 16_000
+    own = (0.2 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
+    pictures = np.broadcast_to(np.arange(40, 190, dtype=np.uint8)[:, None, None, None], (150, 48, 48, 3))
+    (tmp_path / "tone.mp4").write_bytes(media_writer.encode_video(pictures, 25.0, own, 16_000))
+    (tmp_path / "silent.mp4").write_bytes(media_writer.encode_video(pictures, 25.0))
+    later = tmp_path / "later" / "tone.mp4"
+    later.parent.mkdir()
+    later.write_bytes(media_writer.encode_video(pictures[50:130], 25.0, own[32_000:83_200], 16_000))
+
+    def sound(path, **changes):
+        ((waveform, *_),) = takes_for(untrained, Video(path, "tone.mp4"), dataclasses.replace(SETTINGS, **changes))
+        return waveform
+
+    first, end, fade = 32_000, 83_200, 320
+    made, alone = sound(tmp_path / "tone.mp4", start_sec=2.0, end_sec=5.2), sound(later)
+    read_back = media.read_audio(tmp_path / "tone.mp4", 0.0, len(own), 16_000)
+    assert len(made) == 96_000 and len(alone) == end - first
+    inside = made[first + fade : end - fade]
+    assert np.corrcoef(inside, alone[fade:-fade])[0, 1] > 0.999  # the pictures were encoded twice
+    np.testing.assert_array_equal(made[:first], read_back[:first])
+    np.testing.assert_array_equal(made[end:], read_back[end:])
+    silent = sound(tmp_path / "silent.mp4", start_sec=2.0)
+    assert len(silent) == 96_000 and not silent[:first].any() and np.abs(silent[first + fade :]).mean() > 1e-4
+    cued = dict(start_sec=2.0, end_sec=5.2, script=(Cue(0.0, 60.0, "bells"),))
+    assert np.abs(sound(tmp_path / "tone.mp4", **cued)[first:end] - made[first:end]).mean() > 1e-4
+    with pytest.raises(UserError, match=r"silent\.mp4 ends at 6.00 s, and its sound is to start at 6 s"):
+        sound(tmp_path / "silent.mp4", start_sec=6.0)
+
+
+def test_no_window_looks_across_a_cut(untrained, tmp_path, monkeypatch):
+    """Each window has the pictures of one shot only: the first and last stand for what is cut off."""
+    levels, path = np.repeat([20, 90, 160], [80, 40, 64]).astype(np.uint8), tmp_path / "shots.mp4"
+    path.write_bytes(media_writer.encode_video(np.tile(levels[:, None, None, None], (1, 48, 48, 3)), 25.0))
+    seen, encode = [], System.encode
+
+    def watched(self, windows, *args):
+        return encode(self, (seen.append(window) or window for window in windows), *args)
+
+    monkeypatch.setattr(System, "encode", watched)
+
+    def spans(**changes):
+        seen.clear()
+        next(takes_for(untrained, Video(path, path.name), dataclasses.replace(SETTINGS, **changes)))
+        return [[sorted({round(int(frame.mean()) / 10) * 10 for frame in stream}) for stream in window] for window in seen]
+
+    assert any(len(stream) > 1 for window in spans() for stream in window)
+    assert {tuple(map(tuple, window)) for window in spans(respect_cuts=True)} == {((each,), (each,)) for each in (20, 90, 160)}
 
 
 class Quietest(Ranker):
@@ -299,7 +350,7 @@ def test_the_best_of_several_is_kept_with_its_seed(untrained, videos):
     ranker = Quietest()
     system = dataclasses.replace(untrained, load_ranker=lambda: ranker)
     video = Video(videos / "long.mp4", "long.mp4")
-    each = list(sounds_for(untrained, video, dataclasses.replace(SETTINGS, variants=6, seed=3)))
+    each = [take.waveform for take in takes_for(untrained, video, dataclasses.replace(SETTINGS, variants=6, seed=3))]
     takes = list(takes_for(system, video, dataclasses.replace(SETTINGS, variants=2, best_of=3, seed=3)))
     levels = [np.abs(waveform).mean() for waveform in each]
     assert [take.seed for take in takes] == [3 + int(np.argmin(levels[:3])), 6 + int(np.argmin(levels[3:]))]
@@ -352,14 +403,14 @@ def test_windows_see_the_frames_of_their_own_time(untrained, videos, monkeypatch
         return encode(self, seen, *options)
 
     monkeypatch.setattr(System, "encode", spy)
-    next(sounds_for(untrained, Video(videos / "long.mp4", "long.mp4"), SETTINGS))
+    next(takes_for(untrained, Video(videos / "long.mp4", "long.mp4"), SETTINGS))
     brightness = np.array([[video[i].mean() for i in (0, -1)] for video, _ in seen])
     first = np.array([0, 40, 80, 104])
     np.testing.assert_allclose(brightness, 40 + np.stack([first, first + 79], axis=1), atol=2)
     np.testing.assert_allclose([clip_video[0].mean() for _, clip_video in seen], 40 + first, atol=2)
 
     seen.clear()
-    next(sounds_for(untrained, Video(videos / "short.mp4", "short.mp4"), SETTINGS))
+    next(takes_for(untrained, Video(videos / "short.mp4", "short.mp4"), SETTINGS))
     ((video, _),) = seen
     np.testing.assert_allclose(video[25:].mean(axis=(1, 2, 3)), 65, atol=2)  # the last frame is held
 
@@ -374,7 +425,7 @@ def test_files_of_other_lengths_compile_nothing_more(untrained, videos, finished
         assert compiled  # the listener works
         compiled.clear()
         for name in ("short", "sub/exact", "long"):
-            next(sounds_for(untrained, Video(videos / f"{name}.mp4", name), SETTINGS))
+            next(takes_for(untrained, Video(videos / f"{name}.mp4", name), SETTINGS))
     finally:
         jax.monitoring.clear_event_listeners()
     assert compiled == []
@@ -699,6 +750,7 @@ def test_small_files_of_many_kinds(shared, untrained, tmp_path):
     (["--audio_format=mp3"], "invalid choice: 'mp3'"),
     (["--mix=2"], "'2' is not a share from 0 to 1"),
     (["--loudness=nan"], "'nan' is not a loudness from -100 to 0 LUFS"),
+    (["--start=3", "--end=2"], "--end=2 is not after --start=3"), (["--duration=3", "--end=2"], "--duration cuts the video"),
     (["--script=/nowhere.csv"], "--script=/nowhere.csv cannot be read"),
     (["--sed=1"], "unrecognized arguments: --sed=1"),
     (["--checkpoint=/nowhere"], "/nowhere has no run.json"),

@@ -19,7 +19,7 @@ from msg_jax.errors import UserError
 from msg_jax.inference import frozen
 from msg_jax.inference.feature_cache import FeatureCache
 from msg_jax.inference.frozen import LazyWeights
-from msg_jax.inference.generate import Settings, Video, generate, sounds_for
+from msg_jax.inference.generate import Settings, Video, generate, takes_for
 from msg_jax.inference.loading import load_weights
 from msg_jax.inference.system import System
 from msg_jax.infra import logging, memory, progress, runtime
@@ -70,7 +70,7 @@ def test_networks_are_loaded_in_turn_and_freed(loads, folder, video):
     system = load_weights(folder)
     assert loads == []
     settings = dataclasses.replace(SETTINGS, variants=2, prompt="dog")
-    sounds = list(sounds_for(system, Video(video, "noise.mp4"), settings))
+    sounds = [take.waveform for take in takes_for(system, Video(video, "noise.mp4"), settings)]
     assert loads == [
         ("clip", "params/image/"), ("synchformer",), ("clip", "params/text/"), ("mmdit",),
         ("vae", "params/decoder/", "buffers/"), ("bigvgan",),
@@ -103,7 +103,7 @@ def test_weights_that_fit_in_memory_stay_loaded(folder, loads, video, monkeypatc
     monkeypatch.setattr(memory, "available_bytes", lambda: 10**12)
     system = load_weights(folder)
     for _ in range(2):
-        next(sounds_for(system, Video(video, "noise.mp4"), SETTINGS))
+        next(takes_for(system, Video(video, "noise.mp4"), SETTINGS))
     assert len(loads) == 5 and len(set(loads)) == 5
 
 
@@ -130,7 +130,7 @@ def test_features_are_kept_between_calls(folder, loads, video, tmp_path):
 
     def sound(settings, path=video, **changes):
         loads.clear()
-        (made,) = sounds_for(load_weights(folder), Video(path, "noise.mp4"), dataclasses.replace(settings, **changes))
+        ((made, *_),) = takes_for(load_weights(folder), Video(path, "noise.mp4"), dataclasses.replace(settings, **changes))
         return made, bool(ENCODERS & set(loads))
 
     first, encoded = sound(cache)
@@ -230,7 +230,7 @@ def test_clip_frames_are_whole_and_sync_frames_are_cropped(released, tmp_path, m
         return encode(self, seen, *options)
 
     monkeypatch.setattr(System, "encode", spy)
-    next(sounds_for(released, Video(path, "wide.mp4"), SETTINGS))
+    next(takes_for(released, Video(path, "wide.mp4"), SETTINGS))
     video, clip_video = seen[0]
     assert video.shape == (24, 32, 32, 3) and clip_video.shape == (7, 28, 28, 3)
     assert clip_video[:, :, :6].mean() > 240 and clip_video[:, :, 9:].mean() < 10
@@ -299,7 +299,7 @@ def test_the_networks_run_at_the_length_of_the_video(released, tmp_path, monkeyp
     monkeypatch.setattr(System, "sample", spy)
     path = make_video(tmp_path / "short.mp4", frames)
     settings = dataclasses.replace(SETTINGS, duration_sec=duration_sec)
-    (sound,) = sounds_for(released, Video(path, "short.mp4"), settings)
+    ((sound, *_),) = takes_for(released, Video(path, "short.mp4"), settings)
     heard = min(frames / 25, duration_sec or np.inf)
     assert sound.shape == (round(16_000 * heard),) and np.abs(sound).max() > 1e-3
     spec = dataclasses.replace(CLIP, duration_sec=window_sec)
@@ -310,7 +310,7 @@ def test_the_networks_run_at_the_length_of_the_video(released, tmp_path, monkeyp
 
 def test_noise_is_that_of_the_whole_clip_and_can_be_given(released, video, tmp_path, command, folder, capfd):
     path = make_video(tmp_path / "short.mp4", 16)
-    (plain,) = sounds_for(released, Video(path, "short.mp4"), SETTINGS)
+    ((plain, *_),) = takes_for(released, Video(path, "short.mp4"), SETTINGS)
     noise = released.noise(0, "short.mp4", 30)[:, :20]
     np.save(tmp_path / "noise.npy", noise[0])
     flags = [str(path), f"--weights={folder}", "--steps=2", "--verbosity=-1", f"--noise={tmp_path / 'noise.npy'}"]
@@ -331,7 +331,7 @@ def test_the_sound_of_one_window_begins_and_ends_as_the_vocoder_pads_it(released
 def test_progress_moves_through_encoders_steps_and_decoder(released, tmp_path):
     moves = []
     with progress.listening(moves.append):
-        next(sounds_for(released, Video(make_video(tmp_path / "short.mp4", 16), "short.mp4"), SETTINGS))
+        next(takes_for(released, Video(make_video(tmp_path / "short.mp4", 16), "short.mp4"), SETTINGS))
     assert moves == sorted(moves) and moves[-1] == 1
     assert sum(move < 0.4 for move in moves) >= 3 and {0.6, 0.8} <= {round(move, 6) for move in moves}
     assert sum(0.8 < move <= 1 for move in moves) >= 2
