@@ -28,6 +28,10 @@ Params = Any  # a nested dict of arrays
 Module = Any  # a flax.linen.Module; Flax types the result of `apply` as a union with tuples, which no caller can use
 
 
+STREAMS = ("sound", "picture")
+"""Of a network that generates both, in the order of their latents."""
+
+
 class AVBatch(struct.PyTreeNode):
     """A batch of audio-visual clips."""
 

@@ -75,19 +75,21 @@ class RecurrentDetector(nn.Module):
 class PictureDetector(nn.Module):
     """Map frames (B, T, H, W, 3) in [-1, 1] to logits of the onsets that they show, and a clip embedding, as `EventDetector`.
 
-    Dense layers over the patches of each frame, then an `EventDetector` over the features of the frames. It sees 0.7 s at
-    25 Hz. Height and width are multiples of the product of `patches`.
+    Dense layers over the patches of each frame and of what changed since the last one, then an `EventDetector` over the
+    features of the frames. It sees 0.7 s at 25 Hz. Height and width are multiples of the product of `patches`.
     """
 
     classes: int
-    patches: tuple[int, ...] = (3, 2)  # pixels on a side, then patches on a side
+    patches: tuple[int, ...] = (4, 2)  # pixels on a side, then patches on a side
     widths: tuple[int, ...] = (32, 64)
-    features: int = 96
+    features: int = 128
 
     @nn.compact
     def __call__(self, video: Float[Array | np.ndarray, "B T H W 3"]) -> tuple[Float[Array, "B T K"], Float[Array, "B D"]]:
         with jax.default_matmul_precision("highest"):
             x = jnp.asarray(video, jnp.float32)
+            changed = x - jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
+            x = jnp.concatenate([x, changed], axis=-1)
             for patch, width in zip(self.patches, self.widths):
                 x = nn.relu(nn.LayerNorm()(nn.Dense(width)(_patches(x, patch))))
             # Where something is matters (a bounce is a height), so the last map is flattened and not averaged.
@@ -139,15 +141,17 @@ def augment(key: PRNGKeyArray, mel: Float[Array, "B T M"]) -> Float[Array, "B T 
     return mel + jax.random.uniform(scale_key, clips, maxval=0.15) * jax.random.normal(noise_key, mel.shape)
 
 
-def augment_frames(
-    key: PRNGKeyArray, video: Float[Array, "B T H W 3"], smoothing: float = 0.8, noise: float = 0.1
-) -> Float[Array, "B T H W 3"]:
-    """Return a random copy of frames in [-1, 1] with the artefacts of a codec, as `augment`: smearing in space, and noise."""
-    noise_key, scale_key, smooth_key = jax.random.split(key, 3)
+def augment_frames(key: PRNGKeyArray, video: Float[Array, "B T H W 3"]) -> Float[Array, "B T H W 3"]:
+    """Return a random copy of frames in [-1, 1]: half of the clips mirrored, and the artefacts of a codec, as `augment`.
+
+    Each clip draws its own mix (up to 0.6) with a copy smoothed in space, and its own noise deviation (up to 0.05).
+    """
+    noise_key, scale_key, smooth_key, mirror_key = jax.random.split(key, 4)
     clips = (len(video), 1, 1, 1, 1)
+    video = jnp.where(jax.random.bernoulli(mirror_key, 0.5, clips), video[:, :, :, ::-1], video)
     smoothed = _three_taps(_three_taps(video, axis=2), axis=3)
-    video = video + jax.random.uniform(smooth_key, clips, maxval=smoothing) * (smoothed - video)
-    return video + jax.random.uniform(scale_key, clips, maxval=noise) * jax.random.normal(noise_key, video.shape)
+    video = video + jax.random.uniform(smooth_key, clips, maxval=0.6) * (smoothed - video)
+    return video + jax.random.uniform(scale_key, clips, maxval=0.05) * jax.random.normal(noise_key, video.shape)
 
 
 def _three_taps(x: Array, axis: int) -> Array:

@@ -51,6 +51,7 @@ def write_report(
     headline: Sequence[str] = HEADLINE,
     charted: str = "event_f1",
     charted_split: str = "",
+    template: str = "report.html.j2",
 ) -> epath.Path:
     """Write `workdir`/report/index.html and return its path. The page is self-contained; `example.png` lies beside it.
 
@@ -65,7 +66,7 @@ def write_report(
     footnotes: list[str] = []
     rows = results.get("rows", [])
     shown = [row for row in rows if row["split"] == charted_split or not charted_split]
-    page = _template("report.html.j2").render(
+    page = _template(template).render(
         title=title,
         headline=_group_table(shown, systems, footnotes, headline),
         metrics=_group_table(rows, systems, footnotes),

@@ -24,11 +24,10 @@ from msg_jax.infra.random import key_for
 from msg_jax.losses import flow
 from msg_jax.losses.preference import PairErrors, margins
 from msg_jax.methods.method import Given, Job, Method, at_once
-from msg_jax.models.joint_mmdit import STREAMS
 from msg_jax.preference import distortions
 from msg_jax.tasks.flow import GeneratorTask
 from msg_jax.tasks.preference import PreferenceTask
-from msg_jax.types import Array, Params, PreferenceBatch
+from msg_jax.types import STREAMS, Array, Params, PreferenceBatch
 
 RULE_METRICS = ("pairs", "accuracy", "margin")
 """Metrics of each rule, NAME/RULE in `metrics.jsonl`: sums and means since the last logged row."""

@@ -24,7 +24,7 @@ class Generator(nn.Module):
         self.latent_mean = self.variable("buffers", "latent_mean", jnp.zeros, (channels,))
         self.latent_std = self.variable("buffers", "latent_std", jnp.ones, (channels,))
 
-    def preprocess(self, conditions: Conditions) -> Any:
+    def preprocess(self, conditions: Any) -> Any:
         """Do all work that depends on neither x_t nor t, once per clip."""
         raise NotImplementedError
 
@@ -35,7 +35,7 @@ class Generator(nn.Module):
         raise NotImplementedError
 
     def __call__(
-        self, x_t: Float[AnyArray, "B T C"], t: Float[AnyArray, " B"], conditions: Conditions
+        self, x_t: Float[AnyArray, "B T C"], t: Float[AnyArray, " B"], conditions: Any
     ) -> Float32[Array, "B T C"]:
         """Return the network's output at x_t and t."""
         return self.velocity(x_t, t, self.preprocess(conditions))

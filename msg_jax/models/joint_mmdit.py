@@ -22,9 +22,7 @@ from msg_jax.models.generator import Generator
 from msg_jax.models.layers import Conv, Dense
 from msg_jax.models.mmdit import AdaLN, Block, GatedMLP, InputProjection, TimeEmbedding, modulate, rope_angles
 from msg_jax.models.stack import run_blocks
-from msg_jax.types import AnyArray, Array, JointConditions
-
-STREAMS = ("sound", "picture")
+from msg_jax.types import STREAMS, AnyArray, Array, JointConditions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,7 +61,7 @@ class JudgeTask(train.Task):
 
 @dataclasses.dataclass
 class PictureJudgeTask(train.Task):
-    """Fit a detector of the events that frames show, on every other training clip."""
+    """Fit a detector of the events that frames show."""
 
     run: Run
     name: str = "picture_judge"
@@ -92,8 +92,7 @@ class PictureJudgeTask(train.Task):
             targets = events.frame_targets(shown[None], len(record["video"]), hz, len(source.class_names))[0]
             return {"video": record["video"], "targets": targets}
 
-        half = Chosen(source, range(0, len(source), 2))
-        return self.run.batches(half, self.section.batch_size, transform, seed=self.run.config.seed)
+        return self.run.batches(source, self.section.batch_size, transform, seed=self.run.config.seed)
 
     def held_out(self):
         return self.batches("validation") if len(self.run.source("validation")) > 1 else None

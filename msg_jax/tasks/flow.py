@@ -17,10 +17,9 @@ from msg_jax.infra import mesh
 from msg_jax.losses import flow
 from msg_jax.losses.diffusion import Diffusion
 from msg_jax.models import lora
-from msg_jax.models.joint_mmdit import STREAMS
 from msg_jax.models.mmdit import draw_drops, drop_conditions, example_inputs
 from msg_jax.run.run import Run
-from msg_jax.types import Array, JointConditions, Module, Params, TrainState
+from msg_jax.types import STREAMS, Array, JointConditions, Module, Params, TrainState
 
 
 class GeneratorTask(train.Task):

@@ -9,9 +9,8 @@ from msg_jax.inference import sampling
 from msg_jax.inference.batching import deinterleave, interleave
 from msg_jax.losses import flow
 from msg_jax.losses.preference import PairErrors, preference_loss
-from msg_jax.models.joint_mmdit import STREAMS
 from msg_jax.tasks.reference import ReferenceTask
-from msg_jax.types import Array, Params, PreferenceBatch
+from msg_jax.types import STREAMS, Array, Params, PreferenceBatch
 
 
 @dataclasses.dataclass
