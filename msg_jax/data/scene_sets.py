@@ -29,7 +29,7 @@ def _has_held_out(classes: Sequence[int]) -> bool:
 
 
 def _stage(
-    rng: np.random.Generator, duration: float, classes: Sequence[int], pauses: Sequence[float], lanes: Sequence[float]
+    rng: np.random.Generator, duration: float, classes: Sequence[int], pauses: np.ndarray, lanes: Sequence[float]
 ) -> tuple[list[Performer], list[int], list[int]]:
     slots = [Slot(x, 0.0, duration, pause=pause) for x, pause in zip(rng.permutation(lanes), pauses)]
     return [PERFORMERS[kind](rng, slot) for kind, slot in zip(classes, slots)], list(classes), []

@@ -82,9 +82,9 @@ def joint(preset: str = "tiny") -> Config:
         picture_codec=dict(channels=16, fit_clips=16) if smoke else {},
         picture_judge=dict(steps=6, batch_size=8, optimizer=dict(warmup_steps=2)) if smoke else dict(steps=800, batch_size=24),
         preference=dict(prompts=True, text_dropout=0.2, condition_dropout=0.2),
-        evaluate=dict(prompts=True, guidance_scales=(1.0, 2.0) if smoke else (1.0, 2.0, 3.0), reward_guidance=2.0,
+        evaluate=dict(prompts=True, guidance_scales=(2.0,) if smoke else (1.0, 2.0, 3.0), reward_guidance=2.0,
                       **({} if smoke else dict(steps=12, samples=1))),
-        joint=dict(set_clips=8) if smoke else {},
+        joint=dict(sets=("ood",), set_clips=8) if smoke else {},
     )
 
 

@@ -75,7 +75,8 @@ def test_known_pictures_are_clean_pictures_at_time_1(velocity, inputs):
     np.testing.assert_allclose(end[..., PICTURES], conditions.given[..., PICTURES], atol=1e-5)
     # At t = 1 both streams are at that time, so nothing differs from the joint generation of these pictures.
     clean = np.concatenate([x_t[..., SOUND], conditions.given[..., PICTURES]], axis=-1)
-    joint, for_video = (np.asarray(velocity(clean, np.ones(BATCH), each)) for each in (conditions, known(conditions, False, True)))
+    end, both = np.ones(BATCH, np.float32), (conditions, known(conditions, False, True))
+    joint, for_video = (np.asarray(velocity(clean, end, each)) for each in both)
     np.testing.assert_allclose(joint[..., SOUND], for_video[..., SOUND], atol=1e-5)
     # Before it, the time of the pictures differs.
     earlier = np.asarray(velocity(clean, t, conditions))
@@ -87,8 +88,9 @@ def test_a_known_stream_has_no_error_and_the_error_is_the_sum_over_streams(varia
     noise, zeros = normal(data.shape, 5), jax.tree.map(np.zeros_like, variables["params"])
     still = {"params": zeros, "buffers": variables["buffers"]}
     conditions = conditions.replace(given=data, known=jnp.array([[False, False], [False, True], [True, False]]))
+    weights = MODEL.error_weights(("sound", "picture"))
     errors = flow.flow_error(
-        lambda x_t, t: MODEL.apply(still, x_t, t, conditions), data, noise, t, MODEL.error_weights(("sound", "picture"))
+        lambda x_t, t: MODEL.apply(still, x_t, t, conditions), *map(jnp.asarray, (data, noise, t)), weights
     )
     sound, pictures = (np.square(data - noise)[..., part].mean(axis=(1, 2)) for part in (SOUND, PICTURES))
     np.testing.assert_allclose(errors, [sound[0] + pictures[0], sound[1], pictures[2]], rtol=1e-5)
