@@ -50,7 +50,8 @@ def codec(config: Config, clip: ClipSpec) -> Module:
     return PcaCodec(clip, config.codec.vocoder_iterations)
 
 
-def picture_codec(config: Config, clip: ClipSpec) -> PictureCodec:
+def picture_codec(config: Config, clip: ClipSpec) -> Module:
+    """A `models.codec.PictureCodec`."""
     return PictureCodec(clip, config.picture_codec.channels)
 
 

@@ -15,7 +15,8 @@ from msg_jax.data.scenes import CLASS_NAMES, PERFORMERS, Cast, usual_classes
 HELD_OUT = (("glass", "footsteps"), ("metal", "motor"), ("lamp", "splash"))
 """Pairs of classes that `trained` leaves out of the usual scenes."""
 
-_PAIRS = [frozenset(map(CLASS_NAMES.index, pair)) for pair in HELD_OUT]
+_INDEX: dict[str, int] = {name: index for index, name in enumerate(CLASS_NAMES)}
+_PAIRS = [frozenset(_INDEX[name] for name in pair) for pair in HELD_OUT]
 _LANES = (0.14, 0.38, 0.62, 0.86)
 
 
@@ -49,7 +50,7 @@ def _ambient(rng: np.random.Generator, duration: float) -> tuple[list[Performer]
 
 
 def _fast(rng: np.random.Generator, duration: float) -> tuple[list[Performer], list[int], list[int]]:
-    (kind,) = rng.choice([CLASS_NAMES.index(name) for name in ("lamp", "splash", "footsteps")], 1).tolist()
+    kind = int(rng.choice([_INDEX[name] for name in ("lamp", "splash", "footsteps")]))
     return _stage(rng, duration, [kind], rng.uniform(0.4, 0.6, 1), (0.3, 0.5, 0.7))
 
 

@@ -114,7 +114,7 @@ def _caption(first: list[int], entering: list[int]) -> str:
     return ", then ".join([caption, *(CLASS_NAMES[kind] for kind in entering)])
 
 
-SENTENCES = dict(zip(CLASS_NAMES, (
+SENTENCES: dict[str, str] = dict(zip(CLASS_NAMES, (
     "a wooden block bounces", "a metal ball bounces", "a glass ball bounces", "a heavy sack lands", "a lamp beeps",
     "a motor hums", "drops splash", "a walker steps",
 )))

@@ -441,7 +441,7 @@ def _sounds_with_pictures(
 ) -> None:
     begun = time.monotonic()
     media_writer.check_mux(video.path, video.outputs(out, settings)[0][1])
-    for variant, (waveform, seed, rewards) in enumerate(takes_for(system, video, settings)):
+    for variant, (waveform, seed, rewards, _) in enumerate(takes_for(system, video, settings)):
         paths = video.outputs(out, settings)[variant]
         with record.adding(paths) as row:
             left_out = _write(video, waveform, system.clip.audio_hz, paths, settings)

@@ -16,9 +16,8 @@ from msg_jax.inference.batching import map_batches
 from msg_jax.inference.frozen import EmbedText
 from msg_jax.inference.system import WINDOWS_AT_ONCE, System
 from msg_jax.infra import progress
-from msg_jax.models.codec import PictureCodec
 from msg_jax.models.condition_encoder import words
-from msg_jax.types import JointConditions
+from msg_jax.types import JointConditions, Module
 
 
 def refusing_long(embed_text: EmbedText, tokens: int) -> EmbedText:
@@ -36,7 +35,7 @@ def refusing_long(embed_text: EmbedText, tokens: int) -> EmbedText:
 class JointSystem(System):
     """`variables` also has the "picture_codec". The latents of a window are those of sound and pictures, side by side."""
 
-    picture_codec: PictureCodec
+    picture_codec: Module  # a models.codec.PictureCodec
 
     @property
     def latent_channels(self) -> int:

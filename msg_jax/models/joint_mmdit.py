@@ -108,10 +108,10 @@ class JointMMDiT(Generator):
 
     def preprocess(self, conditions: JointConditions) -> ProcessedJointConditions:
         """Do all work that depends on neither x_t nor t, once per clip."""
-        text = self.text_input(conditions.text)
+        text, given = self.text_input(conditions.text), jnp.asarray(self.normalize(conditions.given))
+        pooled = self.pooled_mlp(self.text_pooled(text.mean(axis=1)))
         return ProcessedJointConditions(
-            text=text, pooled=self.pooled_mlp(self.text_pooled(text.mean(axis=1))), given=self.normalize(conditions.given),
-            known=conditions.known, alone=conditions.alone,
+            text=text, pooled=pooled, given=given, known=conditions.known, alone=conditions.alone
         )
 
     def velocity(

@@ -310,13 +310,13 @@ class Block(nn.Module):
         """`mask` says which token may see which, over the tokens of these streams and of others that follow them."""
         streams = [Stream(self.features, self.heads, kernel, self.dtype, name=name) for name, kernel in self.streams]
         updated = sum(kernel is not None for _, kernel in self.streams)
-        qkvs, rests = zip(*(stream.before(*inputs) for stream, *inputs in zip(streams, xs, conditions, angles)))
+        qkvs, rests = zip(*(s.before(x, c, a) for s, x, c, a in zip(streams, xs, conditions, angles)))
         q, k, v = (jnp.concatenate([qkv[i] for qkv in part], axis=1) for i, part in enumerate((qkvs[:updated], qkvs, qkvs)))
         if mask is not None:
             mask = mask[:, :, : q.shape[1], : k.shape[1]]
         attended = merge_heads(attend(q, k, v, mask=mask, implementation=self.attention_implementation))
         parts = jnp.split(attended, np.cumsum([x.shape[1] for x in xs[:updated]])[:-1], axis=1)
-        new = (stream.after(*inputs) for stream, *inputs in zip(streams, xs, parts, rests))
+        new = (s.after(x, part, rest) for s, x, part, rest in zip(streams, xs, parts, rests))
         return (*new, *xs[updated:])
 
 

@@ -111,7 +111,7 @@ class JointEvaluation:
         for seed in config.seeds:
             for name in ("base", *config.arms):
                 rows += [JointKey(name, scale, seed, clips=split) for scale in section.guidance_scales]
-                rows += [JointKey(name, scale, seed, clips=split, mode="video_given") for scale in section.guidance_scales]
+                rows.append(JointKey(name, usual, seed, clips=split, mode="video_given"))
                 rows += [JointKey(name, usual, seed, clips=each) for each in config.joint.sets]
             rows.append(JointKey("base", usual, seed, clips=split, mode="sound_given"))
         return rows

@@ -45,7 +45,8 @@ def test_the_streams_that_are_distorted(tmp_path):
 def test_another_rule_is_of_the_same_level():
     rules = distortions.make_rules(3.2)
     assert [RULES[i] for i in distortions.another_rule(rules)] == [
-        "reversal", "coarse_shift", "another_clip", "medium_shift", "speed", "shuffle", "time_warp", "moved_event", "fine_shift",
+        "reversal", "coarse_shift", "another_clip", "medium_shift", "speed", "shuffle",
+        "time_warp", "moved_event", "fine_shift",
     ]
 
 
