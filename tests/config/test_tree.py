@@ -16,6 +16,7 @@ from msg_jax.recipes import presets, runs
 CASES = [
     (name, preset) for name in runs.RECIPES for preset in presets.PRESETS
     if name != "evaluate" and (preset in runs.VTA_LDM_PRESETS or not name.startswith("vta_ldm"))
+    and (preset in runs.JOINT_PRESETS or name != "joint")
 ]
 CASES += [("evaluate", ""), ("evaluate", "compare")]
 
