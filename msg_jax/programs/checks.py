@@ -11,6 +11,7 @@ from msg_jax.clip import ClipSpec
 from msg_jax.config import tree
 from msg_jax.config.schema import Config, Training
 from msg_jax.convert.bundle import DOCUMENT, VARIANTS
+from msg_jax.data import scene_sets
 from msg_jax.errors import UserError
 from msg_jax.infra import mesh as mesh_lib
 
@@ -128,6 +129,13 @@ def _check_joint(config: Config) -> None:
     if base.initial == "released" or base.objective == "diffusion":
         raise UserError("config.base.network=joint is trained from scratch with flow matching: leave config.base.initial "
                         "empty, and set config.base.objective=flow.")
+    if config.augment.concat or config.augment.speed:
+        raise UserError("config.augment makes clips for video-to-audio alone: set config.augment.concat and speed to 0, or "
+                        "config.base.network to another.")
+    for name in config.joint.sets:
+        if name not in scene_sets.SETS:
+            raise UserError(f"config.joint.sets names {name!r}, which is not a set of scenes: choose from "
+                            f"{', '.join(scene_sets.SETS)}.")
     if clip.video_frames % clip.latent_tokens:
         raise UserError(f"config.base.network=joint needs whole frames for each latent token, and config.clip has "
                         f"{clip.video_frames} frames for {clip.latent_tokens} tokens.")

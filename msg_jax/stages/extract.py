@@ -122,19 +122,27 @@ def training_source(run: Run, streams: Sequence[str] = ("video", "clip_video")) 
     )
 
 
+def extractor(run: Run) -> Extractor | build.JointExtractor:
+    """What the run's generator needs to know of clips."""
+    return build.JointExtractor(run) if run.config.base.network == "joint" else Extractor(run)
+
+
+def source(run: Run, split: str) -> Source:
+    """The clips of a split whose features are extracted."""
+    if run.config.base.network == "joint":
+        return build.joint_source(run, split)
+    return training_source(run) if split == "train" else run.source(split)
+
+
 def make(run: Run, folder: Path, seed: int | None) -> str:
-    config, joint = run.config.extract, run.config.base.network == "joint"
-    extract = build.JointExtractor(run) if joint else Extractor(run)
+    config, extract = run.config.extract, extractor(run)
     facts, digests = {"clips": {}, "skipped": {}}, []
     for split in SPLITS:
-        if joint:
-            source = build.joint_source(run, split)
-        else:
-            source = training_source(run) if split == "train" else run.source(split)
-        writer = FeatureWriter(folder / split, len(source), config.shard_clips, jax.process_index(), jax.process_count())
-        progress = logging.Progress(f"extract {split}", len(source), "clip")
+        clips = source(run, split)
+        writer = FeatureWriter(folder / split, len(clips), config.shard_clips, jax.process_index(), jax.process_count())
+        progress = logging.Progress(f"extract {split}", len(clips), "clip")
         missing = list(writer.missing)
-        read = reader(run, source, itertools.chain.from_iterable(indices for _, indices in missing))
+        read = reader(run, clips, itertools.chain.from_iterable(indices for _, indices in missing))
         for shard, indices in missing:
             write_shard(run, extract, read, writer, shard, indices, progress)
             preemption.exit_if_requested(f"extract {split} shard {shard}")

@@ -20,6 +20,7 @@ import numpy as np
 from msg_jax import methods
 from msg_jax.data import scene_sets
 from msg_jax.data.scenes import ScenesSource
+from msg_jax.errors import UserError
 from msg_jax.evaluation import bootstrap, distribution, event_metrics, events, report, sync
 from msg_jax.infra import logging, preemption, runtime
 from msg_jax.methods import cost
@@ -81,6 +82,9 @@ class JointEvaluation:
     def __init__(self, run: Run):
         self.run, self.section = run, run.config.evaluate
         self.class_names = run.source(self.section.split).class_names
+        if not self.class_names:
+            raise UserError(f"config.data.source={run.config.data.source} has no event truth, by which sound with pictures is "
+                            "evaluated: leave evaluate out of config.stages.")
         self.sound = build.codec_and_judge(run, self.class_names)
         self.pictures = build.picture_judge(run, self.class_names)
         self.clips = functools.cache(self._clips)

@@ -64,6 +64,8 @@ def test_settings_that_contradict_each_other_are_refused():
         (replace(smoke, arms={"sync_dpo": SyncDpo(scored=())}), "scored is empty"),
         (replace(smoke, arms=runs.avp_rpo("smoke").arms), "avp_rpo learns from a reward"),
         (replace(smoke, joint=dict(video_to_audio=0.7, audio_to_video=0.4)), "at most 1"),
+        (replace(smoke, augment=dict(concat=0.5), arms={}), "config.augment"),
+        (replace(smoke, joint=dict(sets=("speech",))), "'speech'"),
         (replace(smoke, base=dict(objective="diffusion"), arms={}), "config.base.objective=flow"),
         (replace(smoke, clip=dict(duration_sec=3.3)), "whole frames"),
     ):
