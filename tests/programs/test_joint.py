@@ -7,13 +7,16 @@ import sys
 import numpy as np
 import pytest
 
+from benchmarks import meshes
 from msg_jax import generate
 from msg_jax.clip import TINY
+from msg_jax.config.tree import replace
 from msg_jax.data import media
 from msg_jax.data.media_writer import encode_video
 from msg_jax.data.scenes import make_scene
 from msg_jax.errors import UserError
 from msg_jax.inference import loading
+from msg_jax.recipes import runs
 from tests.conftest import ROOT, environment
 
 
@@ -95,3 +98,16 @@ def test_a_checkpoint_without_pictures_refuses_to_make_a_video(smoke_run, tmp_pa
     with pytest.raises(SystemExit) as exit_:
         generate.main(["--prompt=metal", "--container=mp4", f"--checkpoint={smoke_run / 'base'}", f"--out={tmp_path}"])
     assert exit_.value.code == 2 and "sound without pictures" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["base", "sync_dpo"])
+def test_a_mesh_of_three_axes_matches_one_device(run, scenes_cache, tmp_path, stage):
+    config = replace(
+        runs.joint("smoke"), data=dict(cache=str(scenes_cache)), base=dict(steps=3), preference=dict(steps=3, rounds=1),
+        every=dict(checkpoint=1, held_out=0),
+    )
+    one, many = (
+        meshes.make(stage, meshes.on_mesh(config, run, shape), tmp_path / str(shape)) for shape in ((1, 1, 1), (2, 2, 2))
+    )
+    assert 0 < max(meshes.differences(many, one).values()) < meshes.LIMIT
