@@ -24,6 +24,8 @@ from msg_jax.models.mmdit import AdaLN, Block, GatedMLP, InputProjection, TimeEm
 from msg_jax.models.stack import run_blocks
 from msg_jax.types import STREAMS, AnyArray, Array, JointConditions
 
+LEAST_LEFT = 0.05  # of 1 - t, so that errors near t = 1 do not outweigh all others
+
 
 @dataclasses.dataclass(frozen=True)
 class JointMMDiTConfig:
@@ -72,7 +74,9 @@ class ProcessedJointConditions(struct.PyTreeNode):
 class JointMMDiT(Generator):
     """The velocity v(x_t, t | conditions) of both streams, as `MMDiT`.
 
-    The velocity of a known stream leads straight to what is given: its flow error is zero, and a solver ends there.
+    The network predicts the data, and the velocity leads straight to them: v = (data - x_t) / (1 - t) (Li & He, arXiv
+    2511.13720). A velocity holds the noise of all channels, more than tokens of `hidden` features could carry. The velocity of
+    a known stream leads to what is given: its flow error is zero, and a solver ends there.
     """
 
     config: JointMMDiTConfig
@@ -143,9 +147,10 @@ class JointMMDiT(Generator):
             final(modulate(x, *adaln(condition)))
             for final, adaln, x, condition in zip(self.final, self.final_adaln, tokens, conditions)
         ]
-        velocity = jnp.concatenate(ends, axis=-1).astype(jnp.float32)
-        straight = (processed.given - x_t) / jnp.maximum(1 - jnp.asarray(t), 1e-3)[:, None, None]
-        return jnp.where(known, straight, velocity)
+        predicted, left = jnp.concatenate(ends, axis=-1).astype(jnp.float32), 1 - jnp.asarray(t)[:, None, None]
+        return jnp.where(
+            known, (processed.given - x_t) / jnp.maximum(left, 1e-3), (predicted - x_t) / jnp.maximum(left, LEAST_LEFT)
+        )
 
     def error_weights(self, streams: Sequence[str] = STREAMS) -> Float[np.ndarray, " C"]:
         weights = [self.config.latent_channels / channels * (name in streams)

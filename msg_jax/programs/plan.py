@@ -66,7 +66,8 @@ def _joint(stages: Iterable[Stage]) -> list[Stage]:
     """The stages of a generator of sound and pictures, from those of one of sound: no frame encoders, no reward."""
     kept = {stage.name: stage for stage in stages if stage.name not in JOINT_HAS_NOT}
     changed = {
-        "extract": (("codec", "picture_codec"), ("extract",)), "base": (("extract",), ("base", "picture_codec", "joint")),
+        "extract": (("codec", "picture_codec"), ("extract",)),
+        "base": (("extract",), ("base", "picture_codec", "joint.video_to_audio", "joint.audio_to_video")),
     }
     for name, (needs, sections) in changed.items():
         kept[name] = dataclasses.replace(kept[name], needs=needs, sections=sections)

@@ -92,8 +92,9 @@ def test_a_known_stream_has_no_error_and_the_error_is_the_sum_over_streams(varia
     errors = flow.flow_error(
         lambda x_t, t: MODEL.apply(still, x_t, t, conditions), *map(jnp.asarray, (data, noise, t)), weights
     )
-    sound, pictures = (np.square(data - noise)[..., part].mean(axis=(1, 2)) for part in (SOUND, PICTURES))
-    np.testing.assert_allclose(errors, [sound[0] + pictures[0], sound[1], pictures[2]], rtol=1e-5)
+    # It predicts data of 0, so its velocity is -x_t / (1 - t), and the error that of the data over (1 - t).
+    sound, pictures = (np.square(data / (1 - t)[:, None, None])[..., part].mean(axis=(1, 2)) for part in (SOUND, PICTURES))
+    np.testing.assert_allclose(errors, [sound[0] + pictures[0], sound[1], pictures[2]], rtol=1e-4)
     np.testing.assert_allclose(MODEL.error_weights(("picture",)), [0, 0, 0, *[8 / 5] * 5])
 
 
@@ -107,10 +108,10 @@ def test_dropping_takes_the_other_stream_or_the_text(inputs):
     assert not dropped.text[2].any()
 
 
-def test_no_velocity_at_initialisation_and_a_gradient_for_every_parameter(variables, inputs):
+def test_nothing_is_predicted_at_initialisation_and_every_parameter_gets_a_gradient(variables, inputs):
     x_t, t, conditions = inputs
     initial = meta.unbox(jax.jit(MODEL.init)(jax.random.key(0), *example_inputs(CONFIG)))
-    assert not np.asarray(MODEL.apply(initial, x_t, t, conditions)).any()
+    np.testing.assert_allclose(MODEL.apply(initial, x_t, t, conditions), -x_t / (1 - t)[:, None, None], rtol=1e-5)
     loss = jax.jit(jax.grad(lambda params: jnp.square(MODEL.apply(variables | {"params": params}, x_t, t, conditions)).mean()))
     for path, gradient in jax.tree_util.tree_leaves_with_path(loss(variables["params"])):
         unused = "['text']['q_norm']" in jax.tree_util.keystr(path) and "joint_1" in jax.tree_util.keystr(path)
