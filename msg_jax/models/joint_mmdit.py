@@ -24,8 +24,6 @@ from msg_jax.models.mmdit import AdaLN, Block, GatedMLP, InputProjection, TimeEm
 from msg_jax.models.stack import run_blocks
 from msg_jax.types import STREAMS, AnyArray, Array, JointConditions
 
-LEAST_LEFT = 0.05  # of 1 - t, so that errors near t = 1 do not outweigh all others
-
 
 @dataclasses.dataclass(frozen=True)
 class JointMMDiTConfig:
@@ -74,9 +72,8 @@ class ProcessedJointConditions(struct.PyTreeNode):
 class JointMMDiT(Generator):
     """The velocity v(x_t, t | conditions) of both streams, as `MMDiT`.
 
-    The network predicts the data, and the velocity leads straight to them: v = (data - x_t) / (1 - t) (Li & He, arXiv
-    2511.13720). A velocity holds the noise of all channels, more than tokens of `hidden` features could carry. The velocity of
-    a known stream leads to what is given: its flow error is zero, and a solver ends there.
+    The velocity of a known stream leads straight to what is given: its flow error is zero, and a solver ends there. That of
+    the others is `preconditioned` by the channels' deviations, a collection of `buffers` like the latents' statistics.
     """
 
     config: JointMMDiTConfig
@@ -109,6 +106,7 @@ class JointMMDiT(Generator):
         ]
         self.empty_text = self.variable("buffers", "empty_text", jnp.zeros, (c.text_tokens, c.text_dim))
         self.add_latent_statistics(c.latent_channels)
+        self.deviations = self.variable("buffers", "deviations", jnp.ones, (c.latent_channels,))
 
     def preprocess(self, conditions: JointConditions) -> ProcessedJointConditions:
         """Do all work that depends on neither x_t nor t, once per clip."""
@@ -147,10 +145,9 @@ class JointMMDiT(Generator):
             final(modulate(x, *adaln(condition)))
             for final, adaln, x, condition in zip(self.final, self.final_adaln, tokens, conditions)
         ]
-        predicted, left = jnp.concatenate(ends, axis=-1).astype(jnp.float32), 1 - jnp.asarray(t)[:, None, None]
-        return jnp.where(
-            known, (processed.given - x_t) / jnp.maximum(left, 1e-3), (predicted - x_t) / jnp.maximum(left, LEAST_LEFT)
-        )
+        found, t = jnp.concatenate(ends, axis=-1).astype(jnp.float32), jnp.asarray(t)[:, None, None]
+        straight = (processed.given - x_t) / jnp.maximum(1 - t, 1e-3)
+        return jnp.where(known, straight, preconditioned(found, x_t, t, self.deviations.value))
 
     def error_weights(self, streams: Sequence[str] = STREAMS) -> Float[np.ndarray, " C"]:
         weights = [self.config.latent_channels / channels * (name in streams)
@@ -164,6 +161,19 @@ class JointMMDiT(Generator):
         nothing = {"latents": jnp.zeros((batch, c.latent_tokens, c.latent_channels)),
                    "text": jnp.broadcast_to(text, (batch, c.text_tokens, c.text_dim))}
         return JointConditions.from_batch(nothing).replace(alone=jnp.ones(batch, bool))
+
+
+def preconditioned(
+    found: Float[Array, "B T C"], x_t: Float[AnyArray, "B T C"], t: Float[AnyArray, "B 1 1"], deviations: Float[AnyArray, " C"]
+) -> Float[Array, "B T C"]:
+    """The velocity of x_t: the best linear guess, channel by channel, plus what the network `found`, at unit scale.
+
+    With data of deviation d per channel, x_t has the variance s^2 = t^2 d^2 + (1 - t)^2. The linear guess of data - noise is
+    (t d^2 - (1 - t)) / s^2 x_t, and its error has the deviation d / s (as the preconditioning of Karras et al., arXiv
+    2206.00364). A velocity holds the noise of all channels, which may be more than the tokens' features can carry.
+    """
+    variance = t**2 * deviations**2 + (1 - t) ** 2
+    return (t * deviations**2 - (1 - t)) / variance * x_t + deviations / jnp.sqrt(variance) * found
 
 
 def _mask(alone: Bool[Array, " B"], tokens: int, text_tokens: int) -> Bool[Array, "B 1 _ _"]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from msg_jax import networks, train
 from msg_jax.config.schema import Base, Preference
@@ -20,6 +21,8 @@ from msg_jax.models import lora
 from msg_jax.models.mmdit import draw_drops, drop_conditions, example_inputs
 from msg_jax.run.run import Run
 from msg_jax.types import STREAMS, Array, JointConditions, Module, Params, TrainState
+
+DEVIATION_CLIPS = 512  # from which the deviations of latents are taken
 
 
 class GeneratorTask(train.Task):
@@ -128,6 +131,9 @@ class FlowTask(GeneratorTask):
             if kind == "released":
                 theirs = self.run.load_released("mmdit", "buffers/")["buffers"]
                 buffers |= {name: theirs[name] for name in names}
+        if "deviations" in buffers:  # of the latents' channels
+            latents = self.source.stack(range(min(len(self.source), DEVIATION_CLIPS)), ("latents",))["latents"]
+            buffers |= {"deviations": jnp.asarray(np.sqrt(np.square(latents).mean(axis=(0, 1))))}
         return buffers
 
     def init(self, rng):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from msg_jax.losses import flow
-from msg_jax.models.joint_mmdit import JointMMDiT, JointMMDiTConfig
+from msg_jax.models.joint_mmdit import JointMMDiT, JointMMDiTConfig, preconditioned
 from msg_jax.models.mmdit import drop_conditions, example_inputs
 
 CONFIG = JointMMDiTConfig(
@@ -28,7 +28,8 @@ def variables():
     """Random ones: those of `init` make no velocity."""
     shapes = meta.unbox(jax.eval_shape(MODEL.init, jax.random.key(0), *example_inputs(CONFIG)))
     found = jax.tree.map(lambda leaf: 0.3 * normal(leaf.shape, leaf.size), shapes)
-    return found | {"buffers": found["buffers"] | {"latent_mean": np.float32([0] * 8), "latent_std": np.float32([1] * 8)}}
+    statistics = {"latent_mean": np.zeros(8), "latent_std": np.ones(8), "deviations": np.full(8, 0.5)}
+    return found | {"buffers": found["buffers"] | {name: value.astype(np.float32) for name, value in statistics.items()}}
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +93,12 @@ def test_a_known_stream_has_no_error_and_the_error_is_the_sum_over_streams(varia
     errors = flow.flow_error(
         lambda x_t, t: MODEL.apply(still, x_t, t, conditions), *map(jnp.asarray, (data, noise, t)), weights
     )
-    # It predicts data of 0, so its velocity is -x_t / (1 - t), and the error that of the data over (1 - t).
-    sound, pictures = (np.square(data / (1 - t)[:, None, None])[..., part].mean(axis=(1, 2)) for part in (SOUND, PICTURES))
+    # Without parameters the velocity is the linear guess.
+    at = t[:, None, None]
+    x_t = (1 - at) * noise + at * data
+    variance = (0.5 * at) ** 2 + (1 - at) ** 2
+    error = np.square((0.25 * at - (1 - at)) / variance * x_t - (data - noise))
+    sound, pictures = (error[..., part].mean(axis=(1, 2)) for part in (SOUND, PICTURES))
     np.testing.assert_allclose(errors, [sound[0] + pictures[0], sound[1], pictures[2]], rtol=1e-4)
     np.testing.assert_allclose(MODEL.error_weights(("picture",)), [0, 0, 0, *[8 / 5] * 5])
 
@@ -108,10 +113,26 @@ def test_dropping_takes_the_other_stream_or_the_text(inputs):
     assert not dropped.text[2].any()
 
 
-def test_nothing_is_predicted_at_initialisation_and_every_parameter_gets_a_gradient(variables, inputs):
+def test_the_linear_guess_has_the_least_error_of_all_linear_ones():
+    rng, t, deviation = np.random.default_rng(0), 0.7, 0.4
+    data, noise = deviation * rng.normal(size=200_000), rng.normal(size=200_000)
+    x_t = (1 - t) * noise + t * data
+    zero, one, at = jnp.zeros((1, 1, 1)), jnp.ones((1, 1, 1)), jnp.full((1, 1, 1), t)
+    guess = preconditioned(zero, one, at, np.float32([deviation]))
+    best = (x_t * (data - noise)).mean() / (x_t**2).mean()
+    assert guess.item() == pytest.approx(best, abs=0.01)
+    left = (data - noise - best * x_t).std()
+    scale = preconditioned(one, zero, at, np.float32([deviation]))
+    assert scale.item() == pytest.approx(left, rel=0.01)
+
+
+def test_the_linear_guess_at_initialisation_and_a_gradient_for_every_parameter(variables, inputs):
     x_t, t, conditions = inputs
     initial = meta.unbox(jax.jit(MODEL.init)(jax.random.key(0), *example_inputs(CONFIG)))
-    np.testing.assert_allclose(MODEL.apply(initial, x_t, t, conditions), -x_t / (1 - t)[:, None, None], rtol=1e-5)
+    at = t[:, None, None]
+    np.testing.assert_allclose(
+        MODEL.apply(initial, x_t, t, conditions), (2 * at - 1) / (at**2 + (1 - at) ** 2) * x_t, rtol=1e-4, atol=1e-6
+    )
     loss = jax.jit(jax.grad(lambda params: jnp.square(MODEL.apply(variables | {"params": params}, x_t, t, conditions)).mean()))
     for path, gradient in jax.tree_util.tree_leaves_with_path(loss(variables["params"])):
         unused = "['text']['q_norm']" in jax.tree_util.keystr(path) and "joint_1" in jax.tree_util.keystr(path)
