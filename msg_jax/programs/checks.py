@@ -145,7 +145,7 @@ def _check_joint(config: Config) -> None:
     for name in config.arms:
         if "sf_cavp" in methods.method(config, name).needs(config):
             raise UserError(f"config.arms.{name} learns from a reward for given videos, which config.base.network=joint does "
-                            "not have: choose sync_dpo, continue_flow or merge.")
+                            "not have: leave it out, or choose a method that learns from real clips.")
 
 
 def _check_encoders(config: Config) -> None:

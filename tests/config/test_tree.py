@@ -124,7 +124,8 @@ def test_a_mapping_is_needed_where_the_field_is_one():
 
 
 @pytest.mark.parametrize(("values", "sentence"), [
-    ({"base": {"network": "unet"}}, "config.base.network='unet' is not a choice: use one of 'mmdit', 'cross_attention'."),
+    ({"base": {"network": "unet"}},
+     "config.base.network='unet' is not a choice: use one of 'mmdit', 'cross_attention', 'joint'."),
     ({"base": {"features": ["clip", "smell"]}},
      "config.base.features='smell' is not a choice: use one of 'clip', 'sync', 'text', 'motion'."),
     ({"arms": {"a": {"kind": "sync_dpo", "curriculum": "steep"}}},
