@@ -172,8 +172,9 @@ def preconditioned(
     (t d^2 - (1 - t)) / s^2 x_t, and its error has the deviation d / s (as the preconditioning of Karras et al., arXiv
     2206.00364). A velocity holds the noise of all channels, which may be more than the tokens' features can carry.
     """
+    t, deviations = jnp.asarray(t), jnp.asarray(deviations)
     variance = t**2 * deviations**2 + (1 - t) ** 2
-    return (t * deviations**2 - (1 - t)) / variance * x_t + deviations / jnp.sqrt(variance) * found
+    return (t * deviations**2 - (1 - t)) / variance * jnp.asarray(x_t) + deviations / jnp.sqrt(variance) * found
 
 
 def _mask(alone: Bool[Array, " B"], tokens: int, text_tokens: int) -> Bool[Array, "B 1 _ _"]:

@@ -9,12 +9,13 @@ import pytest
 from msg_jax.losses import flow
 from msg_jax.models.joint_mmdit import JointMMDiT, JointMMDiTConfig, preconditioned
 from msg_jax.models.mmdit import drop_conditions, example_inputs
+from msg_jax.types import Module
 
 CONFIG = JointMMDiTConfig(
     sound_channels=3, picture_channels=5, latent_tokens=6, text_tokens=4, text_dim=7, hidden=16, heads=2, joint_depth=2,
     fused_depth=1,
 )
-MODEL = JointMMDiT(CONFIG)
+MODEL: Module = JointMMDiT(CONFIG)
 SOUND, PICTURES = slice(0, 3), slice(3, 8)
 BATCH = 3
 
@@ -41,7 +42,7 @@ def velocity(variables):
 def inputs():
     x_t, _, conditions = example_inputs(CONFIG, BATCH)
     conditions = conditions.replace(text=normal(conditions.text.shape, 1), given=normal(x_t.shape, 2))
-    return normal(x_t.shape, 3), np.float32([0.1, 0.5, 0.8]), conditions
+    return normal(x_t.shape, 3), np.array([0.1, 0.5, 0.8], np.float32), conditions
 
 
 def change(x_t, channels):
@@ -91,7 +92,7 @@ def test_a_known_stream_has_no_error_and_the_error_is_the_sum_over_streams(varia
     conditions = conditions.replace(given=data, known=jnp.array([[False, False], [False, True], [True, False]]))
     weights = MODEL.error_weights(("sound", "picture"))
     errors = flow.flow_error(
-        lambda x_t, t: MODEL.apply(still, x_t, t, conditions), *map(jnp.asarray, (data, noise, t)), weights
+        lambda x_t, t: MODEL.apply(still, x_t, t, conditions), jnp.asarray(data), jnp.asarray(noise), jnp.asarray(t), weights
     )
     # Without parameters the velocity is the linear guess.
     at = t[:, None, None]
@@ -118,11 +119,11 @@ def test_the_linear_guess_has_the_least_error_of_all_linear_ones():
     data, noise = deviation * rng.normal(size=200_000), rng.normal(size=200_000)
     x_t = (1 - t) * noise + t * data
     zero, one, at = jnp.zeros((1, 1, 1)), jnp.ones((1, 1, 1)), jnp.full((1, 1, 1), t)
-    guess = preconditioned(zero, one, at, np.float32([deviation]))
+    guess = preconditioned(zero, one, at, np.array([deviation], np.float32))
     best = (x_t * (data - noise)).mean() / (x_t**2).mean()
     assert guess.item() == pytest.approx(best, abs=0.01)
     left = (data - noise - best * x_t).std()
-    scale = preconditioned(one, zero, at, np.float32([deviation]))
+    scale = preconditioned(one, zero, at, np.array([deviation], np.float32))
     assert scale.item() == pytest.approx(left, rel=0.01)
 
 
