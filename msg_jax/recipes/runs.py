@@ -79,7 +79,7 @@ def joint(preset: str = "tiny") -> Config:
     return replace(
         config, arms=arms, stages=(*arms, "evaluate"), clip=JOINT_CLIP,
         preset="joint" if config.preset == "tiny" else f"joint_{config.preset}",  # its own default folder
-        base=dict(network="joint", text_dropout=0.2, condition_dropout=0.2) | ({} if smoke else dict(steps=1000)),
+        base=dict(network="joint", text_dropout=0.2, condition_dropout=0.2) | ({} if smoke else dict(steps=2400, batch_size=24)),
         picture_codec=dict(channels=16, fit_clips=16) if smoke else {},
         picture_judge=dict(steps=6, batch_size=8, optimizer=dict(warmup_steps=2)) if smoke else dict(steps=800, batch_size=24),
         preference=dict(prompts=True, text_dropout=0.2, condition_dropout=0.2),
