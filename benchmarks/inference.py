@@ -1,4 +1,4 @@
-"""python benchmarks/inference.py [--variant=small_16k] [--networks=clip_image,mmdit,...] [--json=FILE]
+"""python -m benchmarks.inference [--variant=small_16k] [--networks=clip_image,mmdit,...] [--json=FILE]
 
 Time each network of a released variant on one clip of eight seconds, and all of `generate` (25 steps, guidance 4.5).
 
@@ -246,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     measured = []
     for name in args.networks.split(","):
         flags_of_row = (f"--variant={args.variant}", f"--repeats={args.repeats}", f"--here={name}")
-        measured.append(rows.measure_in_subprocess(__file__, *flags_of_row))
+        measured.append(rows.measure_in_subprocess("benchmarks.inference", *flags_of_row))
         print(show(measured[-1]), flush=True)
     rows.save(args.json, args.variant, measured)
 

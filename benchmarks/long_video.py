@@ -1,4 +1,4 @@
-"""python benchmarks/long_video.py --checkpoint=FOLDER [--minutes=1,10] [--steps=2]
+"""python -m benchmarks.long_video --checkpoint=FOLDER [--minutes=1,10] [--steps=2]
 
 Peak memory and CPU seconds of `generate` for videos of some minutes, 320 x 180 at 25 pictures a second.
 
@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks import rows
 from msg_jax.inference import generate
 from msg_jax.inference.loading import load_checkpoint
+from msg_jax.infra import runtime
 
 
 def write_video(path: pathlib.Path, minutes: float) -> None:
@@ -33,6 +34,7 @@ def write_video(path: pathlib.Path, minutes: float) -> None:
 
 
 def measure(checkpoint: str, minutes: float, steps: int) -> dict[str, float]:
+    runtime.share_heap()
     system, settings = load_checkpoint(checkpoint), generate.Settings(steps, 1.0)
     with tempfile.TemporaryDirectory() as name:
         folder, begun = pathlib.Path(name), 0.0
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     first = None
     for minutes in args.minutes.split(","):
         flags_of_row = (f"--checkpoint={args.checkpoint}", f"--here={minutes}", f"--steps={args.steps}")
-        row = rows.measure_in_subprocess(__file__, *flags_of_row)
+        row = rows.measure_in_subprocess("benchmarks.long_video", *flags_of_row)
         first = first or row
         memory, per_minute = row["peak_gb"] / first["peak_gb"], row["cpu_sec"] / row["minutes"]
         time_ratio = per_minute * first["minutes"] / first["cpu_sec"]

@@ -1,4 +1,4 @@
-"""python benchmarks/lora.py [--variant=large_44k_v2] [--rank=16] [--batch=1] [--json=FILE]
+"""python -m benchmarks.lora [--variant=large_44k_v2] [--rank=16] [--batch=1] [--json=FILE]
 
 Measure the memory of a preference step of a released MM-DiT, with random weights and rematerialised blocks.
 
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     measured = []
     for rank in (args.rank, 0):
         measured.append(rows.measure_in_subprocess(
-            __file__, f"--variant={args.variant}", f"--batch={args.batch}", f"--here={rank}"
+            "benchmarks.lora", f"--variant={args.variant}", f"--batch={args.batch}", f"--here={rank}"
         ))
         print(show(measured[-1]), flush=True)
     rows.save(args.json, args.variant, measured)

@@ -9,9 +9,9 @@ import sys
 import jax
 
 
-def measure_in_subprocess(script: str, *flags: str) -> dict:
-    """Run `script` and return the row that it prints as JSON on its last line."""
-    output = subprocess.run([sys.executable, script, *flags], check=True, stdout=subprocess.PIPE, text=True).stdout
+def measure_in_subprocess(module: str, *flags: str) -> dict:
+    """Run `python -m module` and return the row that it prints as JSON on its last line."""
+    output = subprocess.run([sys.executable, "-m", module, *flags], check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(output.splitlines()[-1])
 
 

@@ -109,7 +109,7 @@ class Result:
             return [place.with_name(f"{place.stem}{tag}{place.suffix}")]
         if self.video is None:
             return [place / f"sound{tag}.wav"]
-        return [place / f"{self.video.stem}{tag}{suffix}" for suffix in (".wav", self.video.suffix)]
+        return [place / f"{self.video.stem}{tag}{suffix}" for suffix in (".wav", media_writer.copy_suffix(self.video))]
 
 
 class LoadedSystem:

@@ -12,6 +12,8 @@ Without a video, writes the sound of the prompt alone, named after it.
 `--duration=S` cuts sound and pictures to S seconds, still without encoding the pictures again. `--start=A --end=B` make sound
 from A to B only: the video stays whole, and elsewhere it keeps its own sound, or is silent.
 
+Containers that are only read, as .ts or .wmv, are copied to .mkv or .mov.
+
 Subtitles, chapters, covers and attachments are copied too. What the container cannot hold, and further sound tracks, are left
 out and named. `--container=mkv` holds most.
 
@@ -133,6 +135,8 @@ def parser() -> argparse.ArgumentParser:
                        "highest reward; needs a --checkpoint whose run has a reward")
     flags.add_argument("--steps", type=_whole(1), help="solver steps (default: as the run was evaluated, or 25)")
     flags.add_argument("--guidance", type=float, help="guidance scale, 1 for none (default: as evaluated, or 4.5)")
+    flags.add_argument("--guidance_rescale", type=_share, help="share by which the level that guidance adds is taken back; 0 "
+                       "is MMAudio's way (default: as evaluated, or 0)")
     flags.add_argument("--cache", type=pathlib.Path, metavar="FOLDER", help="keep the features of videos here, so that another "
                        "prompt or seed for the same video need not encode it again")
     flags.add_argument("--precision", choices=("float32", "bfloat16"), help="what the encoders and the generator compute in "
@@ -173,6 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     logging.plain_terminal()
     runtime.use_compile_cache()
+    runtime.share_heap()
     quiet = args.verbosity < 0
     try:
         noise = None if args.noise is None else _read_noise(args.noise)
@@ -186,6 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings(
             steps=args.steps or system.steps,
             guidance_scale=system.guidance_scale if args.guidance is None else args.guidance,
+            guidance_rescale=args.guidance_rescale,
             seed=args.seed, variants=args.variants, prompt=args.prompt, negative_prompt=args.negative_prompt,
             audio_format=args.audio_format, container=args.container, overwrite=args.overwrite,
             duration_sec=args.duration, start_sec=args.start, end_sec=args.end, respect_cuts=args.respect_cuts,

@@ -227,9 +227,11 @@ def diffusion(config: Config) -> Diffusion | None:
 
 
 def solver(config: Config) -> dict[str, Any]:
-    """Keyword arguments of `sampling.sample` that follow from the objective."""
+    """Keyword arguments of `sampling.sample` that are the same for all networks of a run."""
     objective = diffusion(config)
-    return {"diffusion": objective, "solver": config.base.diffusion.solver} if objective else {}
+    if objective:
+        return {"diffusion": objective, "solver": config.base.diffusion.solver}
+    return {"guidance_rescale": config.sampling.guidance_rescale}
 
 
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)

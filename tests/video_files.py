@@ -58,7 +58,7 @@ def make_video(
 ):  # fmt: skip
     """Writes a video of `pictures` (H, W, 3), shown from `times_ms` on, with `sound` (channels, S)."""
     with av.open(str(path), "w") as out:
-        ticks_hz = 25 if path.suffix == ".avi" else 1000  # AVI counts pictures
+        ticks_hz = 25 if path.suffix in (".avi", ".mpg", ".mxf") else 1000  # AVI and MPEG-2 count pictures
         video = out.add_stream(codec, rate=25, options=ENCODER.get(codec, {}))
         video.height, video.width, video.pix_fmt = *pictures[0].shape[:2], pix_fmt
         video.time_base = video.codec_context.time_base = Fraction(1, ticks_hz)

@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     logging.plain_terminal()
     runtime.use_compile_cache()
+    runtime.share_heap()
     _refuse_busy_port(args.host, args.port)
     limits = dataclasses.replace(Limits(), upload_bytes=int(args.max_mb * 1e6), video_sec=args.max_sec,
                                  variants=args.max_variants, waiting=args.max_waiting)

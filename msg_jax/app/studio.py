@@ -138,7 +138,7 @@ def _write(made: Result, index: int, seed: int, folder: pathlib.Path) -> Take:
 def _with_sound(made: Result, index: int, place: pathlib.Path) -> pathlib.Path:
     """A copy of the video with the sound, in a container that browsers play if that can hold it."""
     assert made.video is not None
-    suffix = made.video.suffix.lower()
+    suffix = media_writer.copy_suffix(made.video).lower()
     for each in dict.fromkeys((suffix if suffix == ".webm" else ".mp4", suffix)):
         path = place.with_name(f"{place.name}{each}")
         with contextlib.suppress(UserError):

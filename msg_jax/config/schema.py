@@ -221,6 +221,13 @@ class Base(Training, Lora):
 
 
 @_section
+class Sampling:
+    """How networks are sampled, for candidates, evaluation and `generate` alike."""
+
+    guidance_rescale: float = 0.0  # 1: guidance leaves the deviation of the predicted data as it is without (sampling.guided)
+
+
+@_section
 class Preference(Training, Lora):
     """What preference arms share; an arm's `changes` replace fields for that arm alone."""
 
@@ -365,6 +372,7 @@ class Config:
     augment: Augment = Augment()
     extract: Extract = Extract()
     base: Base = Base()
+    sampling: Sampling = Sampling()
     preference: Preference = Preference()
     arms: Mapping[str, Arm] = dataclasses.field(default_factory=dict)
     evaluate: Evaluate = Evaluate()

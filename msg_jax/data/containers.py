@@ -19,7 +19,10 @@ from av.stream import Disposition, Stream
 
 from msg_jax.errors import UserError
 
-VIDEO_SUFFIXES: tuple[str, ...] = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+VIDEO_SUFFIXES: tuple[str, ...] = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi",  # also written (`stream_copy.FORMATS`)
+    ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".flv", ".f4v", ".wmv", ".asf", ".3gp", ".3g2", ".ogv", ".ogm", ".mxf",
+)
 SOUND_SUFFIXES: tuple[str, ...] = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac")
 TRUNCATED_SEC = 0.25  # a file that ends this much before its declared duration counts as cut short
 

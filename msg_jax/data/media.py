@@ -372,5 +372,6 @@ def _mono_blocks(frames: Iterable[tuple[float, av.AudioFrame]], hz: int) -> Iter
 
 
 def fit_length(waveform: Float[np.ndarray, " S"], samples: int) -> Float32[np.ndarray, " {samples}"]:
-    """Cuts or zero-pads a waveform to `samples` samples."""
-    return np.pad(waveform[:samples], (0, max(0, samples - len(waveform)))).astype(np.float32)
+    """Cuts or zero-pads a waveform to `samples` samples. What is only cut is not copied."""
+    kept = np.asarray(waveform[:samples], np.float32)
+    return kept if len(kept) == samples else np.pad(kept, (0, samples - len(kept)))

@@ -26,6 +26,7 @@ from msg_jax.data import containers, media, stream_copy
 from msg_jax.data.files import new_file
 from msg_jax.errors import UserError
 
+_LIKE_MOV = (".3gp", ".3g2", ".f4v")  # .mkv holds no H.263
 _DEFAULT_AUDIO_CODEC = {".webm": "libopus", ".avi": "pcm_s16le"}  # AVI cannot declare AAC's priming: PCM has none
 
 
@@ -39,9 +40,12 @@ def write_audio(
     path = pathlib.Path(path)
     if path.suffix.lower() not in (".wav", ".flac"):
         raise UserError(f"{path}: sound is written as .wav or .flac; choose one of these suffixes")
-    pcm16 = np.clip(np.round(np.asarray(waveform) * 32768.0), -32768, 32767).astype(np.int16)
-    with new_file(path, overwrite) as unfinished, unfinished.open("wb") as file:
-        soundfile.write(file, pcm16, hz, format=path.suffix[1:], subtype="PCM_16")
+    with (
+        new_file(path, overwrite) as unfinished, unfinished.open("wb") as file,
+        soundfile.SoundFile(file, "w", hz, 1, format=path.suffix[1:], subtype="PCM_16") as out,
+    ):
+        for block in _blocks(waveform, hz):
+            out.write(np.clip(np.round(block * 32768.0), -32768, 32767).astype(np.int16))
 
 
 def mux(
@@ -74,14 +78,20 @@ def mux(
     """
     video_path, out_path = pathlib.Path(video_path), pathlib.Path(out_path)
     suffix = out_path.suffix.lower()
-    if suffix not in media.VIDEO_SUFFIXES:
-        raise UserError(f"{out_path} has no video container's suffix; use one of {', '.join(media.VIDEO_SUFFIXES)}")
+    if suffix not in stream_copy.FORMATS:
+        raise UserError(f"{out_path} has no suffix of a container that is written; use one of {', '.join(stream_copy.FORMATS)}")
     audio_codec = audio_codec or _DEFAULT_AUDIO_CODEC.get(suffix, "aac")
     with new_file(out_path, overwrite) as unfinished:
         try:
             return _mux(video_path, waveform, hz, out_path, unfinished, audio_codec, duration_sec, extras=True)
         except _ExtrasError:  # a subtitle that the container takes only in its header
             return _mux(video_path, waveform, hz, out_path, unfinished, audio_codec, duration_sec, extras=False)
+
+
+def copy_suffix(video_path: str | os.PathLike) -> str:
+    """The suffix of a video's copy: its own, or where that container is only read .mov or .mkv."""
+    suffix = pathlib.Path(video_path).suffix
+    return suffix if suffix.lower() in stream_copy.FORMATS else ".mov" if suffix.lower() in _LIKE_MOV else ".mkv"
 
 
 def check_mux(video_path: str | os.PathLike, out_path: str | os.PathLike) -> None:
@@ -181,17 +191,23 @@ def _encode_audio(
     stream.disposition = Disposition.default
     if stream_hz != hz:
         waveform = soxr.resample(np.asarray(waveform, np.float32), hz, stream_hz, quality="HQ")
-    waveform = np.clip(media.fit_length(waveform, round(duration_sec * stream_hz)), -1, 1)
+    waveform = media.fit_length(waveform, round(duration_sec * stream_hz))
     stream.time_base = Fraction(1, stream_hz)
     converter = av.AudioResampler(format=codec.audio_formats[0], layout="mono", rate=stream_hz)
-    block = stream_hz // 10
-    packets = []
-    for start in range(0, len(waveform), block):
-        frame = av.AudioFrame.from_ndarray(waveform[None, start : start + block], format="flt", layout="mono")
+    packets, start = [], 0
+    for block in _blocks(waveform, stream_hz):
+        frame = av.AudioFrame.from_ndarray(np.clip(block[None], -1, 1), format="flt", layout="mono")
         frame.sample_rate, frame.time_base, frame.pts = stream_hz, stream.time_base, start
         for converted in converter.resample(frame):
             packets += stream.encode(converted)
+        start += len(block)
     return packets + stream.encode(None)
+
+
+def _blocks(waveform: Float[np.ndarray, " S"], hz: int) -> Iterator[Float[np.ndarray, " _"]]:
+    """Tenths of a second, so that long sounds are not copied whole."""
+    size = hz // 10
+    return (np.asarray(waveform[start : start + size], np.float32) for start in range(0, len(waveform), size))
 
 
 def _decode_time(packet: av.Packet) -> Fraction:

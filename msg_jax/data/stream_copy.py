@@ -132,7 +132,8 @@ class StreamCopy:
             video = out.add_stream_from_template(self._video, opaque=True)
             if tag:
                 video.codec_context.codec_tag = tag
-            video.codec_context.framerate = self._video.average_rate or video.codec_context.framerate
+            if self._video.average_rate:  # ASF may not have one
+                video.codec_context.framerate = self._video.average_rate
             if self._video.sample_aspect_ratio:
                 video.codec_context.sample_aspect_ratio = self._video.sample_aspect_ratio
             return video
@@ -141,7 +142,7 @@ class StreamCopy:
 
     def _by_parameters(self, out: OutputContainer) -> Stream:
         """For codecs that FFmpeg copies although it does not list them for the container."""
-        video = out.add_mux_stream(out.default_video_codec, rate=self._video.average_rate)
+        video = out.add_mux_stream(out.default_video_codec, rate=1 / containers.frame_sec(self._video))
         BitStreamFilterContext("null", self._video, video)
         video.time_base = containers.time_base(self._video)
         return video

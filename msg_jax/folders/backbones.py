@@ -9,7 +9,6 @@ import functools
 import importlib.metadata
 import importlib.util
 import pathlib
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,6 +22,8 @@ from msg_jax.data import frontends, mel
 from msg_jax.data.clips import Pair, Reader, stamp
 from msg_jax.errors import UserError
 from msg_jax.evaluation import detector, events, onsets, waveforms
+from msg_jax.inference import desync
+from msg_jax.inference.desync import DeSync
 from msg_jax.infra import checkpoint, logging
 from msg_jax.infra.record import RECORD, read_record
 from msg_jax.models import sf_cavp, synchformer
@@ -169,7 +170,7 @@ def _judge(config: Config, clip: ClipSpec, params, digest: str) -> Backbone:
 FEATURES = {"vggish": ("vggish",), "panns": ("panns", "panns_logits"), "synchformer": ("synchformer",)}
 
 
-LEAST_SEC = {"vggish": 0.98, "panns": 0.5, "synchformer": 4.8}
+LEAST_SEC = {"vggish": 0.98, "panns": 0.5, "synchformer": desync.LEAST_SEC}
 """The shortest clip that a network can read."""
 
 
@@ -225,36 +226,15 @@ def _panns(path: pathlib.Path) -> Backbone:
 
 
 def _synchformer(path: pathlib.Path) -> Backbone:
-    model, variables, digest = _network("synchformer_full", path)
-    encode_audio = jax.jit(functools.partial(model.apply, method="encode_audio"))
-    offsets = _offsets(model, variables)
-
-    @jax.jit
-    def encode_video(variables: Params, frames: jax.Array) -> Any:
-        return model.apply(variables, networks.to_unit(frames)[:, None], method="encode_video")[:, 0]
+    network = DeSync(path)
 
     def extract(reader: Reader) -> dict[str, np.ndarray]:
         """`synchformer` (2,): offset in seconds between sound and frames, in the first and in the last 4.8 s."""
-        clip = dataclasses.replace(MMAUDIO_16K, duration_sec=reader.duration_sec)
-        segments = synchformer.cut_segments(reader.frames(clip.video_hz, model.config.image_px)[None], clip)[0]
-        video = np.concatenate([encode_video(variables, segments[i : i + 2]) for i in range(0, len(segments), 2)])
-        spectrograms = frontends.synchformer_spectrograms(reader.waveform(frontends.SYNCHFORMER_HZ))
-        return {"synchformer": offsets(video, np.asarray(encode_audio(variables, spectrograms[None]))[0])}
+        video = network.encode_video(reader.frames(MMAUDIO_16K.video_hz, network.video_px))
+        audio = network.encode_audio(reader.waveform(frontends.SYNCHFORMER_HZ))
+        return {"synchformer": network.offsets_sec(video, audio)}
 
-    return Backbone("synchformer", "both", digest, extract)
-
-
-def _offsets(model: Module, variables: Params) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """A function from features of frames (S, 8, D) and of sound (S, steps, D) to offsets (2,) in seconds."""
-    logits = jax.jit(functools.partial(model.apply, method="offset_logits"))
-
-    def offsets(video: np.ndarray, audio: np.ndarray) -> np.ndarray:
-        windows = [slice(start, start + synchformer.WINDOW_SEGMENTS)
-                   for start in synchformer.window_starts(min(len(video), len(audio)))]
-        found = logits(variables, *(np.stack([features[window] for window in windows]) for features in (video, audio)))
-        return synchformer.offset_grid(model.config.offsets)[np.asarray(found).argmax(axis=-1)]
-
-    return offsets
+    return Backbone("synchformer", "both", stamp(path), extract)
 
 
 def cached_offsets(
@@ -264,10 +244,10 @@ def cached_offsets(
     path = _file(folder, "synchformer")
     if path is None:
         return
-    offsets = _offsets(*_network("synchformer_full", path)[:2])
+    network = DeSync(path)
     for name, frames, sound in zip(ids, video, audio):
         if frames is not None and sound is not None and min(len(frames), len(sound)) >= synchformer.WINDOW_SEGMENTS:
-            yield name, offsets(frames, sound)
+            yield name, network.offsets_sec(frames, sound)
 
 
 _RELEASED = {"vggish": _vggish, "panns": _panns, "synchformer": _synchformer}

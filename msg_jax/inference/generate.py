@@ -38,6 +38,7 @@ class Settings:
 
     steps: int
     guidance_scale: float
+    guidance_rescale: float | None = None  # share by which guided data are brought back to their level; None: the system's
     seed: int = 0
     variants: int = 1
     prompt: str = ""
@@ -79,7 +80,7 @@ class Video:
     def outputs(self, out: pathlib.Path, settings: Settings) -> list[tuple[pathlib.Path, pathlib.Path]]:
         """Paths of (sound, video with sound) of each variant."""
         stem = self.name.removesuffix(self.path.suffix)
-        suffix = f".{settings.container}" if settings.container else self.path.suffix
+        suffix = f".{settings.container}" if settings.container else media_writer.copy_suffix(self.path)
         return [(out / f"{stem}{tag}.{settings.audio_format}", out / f"{stem}{tag}{suffix}") for tag in settings.tags]
 
 
@@ -204,11 +205,13 @@ def takes_for(system: System, video: Video, settings: Settings) -> Iterator[Take
         return frames
 
     noises = _noises(system, video.name, part.tokens, settings)
-    with progress.part(0, _ENCODED):
-        conditions = part.system.encode(map(seen, plan.windows), plan.prompts, len(plan.windows), settings.cache)
+    def conditions() -> Conditions:
+        with progress.part(0, _ENCODED):
+            return part.system.encode(map(seen, plan.windows), plan.prompts, len(plan.windows), settings.cache)
+
     own = _own_sound(video.path, part, clip.audio_hz, settings)
     starts = [window.start for window in plan.windows]
-    sounds = _sounds(part, conditions, noises, plan, settings)
+    sounds = _sounds(part, conditions(), noises, plan, settings)
     for variant in range(settings.variants):
         waveforms, rewards, best = [sound for sound, _ in itertools.islice(sounds, settings.best_of)], (), 0
         if ranker is not None:
@@ -369,8 +372,10 @@ def _sounds(
         with progress.part(_ENCODED, _SAMPLED), progress.part(i / count, (i + 1) / count):
             sampled.append(system.sample(
                 conditions, noise, steps=settings.steps, guidance_scale=settings.guidance_scale,
+                guidance_rescale=settings.guidance_rescale,
                 negative_prompt=plan.negative_prompts, windows=plan.windows,
             ))
+    del conditions  # those of a long video are as large as its sound
     for i, latents in enumerate(sampled):
         with progress.part(_SAMPLED, 1), progress.part(i / count, (i + 1) / count):
             waveform = system.decode(latents)
@@ -492,6 +497,7 @@ def _row(
         "seed": seed,
         "steps": settings.steps,
         "guidance": settings.guidance_scale,
+        "guidance_rescale": system.rescale if settings.guidance_rescale is None else settings.guidance_rescale,
         "prompt": settings.prompt,
         "negative_prompt": settings.negative_prompt,
         "script": [dataclasses.asdict(cue) for cue in settings.script],

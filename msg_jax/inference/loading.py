@@ -20,7 +20,7 @@ from msg_jax.errors import UserError
 from msg_jax.inference import frozen
 from msg_jax.inference.frozen import LazyWeights
 from msg_jax.inference.joint_system import JointSystem, refusing_long
-from msg_jax.inference.ranking import Ranker
+from msg_jax.inference.ranking import DeSyncRanker, Ranker, RewardRanker
 from msg_jax.inference.scorer import RewardScorer
 from msg_jax.inference.system import WINDOWS_AT_ONCE, System
 from msg_jax.infra import checkpoint
@@ -140,6 +140,7 @@ def _assemble_joint(parts: Parts) -> JointSystem:
         codec=networks.codec(config, clip),
         variables=parts.variables,
         frame_choice=config.data.frame_choice,
+        solver=networks.solver(config),
         picture_codec=networks.picture_codec(config, clip),
     )
 
@@ -170,6 +171,7 @@ def from_bundle(released: bundle.Bundle) -> System:
         variables=variables,
         squashes_clip_video=True,
         any_length=True,
+        load_ranker=functools.cache(functools.partial(DeSyncRanker, released.paths["synchformer"], clip)),
     )
 
 
@@ -217,7 +219,7 @@ def _ranker_loader(folder: Path, config: Config, clip: ClipSpec) -> Callable[[],
     def load() -> Ranker:
         params = {name: checkpoint.load(place / "params") for name, place in stages.items()}
         mesh = make_mesh(devices=jax.local_devices()[:1])
-        return Ranker(RewardScorer(reward, params, mesh, WINDOWS_AT_ONCE), clip)
+        return RewardRanker(RewardScorer(reward, params, mesh, WINDOWS_AT_ONCE), clip)
 
     return functools.cache(load)
 

@@ -142,10 +142,14 @@ def euler_path(velocity_fn: VelocityFn, noise: Float[Array, "B T C"], steps: int
     return jnp.concatenate([noise[:, None], jnp.moveaxis(ends, 0, 1)], axis=1)
 
 
-def guided(velocity_fn: Callable, cond, null, guidance_scale: float) -> VelocityFn:
+def guided(velocity_fn: Callable, cond, null, guidance_scale: float, rescale: float = 0.0) -> VelocityFn:
     """Classifier-free guidance: s * velocity(cond) + (1 - s) * velocity(null) (Ho & Salimans, arXiv 2207.12598).
 
     `velocity_fn(x_t, t, processed)` gets both halves as one batch of 2 B, rows in turn. A scale of 1 needs no null pass.
+
+    Guidance makes the data that a velocity points to larger, and so sound louder. `rescale` in [0, 1] is the share by which
+    their deviation over tokens and channels is brought back to that of velocity(cond) (Lin et al., arXiv 2305.08891,
+    section 3.4); for flow matching only.
     """
     if guidance_scale == 1:
         return lambda x_t, t: velocity_fn(x_t, t, cond)
@@ -153,15 +157,21 @@ def guided(velocity_fn: Callable, cond, null, guidance_scale: float) -> Velocity
 
     def velocity(x_t, t):
         towards, away = deinterleave(velocity_fn(interleave(x_t, x_t), interleave(t, t), both))
-        return guidance_scale * towards + (1 - guidance_scale) * away
+        mixed = guidance_scale * towards + (1 - guidance_scale) * away
+        if not rescale:
+            return mixed
+        remaining = 1 - t[:, None, None]
+        data, unguided = (x_t + remaining * each for each in (mixed, towards))
+        ratio = jnp.std(unguided, axis=(1, 2), keepdims=True) / jnp.std(data, axis=(1, 2), keepdims=True)
+        return mixed + rescale * (ratio - 1) * data / remaining
 
     return velocity
 
 
 def sample(
     model: Any, variables: Params, conditions: Conditions | JointConditions, noise: Float[Array | np.ndarray, "N T C"], *,
-    steps: int = 25, guidance_scale: float = 4.5, solver: str = "", diffusion: Diffusion | None = None,
-    negative_text: Float[Array | np.ndarray, "_ L D"] | None = None,
+    steps: int = 25, guidance_scale: float = 4.5, guidance_rescale: float = 0.0, solver: str = "",
+    diffusion: Diffusion | None = None, negative_text: Float[Array | np.ndarray, "_ L D"] | None = None,
 ) -> Float[Array, "N T C"]:
     """Sample latents for a batch of B clips, N / B candidates of each.
 
@@ -178,7 +188,7 @@ def sample(
     def velocity(x_t, t, processed):
         return model.apply(variables, x_t, t, processed, method="velocity")
 
-    velocity_fn = guided(velocity, process(conditions), process(null), guidance_scale)
+    velocity_fn = guided(velocity, process(conditions), process(null), guidance_scale, guidance_rescale)
     return integrate(velocity_fn, noise, steps=steps, solver=solver, diffusion=diffusion)
 
 
@@ -245,7 +255,7 @@ def blend(
 
 def sample_windows(
     model: Any, variables: Params, conditions: Conditions | JointConditions, noise: Float[Array | np.ndarray, "1 L C"],
-    starts: Sequence[int], *, steps: int = 25, guidance_scale: float = 4.5, solver: str = "",
+    starts: Sequence[int], *, steps: int = 25, guidance_scale: float = 4.5, guidance_rescale: float = 0.0, solver: str = "",
     diffusion: Diffusion | None = None, negative_text: Float[Array | np.ndarray, "_ P D"] | None = None,
     windows_at_once: int = 4, weights: Float[np.ndarray, "W T"] | None = None,
 ) -> Float[np.ndarray, "1 L C"]:
@@ -273,7 +283,7 @@ def sample_windows(
     def velocity(x, t):
         times = np.full(windows_at_once, t, np.float32)
         outputs = [
-            _window_velocity(model, variables, x_t, times, cond, null, guidance_scale)
+            _window_velocity(model, variables, x_t, times, cond, null, guidance_scale, guidance_rescale)
             for x_t, cond, null in zip(chunks(x[0, positions], windows_at_once), processed, nulls)
         ]
         return blend(np.concatenate(outputs)[: len(starts)], starts, weights)[None]
@@ -287,13 +297,13 @@ def sample_windows(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _process(model: nn.Module, variables: Params, conditions: Conditions):
+def _process(model: nn.Module, variables: Params, conditions: Conditions | JointConditions):
     return model.apply(variables, conditions, method="preprocess")
 
 
-@functools.partial(jax.jit, static_argnames=("model", "guidance_scale"))
-def _window_velocity(model, variables, x_t, t, processed, null, guidance_scale):
+@functools.partial(jax.jit, static_argnames=("model", "guidance_scale", "guidance_rescale"))
+def _window_velocity(model, variables, x_t, t, processed, null, guidance_scale, guidance_rescale):
     def velocity_fn(*args):
         return model.apply(variables, *args, method="velocity")
 
-    return guided(velocity_fn, processed, null, guidance_scale)(x_t, t)
+    return guided(velocity_fn, processed, null, guidance_scale, guidance_rescale)(x_t, t)

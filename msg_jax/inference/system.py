@@ -17,6 +17,7 @@ import numpy as np
 
 from msg_jax.clip import ClipSpec
 from msg_jax.data.frame_grid import FrameChoice
+from msg_jax.errors import UserError
 from msg_jax.inference import sampling
 from msg_jax.inference.batching import chunks, map_batches
 from msg_jax.inference.feature_cache import FeatureCache, Features
@@ -86,6 +87,11 @@ class System:
         """Latent tokens of a clip with this number of waveform samples."""
         return max(self.clip.latent_tokens, math.ceil(samples / self.clip.latent_samples))
 
+    @property
+    def rescale(self) -> float:
+        """Default `guidance_rescale` of `sampling.guided`."""
+        return self.solver.get("guidance_rescale", 0.0)
+
     def window_starts(self, tokens: int) -> tuple[int, ...]:
         """First tokens of the windows of a clip."""
         return sampling.window_starts(tokens, self.clip.latent_tokens, self.clip.latent_tokens // 2)
@@ -147,12 +153,17 @@ class System:
 
     def sample(
         self, conditions: Any, noise: np.ndarray, *, steps: int, guidance_scale: float,
-        negative_prompt: str | Sequence[str] = "", windows: Sequence[sampling.Window] | None = None,
+        guidance_rescale: float | None = None, negative_prompt: str | Sequence[str] = "",
+        windows: Sequence[sampling.Window] | None = None,
     ) -> np.ndarray:
         """Sample the codec's latents (T, C) from noise (1, T, C) and the conditions of its windows.
 
-        `windows` are by default those of `window_starts`. `negative_prompt` is one text, or one for each window.
+        `windows` are by default those of `window_starts`, `guidance_rescale` that of the system. `negative_prompt` is one
+        text, or one for each window. Raises UserError if a diffusion model is to be rescaled.
         """
+        if guidance_rescale and "diffusion" in self.solver:
+            raise UserError("--guidance_rescale is for flow matching, and this is a diffusion model: leave it out")
+        solver = self.solver if guidance_rescale is None else {**self.solver, "guidance_rescale": guidance_rescale}
         starts, weights, variables = self.window_starts(noise.shape[1]), None, self.variables["generator"]
         if windows is not None:
             starts = [window.start for window in windows]
@@ -160,19 +171,23 @@ class System:
         negative_text = self._embed_prompts(negative_prompt, len(starts)) if any(negative_prompt) else None
         (latents,) = sampling.sample_windows(
             self.generator, variables, conditions, noise, starts, steps=steps, guidance_scale=guidance_scale,
-            windows_at_once=min(len(starts), WINDOWS_AT_ONCE), negative_text=negative_text, weights=weights, **self.solver,
+            windows_at_once=min(len(starts), WINDOWS_AT_ONCE), negative_text=negative_text, weights=weights, **solver,
         )
         return map_batches(functools.partial(self._unnormalize, variables), self.clip.latent_tokens, latents)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Decode the codec's latents (T, C) to a waveform (T * latent_samples,) in [-1, 1]."""
+        with progress.part(0, 0.1):
+            log_mel = self._log_mel(latents)
+        with progress.part(0.1, 1):
+            return self.vocode(log_mel)
+
+    def _log_mel(self, latents: np.ndarray) -> np.ndarray:
         starts = np.array(self.window_starts(len(latents)))
         windows = latents[starts[:, None] + np.arange(self.clip.latent_tokens)]
         decode = functools.partial(self._decode, self.variables["codec"])
-        with progress.part(0, 0.1):
-            log_mels = map_batches(decode, min(len(starts), WINDOWS_AT_ONCE), windows)
-        with progress.part(0.1, 1):
-            return self.vocode(sampling.blend(log_mels, starts * self.clip.latent_stride))
+        log_mels = map_batches(decode, min(len(starts), WINDOWS_AT_ONCE), windows)
+        return sampling.blend(log_mels, starts * self.clip.latent_stride)
 
     def pictures(self, latents: np.ndarray) -> np.ndarray | None:
         """The frames (T, H, W, 3), uint8, that were generated with the sound; None if only sound is."""
@@ -194,12 +209,12 @@ class System:
         filled = np.pad(log_mel, ((0, max(0, size - len(log_mel))), (0, 0)), mode="edge")
         starts = sampling.window_starts(len(filled), size, max(1, size - 2 * context))
         joins = [0, *(start + context for start in starts[1:]), len(filled)]
-        pieces = []
-        for start, (first, end) in zip(starts, itertools.pairwise(joins)):
+        waveform = np.empty(len(filled) * hop, np.float32)
+        for done, (start, (first, end)) in enumerate(zip(starts, itertools.pairwise(joins)), 1):
             piece = np.asarray(self._vocode(self.variables["codec"], filled[None, start : start + size]))[0]
-            pieces.append(piece[(first - start) * hop : (end - start) * hop])
-            progress.report(len(pieces) / len(starts))
-        return np.concatenate(pieces)[: len(log_mel) * hop]
+            waveform[first * hop : end * hop] = piece[(first - start) * hop : (end - start) * hop]
+            progress.report(done / len(starts))
+        return waveform[: len(log_mel) * hop]
 
     @property
     def fade_tokens(self) -> int:

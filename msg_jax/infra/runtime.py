@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import ctypes
 import errno
 import itertools
 import os
@@ -25,6 +26,7 @@ LOST_PROCESS = 75  # exit code (EX_TEMPFAIL): a host is gone or late, the same c
 _STORAGE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)  # Python does not always name the file of these
 _BARRIER_SEC = 6 * 3600  # the slowest share of a stage; a lost process ends the wait
 _HEARTBEAT_SEC = 60  # a process silent for this long counts as lost, and the others end
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 _SHARED_SEC = 10  # how late a shared disk may show a new file to another host
 
 
@@ -99,6 +101,15 @@ def use_compile_cache() -> None:
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/msg_jax/xla"))
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def share_heap() -> None:
+    """Lets all threads of the process share one heap, where the C library is glibc.
+
+    Otherwise each decoding thread keeps a heap of its own, and memory grows with the number of videos or windows read.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 _barriers = itertools.count()

@@ -24,6 +24,7 @@ def check(config: Config) -> None:
     methods.check(config)
     _check_released(config)
     _check_generator(config)
+    _check_sampling(config)
     _check_encoders(config)
     if (config.augment.concat or config.augment.speed) and config.arms:
         raise UserError(f"config.augment makes clips without a video of their own, which preference tuning needs: set "
@@ -87,6 +88,15 @@ def _check_released(config: Config) -> None:
     elif not base.steps:
         raise UserError("config.base.steps=0 uses the network of config.base.initial unchanged, but that is empty: set "
                         "config.base.initial=released, or train.")
+
+
+def _check_sampling(config: Config) -> None:
+    rescale = config.sampling.guidance_rescale
+    if not 0 <= rescale <= 1:
+        raise UserError(f"config.sampling.guidance_rescale={rescale} is not a share from 0 to 1.")
+    if rescale and config.base.objective == "diffusion":
+        raise UserError("config.sampling.guidance_rescale is for flow matching, and config.base.objective is diffusion: set it "
+                        "to 0.")
 
 
 def _check_generator(config: Config) -> None:

@@ -45,19 +45,20 @@ def plan(config: Config) -> Plan:
         Stage("extract", extract.make, ("codec", "encoders"), ("extract", "augment"), weights=null_text),
         Stage("alignment", alignment.make, ("sf_cavp", "extract"), ("reward",)),
         Stage("base", base.make, ("extract", *filtered), ("base",), seeded=True, weights=null_text or statistics),
-        Stage("event_metrics", event_metrics.make, ("judge", "base"), ("evaluate",), seeded=True),
-        Stage("candidates", candidates.make, ("base", *reward, "judge"), (*decisive, "reward"), seeded=True),
+        Stage("event_metrics", event_metrics.make, ("judge", "base"), ("evaluate", "sampling"), seeded=True),
+        Stage("candidates", candidates.make, ("base", *reward, "judge"), (*decisive, "reward", "sampling"), seeded=True),
     ]
     for name in config.arms:
         arm = methods.method(config, name)
         needs = dict.fromkeys(("base", *arm.needs(config), *arm.origins().values()))
-        stages.append(Stage(name, methods.make(name), tuple(needs), (f"arms.{name}", *arm.sections()), seeded=True))
+        stages.append(Stage(name, methods.make(name), tuple(needs), (f"arms.{name}", "sampling", *arm.sections()), seeded=True))
     systems = ("base", *config.arms)
     if config.base.network == "joint":
         return {stage.name: stage for stage in [*_joint(stages), _joint_evaluation(systems)]}
     stages += [
-        Stage("evaluate", evaluate.make, ("judge", "second_judge", *reward, *systems), ("evaluate", "arms", "reward")),
-        Stage("reward_study", reward_study.make, ("base", *reward, "judge"), ("reward_study", "reward")),
+        Stage("evaluate", evaluate.make, ("judge", "second_judge", *reward, *systems),
+              ("evaluate", "sampling", "arms", "reward")),
+        Stage("reward_study", reward_study.make, ("base", *reward, "judge"), ("reward_study", "sampling", "reward")),
     ]
     return {stage.name: stage for stage in stages}
 
@@ -79,7 +80,7 @@ def _joint(stages: Iterable[Stage]) -> list[Stage]:
 
 
 def _joint_evaluation(systems: tuple[str, ...]) -> Stage:
-    return Stage("evaluate", joint.make, ("judge", "picture_judge", *systems), ("evaluate", "arms", "joint"))
+    return Stage("evaluate", joint.make, ("judge", "picture_judge", *systems), ("evaluate", "sampling", "arms", "joint"))
 
 
 def needed(stages: Plan, names: Iterable[str]) -> set[str]:

@@ -76,12 +76,16 @@ def joint(preset: str = "tiny") -> Config:
             "sync_dpo_uniform": SyncDpo(distorted="both", curriculum="uniform", label="SyncDPO, no curriculum"),
         }
     smoke = config.preset == "smoke"
+
+    def long(steps: int) -> dict:
+        return {} if smoke else dict(steps=steps, batch_size=24)
+
     return replace(
         config, arms=arms, stages=(*arms, "evaluate"), clip=JOINT_CLIP,
         preset="joint" if config.preset == "tiny" else f"joint_{config.preset}",  # its own default folder
-        base=dict(network="joint", text_dropout=0.2, condition_dropout=0.2) | ({} if smoke else dict(steps=2400, batch_size=24)),
+        base=dict(network="joint", text_dropout=0.2, condition_dropout=0.2) | long(2400),
         picture_codec=dict(channels=16, fit_clips=16) if smoke else {},
-        picture_judge=dict(steps=6, batch_size=8, optimizer=dict(warmup_steps=2)) if smoke else dict(steps=800, batch_size=24),
+        picture_judge=dict(steps=6, batch_size=8, optimizer=dict(warmup_steps=2)) if smoke else long(800),
         preference=dict(prompts=True, text_dropout=0.2, condition_dropout=0.2),
         evaluate=dict(prompts=True, guidance_scales=(2.0,) if smoke else (1.0, 2.0, 3.0), reward_guidance=2.0,
                       **({} if smoke else dict(steps=12, samples=1))),

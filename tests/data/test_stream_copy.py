@@ -352,8 +352,29 @@ def test_a_packet_that_the_container_refuses_costs_only_the_extras(tmp_path, mon
     assert media.probe(tmp_path / "out.mkv").duration_sec == pytest.approx(3.0, abs=2e-3)
 
 
-def test_formats_are_the_suffixes():
-    assert tuple(stream_copy.FORMATS) == containers.VIDEO_SUFFIXES
+def test_what_is_written_is_read():
+    assert containers.VIDEO_SUFFIXES[: len(stream_copy.FORMATS)] == tuple(stream_copy.FORMATS)
+
+
+@pytest.mark.parametrize("name, codec, size, copied", [
+    ("a.ts", "libx264", (96, 64), ".mkv"), ("a.m2ts", "libx264", (96, 64), ".mkv"), ("a.mpg", "mpeg2video", (96, 64), ".mkv"),
+    ("a.flv", "libx264", (96, 64), ".mkv"), ("a.asf", "wmv2", (96, 64), ".mkv"), ("a.wmv", "wmv2", (96, 64), ".mkv"),
+    ("a.3gp", "h263", (176, 144), ".mov"), ("a.mxf", "mpeg2video", (96, 64), ".mkv"), ("a.webm", "libvpx", (96, 64), ".webm"),
+])
+def test_containers_that_are_only_read_are_copied_into_another(tmp_path, name, codec, size, copied):
+    """Frames for the networks, duration and pictures of the copy are those of the source."""
+    path, times = tmp_path / name, EVEN_MS[:20]
+    make_video(path, [numbered(i, *size) for i in range(20)], times, codec)
+    assert media_writer.copy_suffix(path) == copied
+    out = tmp_path / f"out{copied}"
+    assert copy(path, out) == []
+    (*facts, frames), (*their_facts, their_frames) = pictures(out), pictures(path)
+    assert facts[0] == their_facts[0] and len(frames) == 20
+    np.testing.assert_array_equal(frames, their_frames)
+    assert media.probe(path).duration_sec == pytest.approx(0.8, abs=0.05)
+    assert media.probe(out).duration_sec == pytest.approx(0.8, abs=0.05)
+    (seen,), (again,) = (media.read_video(each, [media.FrameGrid(25.0, 32, 20)]) for each in (path, out))
+    np.testing.assert_array_equal(seen, again)
 
 
 @pytest.mark.parametrize("seconds", [0.04, 0.5, 1.37, 2.0, 9.0])

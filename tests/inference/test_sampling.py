@@ -83,6 +83,23 @@ def test_guidance_formula_and_no_null_pass_at_one():
     assert calls == [4, 2]
 
 
+@pytest.mark.parametrize("rescale", [0.7, 1.0])
+def test_rescaled_guidance_keeps_the_deviation_of_the_predicted_data(rescale):
+    """The data x_t + (1 - t) v are those of plain guidance times 1 + rescale * (ratio of the deviations - 1), row by row."""
+    x_t, cond, null, t = normal(2, 5, 3), normal(2, 5, 3, seed=1), normal(2, 5, 3, seed=2), jnp.array([0.0, 0.75])
+
+    def velocity_fn(x_t, t, processed):
+        return processed + jnp.sin(x_t)
+
+    def data(scale, rescale):
+        return x_t + (1 - t[:, None, None]) * sampling.guided(velocity_fn, cond, null, scale, rescale)(x_t, t)
+
+    plain, unguided = data(4.0, 0.0), data(1.0, 0.0)
+    ratio = np.std(unguided, axis=(1, 2)) / np.std(plain, axis=(1, 2))
+    assert (ratio < 0.9).all()
+    np.testing.assert_allclose(data(4.0, rescale), (1 + rescale * (ratio - 1))[:, None, None] * plain, rtol=2e-4, atol=1e-5)
+
+
 def test_sample_is_the_guided_integral_of_the_network():
     conditions, noise, negative = random_conditions(2), normal(2, WINDOW, 3), normal(1, 4, 3, seed=9)
     cond, null = (

@@ -1,5 +1,6 @@
 """The training losses of the generator, computed by hand for a network that is one line."""
 
+import dataclasses
 import types
 
 import jax
@@ -209,7 +210,9 @@ def test_a_student_learns_the_mean_velocity_of_its_teacher_s_steps(run, batch, s
     assert float(loss) == pytest.approx(np.mean(errors), rel=1e-4)
 
 
-def test_a_student_of_any_number_of_steps_learns_the_guided_velocity(run, batch):
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_a_student_of_any_number_of_steps_learns_the_guided_velocity(run, batch, rescale):
+    run = dataclasses.replace(run, config=tree.replace(run.config, sampling=dict(guidance_rescale=rescale)))
     source = types.SimpleNamespace(dims=toy.DIMS)
     section = tree.replace(run.config.preference, text_dropout=0.0)
     task = StudentTask(run, source, section, 0, REFERENCE, GUIDANCE, 0, 4, "student")
@@ -220,7 +223,7 @@ def test_a_student_of_any_number_of_steps_learns_the_guided_velocity(run, batch)
     x_t = (1 - t)[:, None, None] * rows["noise"] + t[:, None, None] * data
     clips = toy.condition(rows["clip"], rows["text"])
     towards, away = (toy.velocity(REFERENCE, x_t, t, each) for each in (clips, toy.null_condition(REFERENCE)))
-    expected = np.square(toy.velocity(POLICY, x_t, t, clips) - GUIDANCE * towards - (1 - GUIDANCE) * away).mean()
+    expected = np.square(toy.velocity(POLICY, x_t, t, clips) - toy.guided(x_t, t, towards, away, GUIDANCE, rescale)).mean()
     assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 

@@ -1,0 +1,69 @@
+"""DeSync: the offset between sound and pictures that the released Synchformer hears."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+from jaxtyping import Float, UInt8
+import numpy as np
+
+from msg_jax import networks
+from msg_jax.clip import MMAUDIO_16K
+from msg_jax.convert import from_torch, weights
+from msg_jax.data import frontends
+from msg_jax.infra import logging
+from msg_jax.models import synchformer
+from msg_jax.types import Params
+
+LEAST_SEC = 4.8
+"""The shortest clip that it can judge."""
+
+
+class DeSync:
+    """Encoders of pictures and sound, and the network that compares them, from a released file.
+
+    Raises UserError if the file is not that network.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        logging.info("reading %s", path)
+        model, variables = from_torch("synchformer_full", weights.read_checkpoint(path), source=str(path))
+        self._variables: Params = jax.tree.map(jax.numpy.asarray, variables)
+        self._offsets = synchformer.offset_grid(model.config.offsets)
+        self.video_px = model.config.image_px
+        self._encode_audio = jax.jit(functools.partial(model.apply, method="encode_audio"))
+        self._logits = jax.jit(functools.partial(model.apply, method="offset_logits"))
+
+        @jax.jit
+        def encode_video(variables: Params, frames: jax.Array) -> Any:
+            return model.apply(variables, networks.to_unit(frames)[:, None], method="encode_video")[:, 0]
+
+        self._encode_video = encode_video
+
+    def encode_video(self, frames: UInt8[np.ndarray, "T H W 3"]) -> Float[np.ndarray, "S steps D"]:
+        """Features of the segments of frames at 25 Hz."""
+        clip = dataclasses.replace(MMAUDIO_16K, duration_sec=len(frames) / MMAUDIO_16K.video_hz)
+        segments = synchformer.cut_segments(frames[None], clip)[0]
+        return np.concatenate([self._encode_video(self._variables, segments[i : i + 2]) for i in range(0, len(segments), 2)])
+
+    def encode_audio(self, waveform: Float[np.ndarray, " samples"]) -> Float[np.ndarray, "S steps D"]:
+        """Features of the segments of a waveform at `frontends.SYNCHFORMER_HZ`."""
+        return np.asarray(self._encode_audio(self._variables, frontends.synchformer_spectrograms(waveform)[None]))[0]
+
+    def offsets_sec(self, video: Float[np.ndarray, "S _ D"], audio: Float[np.ndarray, "S _ D"]) -> Float[np.ndarray, " 2"]:
+        """The likeliest offset in the first and in the last `LEAST_SEC` of a clip."""
+        return self._offsets[self._compared(video, audio).argmax(axis=-1)]
+
+    def expected_sec(self, video: Float[np.ndarray, "S _ D"], audio: Float[np.ndarray, "S _ D"]) -> float:
+        """The expectation of the absolute offset, over both ends of a clip; finer than the likeliest offsets."""
+        probability = jax.nn.softmax(self._compared(video, audio))
+        return float(np.mean(np.asarray(probability) @ np.abs(self._offsets)))
+
+    def _compared(self, video: np.ndarray, audio: np.ndarray) -> np.ndarray:
+        """Logits (2, offsets) for both ends."""
+        windows = [slice(start, start + synchformer.WINDOW_SEGMENTS)
+                   for start in synchformer.window_starts(min(len(video), len(audio)))]
+        ends = (np.stack([features[window] for window in windows]) for features in (video, audio))
+        return np.asarray(self._logits(self._variables, *ends))
