@@ -205,7 +205,7 @@ def takes_for(system: System, video: Video, settings: Settings) -> Iterator[Take
         return frames
 
     noises = _noises(system, video.name, part.tokens, settings)
-    def conditions() -> Conditions:
+    def conditions() -> Any:
         with progress.part(0, _ENCODED):
             return part.system.encode(map(seen, plan.windows), plan.prompts, len(plan.windows), settings.cache)
 
