@@ -2,7 +2,9 @@
 
     python -m msg_jax.main --config=configs/joint.py              # preset tiny
     python -m msg_jax.main --config=configs/joint.py:tiny_study   # 3 seeds, every kind of distortion
-    python -m msg_jax.main --config=configs/joint.py:smoke        # every stage in a minute, nothing learnt
+    python -m msg_jax.main --config=configs/joint.py:smoke        # every stage, nothing learnt
+
+The presets tiny and tiny_study have not been run to their end; docs/SYNC_DPO.md has what a shorter run gave.
 """
 
 from msg_jax.recipes import runs
