@@ -15,7 +15,7 @@ from msg_jax.convert import from_torch, weights
 from msg_jax.data import frontends
 from msg_jax.infra import logging
 from msg_jax.models import synchformer
-from msg_jax.types import Params
+from msg_jax.types import Module, Params
 
 LEAST_SEC = 4.8
 """The shortest clip that it can judge."""
@@ -29,6 +29,7 @@ class DeSync:
 
     def __init__(self, path: pathlib.Path):
         logging.info("reading %s", path)
+        model: Module
         model, variables = from_torch("synchformer_full", weights.read_checkpoint(path), source=str(path))
         self._variables: Params = jax.tree.map(jax.numpy.asarray, variables)
         self._offsets = synchformer.offset_grid(model.config.offsets)
