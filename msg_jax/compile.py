@@ -249,15 +249,19 @@ def measure(name: str, program: Program) -> dict[str, Any]:
         "stage": name, "device": mesh.devices.flat[0].device_kind, "devices": mesh.size, "mesh": list(mesh.shape.values()),
         "batch": program.batch, "operations": operations.count(program.traced.jaxpr),
     }
-    begun = time.monotonic()
+    begun, begun_cores = time.monotonic(), time.process_time()
+
+    def spent() -> dict[str, float]:
+        return {"compile_sec": time.monotonic() - begun, "compile_core_sec": time.process_time() - begun_cores}
+
     try:
         compiled = program.traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error):
             raise
         reason = next((line for line in str(error).splitlines() if "hbm" in line or "memory" in line), str(error))
-        return row | {"fits": False, "reason": reason.strip(), "compile_sec": time.monotonic() - begun}
-    return row | {"compile_sec": time.monotonic() - begun} | predict(program, compiled)
+        return row | {"fits": False, "reason": reason.strip()} | spent()
+    return row | spent() | predict(program, compiled)
 
 
 def predict(program: Program, compiled: jax.stages.Compiled) -> dict[str, Any]:
@@ -266,8 +270,10 @@ def predict(program: Program, compiled: jax.stages.Compiled) -> dict[str, Any]:
     module = hlo.parse(compiled.as_text() or "", mesh.size)
     found = module.collectives()
     traffic, padding = module.traffic()
+    shown = operations.count(program.traced.jaxpr, kernels=False)
     row: dict[str, Any] = {
         "memory": _memory(compiled, program.state), "traffic": traffic, "padding": padding,
+        "repeated": module.operations() * mesh.size / max(shown, 1),
         "collectives": {kind: counts for kind, counts in explain.collectives(found).items() if counts[0]},
         "wire": sum(each.wire * each.times for each in found), "tensors": explain.tensors(found),
     }
@@ -300,7 +306,8 @@ def show(row: dict[str, Any]) -> Iterator[str]:
     """The lines of a row."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in zip(mesh_lib.AXES, row["mesh"]))
     yield f"{row['stage']} on {row['devices']} x {row['device']} ({mesh}), batch {row['batch']}"
-    yield f"  compiled in {row['compile_sec']:.0f} s; {row['operations'] / 1e12:.4g} T operations"
+    yield (f"  compiled in {row['compile_sec']:.0f} s ({row['compile_core_sec']:.0f} core-seconds); "
+           f"{row['operations'] / 1e12:.4g} T operations")
     if "memory" not in row:
         yield f"  does not fit: {row['reason']}"
         return
@@ -310,6 +317,7 @@ def show(row: dict[str, Any]) -> Iterator[str]:
         limit = f", {row['share_of_memory']:.0%} of its memory: {'fits' if row['fits'] else 'does not fit'}"
     yield (f"  bytes of one device: {memory['arguments']:,} of arguments ({memory['state']:,} of state), "
            f"{memory['working']:,} working, {memory['peak']:,} at the peak{limit}")
+    yield f"  all devices together compute {row['repeated']:.2f} times the operations"
     yield f"  memory traffic {row['traffic']:,} bytes, {row['padding'] / max(row['traffic'], 1):.1%} of it padding"
     if "seconds" in row:
         parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in row["seconds"].items())

@@ -73,7 +73,8 @@ def second_judge(class_names: Sequence[str]) -> Module:
 def reward_model(config: Config, clip: ClipSpec) -> Module:
     """A `models.sf_cavp.SFCAVP`."""
     if config.sf_cavp.preset == "r50":
-        return sf_cavp.SFCAVP(sf_cavp.r50(clip, jnp.dtype(compute_dtype()).name, config.sf_cavp.remat))
+        section, dtype = config.sf_cavp, jnp.dtype(compute_dtype()).name
+        return sf_cavp.SFCAVP(sf_cavp.r50(clip, dtype, section.remat, section.local_windows))
     return sf_cavp.SFCAVP(sf_cavp.tiny(clip))
 
 
@@ -229,9 +230,8 @@ def diffusion(config: Config) -> Diffusion | None:
 def solver(config: Config) -> dict[str, Any]:
     """Keyword arguments of `sampling.sample` that are the same for all networks of a run."""
     objective = diffusion(config)
-    if objective:
-        return {"diffusion": objective, "solver": config.base.diffusion.solver}
-    return {"guidance_rescale": config.sampling.guidance_rescale}
+    flow_or_diffusion = {"diffusion": objective, "solver": config.base.diffusion.solver} if objective else {}
+    return flow_or_diffusion | {"guidance_rescale": config.sampling.guidance_rescale}
 
 
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)

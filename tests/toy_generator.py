@@ -56,14 +56,6 @@ def velocity(variables, x_t, t, condition):
     return params["slope"] * x_t + (t + condition)[:, None, None] + params["bias"]
 
 
-def guided(x_t, t, towards, away, guidance, rescale=0.0):
-    """The guided velocity of `sampling.guided` in numpy, from the two that it mixes."""
-    mixed, remaining = guidance * towards + (1 - guidance) * away, (1 - t)[:, None, None]
-    data, unguided = x_t + remaining * mixed, x_t + remaining * towards
-    ratio = unguided.std(axis=(1, 2), keepdims=True) / data.std(axis=(1, 2), keepdims=True)
-    return (data * (1 + rescale * (ratio - 1)) - x_t) / remaining
-
-
 def condition(clip, text):
     """c (B,) of `Line`."""
     return clip.mean(axis=(1, 2)) + 2 * text.mean(axis=(1, 2))

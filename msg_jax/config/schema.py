@@ -116,6 +116,7 @@ class SFCAVPLossWeights:
 @_section
 class SFCAVP(Training):
     preset: Literal["tiny", "r50"] = "tiny"  # network size
+    local_windows: bool = False  # r50: windows see .3 s around each step; False: seconds, as networks trained before 0.2
     remat: bool = True  # r50: recompute each block in the backward pass
     steps: int = 700
     batch_size: int = 64
@@ -224,7 +225,7 @@ class Base(Training, Lora):
 class Sampling:
     """How networks are sampled, for candidates, evaluation and `generate` alike."""
 
-    guidance_rescale: float = 0.0  # 1: guidance leaves the deviation of the predicted data as it is without (sampling.guided)
+    guidance_rescale: float = 0.0  # share by which the level that guidance adds is taken back; 0: as MMAudio samples
 
 
 @_section

@@ -46,7 +46,7 @@ class FolderSource:
     clip_video uint8 (clip_video_frames, clip_video_px, clip_video_px, 3), waveform float32 (audio_samples,) in [-1, 1],
     caption str, events float32 (MAX_EVENTS, 3) of unused rows, and has_events False. Frames of `clip_video` are cropped,
     or with `squash_clip_video` resized; `frame_choice` names the rule that takes them (data/frame_grid.py). A record has only
-    the `streams` of pictures that are asked for; no other is decoded.
+    the `streams` of pictures that are asked for; no other is decoded. `read` decodes a part of `video`.
 
     Raises UserError if `root` is not a folder, if fewer than three files are usable, or if captions.csv or the index is
     malformed. Indexing raises UnreadableError if a file turns out to be broken.
@@ -111,11 +111,18 @@ class FolderSource:
         return len(self._windows)
 
     def __getitem__(self, index: int) -> dict:
+        return self.read(index)
+
+    def read(self, index: int, frames: range | None = None) -> dict:
+        """The record. Given `frames`, the others of `video` are not decoded, and are black."""
         name, start_sec = self._windows[index]
         path, clip = self._root / name, self.spec
+        grids = self._grids
+        if frames is not None:
+            grids = grids | {"video": dataclasses.replace(grids["video"], kept=frames)}
         try:
             with storage.on_disk(path) as file, _named(path, file):
-                pictures = media.read_video(file, list(self._grids.values()), start_sec)
+                pictures = media.read_video(file, list(grids.values()), start_sec)
                 waveform = media.read_audio(file, start_sec, clip.audio_samples, clip.audio_hz)
             if not waveform.any():
                 window = f"from {start_sec:.2f} s to {start_sec + clip.duration_sec:.2f} s"

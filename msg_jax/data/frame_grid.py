@@ -29,7 +29,8 @@ def added_times(hz: float, count: int) -> Float64[np.ndarray, " {count}"]:
 class FrameGrid:
     """A stream of `count` square frames at `hz`, `px` x `px`, to sample from a video.
 
-    Pictures are cropped to a square, or with `squash` resized to one.
+    Pictures are cropped to a square, or with `squash` resized to one. Frames outside of `kept` (default: all) are not made, and
+    are black.
     """
 
     hz: float
@@ -37,6 +38,7 @@ class FrameGrid:
     count: int
     squash: bool = False
     choice: FrameChoice = "training"
+    kept: range | None = None
 
     def decided(self, shown_sec: float, until_sec: float) -> int:
         """How many frames are known once the picture shown from `shown_sec` to `until_sec` is; the window starts at 0 s."""

@@ -124,7 +124,7 @@ def read_video(
     Returns uint8 (count, px, px, 3) RGB for each FrameGrid. Frame i is the picture for the time `start_sec + i / hz` by the
     grid's FrameChoice. After the end of the video its last picture stays. Pictures are resized (antialiased bicubic) so that
     the shorter side has `px` pixels, cropped at the centre, and turned upright by the display matrix. With `squash` both
-    sides are resized to `px` pixels instead.
+    sides are resized to `px` pixels instead. Decoding ends with the last frame that a grid keeps.
 
     A damaged file is used as far as it decodes. If decoding fails, or the pictures end well before the declared duration,
     windows before that point are returned as usual, and windows that need more raise UserError. So do a file that cannot be
@@ -306,14 +306,15 @@ class _GridSampler:
     """Fills the frames of one FrameGrid in order, from pictures in order."""
 
     def __init__(self, grid: FrameGrid, start_sec: float, video: av.VideoStream, to_rgb: scaling.ToRgb):
-        self.out = np.empty((grid.count, grid.px, grid.px, 3), np.uint8)
+        self._kept = range(grid.count) if grid.kept is None else grid.kept
+        self.out = (np.empty if grid.kept is None else np.zeros)((grid.count, grid.px, grid.px, 3), np.uint8)
         self._grid, self._start_sec, self._video, self._to_rgb = grid, start_sec, video, to_rgb
         self._filled = 0
         self._resize = scaling.Resizer()
 
     @property
     def is_full(self) -> bool:
-        return self._filled == self._grid.count
+        return self._filled >= self._kept.stop
 
     def fill(self, frame: av.VideoFrame, shown_sec: float, until_sec: float) -> None:
         """Uses `frame`, shown from `shown_sec` until the next picture at `until_sec`, for all frames that are its own."""
@@ -324,11 +325,12 @@ class _GridSampler:
         self._fill_to(self._grid.count, frame)
 
     def _fill_to(self, stop: int, frame: av.VideoFrame) -> None:
-        if stop > self._filled:
+        first, last = max(self._filled, self._kept.start), min(stop, self._kept.stop)
+        if first < last:
             shown, px, squash = _shown_size(frame, self._video), self._grid.px, self._grid.squash
             image = scaling.square(self._to_rgb(frame), shown, px, squash, self._resize)
-            self.out[self._filled : stop] = _upright(image, _display_matrix(frame))
-            self._filled = stop
+            self.out[first:last] = _upright(image, _display_matrix(frame))
+        self._filled = max(self._filled, stop)
 
 
 def _shown_size(frame: av.VideoFrame, video: av.VideoStream) -> tuple[int, int]:

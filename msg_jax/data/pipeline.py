@@ -44,6 +44,17 @@ class Source(Items, Protocol):
     def skipped(self) -> list[dict]: ...
 
 
+@runtime_checkable
+class PartSource(Source, Protocol):
+    """A source that decodes its records, and can leave out frames of `video`: they are black."""
+
+    def read(self, index: int, frames: range) -> Any: ...
+
+
+Frames = Callable[[int, int], range]
+"""Which frames of `video` the record in a row of the global batch of a step needs: (step, row) -> frames."""
+
+
 def make_source(
     source: str,
     clip: ClipSpec,
@@ -124,11 +135,14 @@ class Readable:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Any:
+        return self.read(index)
+
+    def read(self, index: int, frames: range | None = None) -> Any:
         for i in (*range(index, len(self)), *range(index)):
             if i in self._bad:
                 continue
             try:
-                return self._source[i]
+                return _read(self._source, i, frames)
             except UnreadableError as error:
                 self._bad.add(i)
                 self._report(error.row)
@@ -145,8 +159,28 @@ class Named:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Element:
-        record = self._source[index]
+        return self.read(index)
+
+    def read(self, index: int, frames: range | None = None) -> Element:
+        record = _read(self._source, index, frames)
         return self._transform(record) | ({"id": record["id"]} if "id" in record else {})
+
+
+def _read(source: Any, index: int, frames: range | None) -> Any:
+    return source[index] if frames is None else source.read(index, frames)
+
+
+class _Parts:
+    """Records in an endless order, of which only the frames that their place in a batch needs are decoded."""
+
+    def __init__(self, source: Any, order: Items, batch_size: int, frames: Frames):
+        self._source, self._order, self._batch_size, self._frames = source, order, batch_size, frames
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> Element:
+        return self._source.read(self._order[index], self._frames(*divmod(index, self._batch_size)))
 
 
 class _Rows:
@@ -175,17 +209,20 @@ def batches(
     transform: Callable[[Element], Element] | None = None,
     read_threads: int = 0,
     rows: Sequence[int] | None = None,
+    frames: Frames | None = None,
 ) -> grain.IterDataset:
     """Endless shuffled batches of `batch_size` clips over all processes.
 
     This process gets the `rows` of each batch, by default all. `transform` maps each record. Arrays are stacked, strings
-    stay a list. Every pass over the source has its own order.
+    stay a list. Every pass over the source has its own order. With `frames`, a `PartSource` decodes only these.
 
     Batch number `step` is a function of `seed` and `step` alone, so the step is an iterator's whole state:
     `iterator.set_state({"next_index": step})` moves there, on any number of processes.
     """
     rows = range(batch_size) if rows is None else rows
-    elements = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    elements: Any = grain.MapDataset.source(range(len(source)) if frames else source).seed(seed).shuffle().repeat()
+    if frames is not None:
+        elements = grain.MapDataset.source(_Parts(source, elements, batch_size, frames))
     if transform is not None:
         elements = elements.map(transform)
     # batch before iterating, so that the state to save is one number

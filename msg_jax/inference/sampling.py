@@ -142,14 +142,16 @@ def euler_path(velocity_fn: VelocityFn, noise: Float[Array, "B T C"], steps: int
     return jnp.concatenate([noise[:, None], jnp.moveaxis(ends, 0, 1)], axis=1)
 
 
-def guided(velocity_fn: Callable, cond, null, guidance_scale: float, rescale: float = 0.0) -> VelocityFn:
+def guided(
+    velocity_fn: Callable, cond, null, guidance_scale: float, rescale: float = 0.0, diffusion: Diffusion | None = None
+) -> VelocityFn:
     """Classifier-free guidance: s * velocity(cond) + (1 - s) * velocity(null) (Ho & Salimans, arXiv 2207.12598).
 
     `velocity_fn(x_t, t, processed)` gets both halves as one batch of 2 B, rows in turn. A scale of 1 needs no null pass.
 
-    Guidance makes the data that a velocity points to larger, and so sound louder. `rescale` in [0, 1] is the share by which
-    their deviation over tokens and channels is brought back to that of velocity(cond) (Lin et al., arXiv 2305.08891,
-    section 3.4); for flow matching only.
+    Guidance makes the data that the network predicts larger, and so sound louder. `rescale` in [0, 1] is the share by which
+    their deviation over tokens and channels is brought back to what it is without guidance (Lin et al., arXiv 2305.08891,
+    section 3.4). With a `diffusion`, the network predicts what that says in the place of a velocity.
     """
     if guidance_scale == 1:
         return lambda x_t, t: velocity_fn(x_t, t, cond)
@@ -160,10 +162,11 @@ def guided(velocity_fn: Callable, cond, null, guidance_scale: float, rescale: fl
         mixed = guidance_scale * towards + (1 - guidance_scale) * away
         if not rescale:
             return mixed
-        remaining = 1 - t[:, None, None]
-        data, unguided = (x_t + remaining * each for each in (mixed, towards))
+        slope = diffusion.data_per_output(t) if diffusion else 1 - t[:, None, None]
+        data = diffusion.to_data(x_t, mixed, t) if diffusion else x_t + slope * mixed
+        unguided = data + slope * (towards - mixed)
         ratio = jnp.std(unguided, axis=(1, 2), keepdims=True) / jnp.std(data, axis=(1, 2), keepdims=True)
-        return mixed + rescale * (ratio - 1) * data / remaining
+        return mixed + rescale * (ratio - 1) * data / slope
 
     return velocity
 
@@ -188,7 +191,7 @@ def sample(
     def velocity(x_t, t, processed):
         return model.apply(variables, x_t, t, processed, method="velocity")
 
-    velocity_fn = guided(velocity, process(conditions), process(null), guidance_scale, guidance_rescale)
+    velocity_fn = guided(velocity, process(conditions), process(null), guidance_scale, guidance_rescale, diffusion)
     return integrate(velocity_fn, noise, steps=steps, solver=solver, diffusion=diffusion)
 
 
@@ -283,7 +286,7 @@ def sample_windows(
     def velocity(x, t):
         times = np.full(windows_at_once, t, np.float32)
         outputs = [
-            _window_velocity(model, variables, x_t, times, cond, null, guidance_scale, guidance_rescale)
+            _window_velocity(model, variables, x_t, times, cond, null, guidance_scale, guidance_rescale, diffusion)
             for x_t, cond, null in zip(chunks(x[0, positions], windows_at_once), processed, nulls)
         ]
         return blend(np.concatenate(outputs)[: len(starts)], starts, weights)[None]
@@ -301,9 +304,9 @@ def _process(model: nn.Module, variables: Params, conditions: Conditions | Joint
     return model.apply(variables, conditions, method="preprocess")
 
 
-@functools.partial(jax.jit, static_argnames=("model", "guidance_scale", "guidance_rescale"))
-def _window_velocity(model, variables, x_t, t, processed, null, guidance_scale, guidance_rescale):
+@functools.partial(jax.jit, static_argnames=("model", "guidance_scale", "guidance_rescale", "diffusion"))
+def _window_velocity(model, variables, x_t, t, processed, null, guidance_scale, guidance_rescale, diffusion):
     def velocity_fn(*args):
         return model.apply(variables, *args, method="velocity")
 
-    return guided(velocity_fn, processed, null, guidance_scale, guidance_rescale)(x_t, t)
+    return guided(velocity_fn, processed, null, guidance_scale, guidance_rescale, diffusion)(x_t, t)

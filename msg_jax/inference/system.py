@@ -17,7 +17,6 @@ import numpy as np
 
 from msg_jax.clip import ClipSpec
 from msg_jax.data.frame_grid import FrameChoice
-from msg_jax.errors import UserError
 from msg_jax.inference import sampling
 from msg_jax.inference.batching import chunks, map_batches
 from msg_jax.inference.feature_cache import FeatureCache, Features
@@ -159,10 +158,8 @@ class System:
         """Sample the codec's latents (T, C) from noise (1, T, C) and the conditions of its windows.
 
         `windows` are by default those of `window_starts`, `guidance_rescale` that of the system. `negative_prompt` is one
-        text, or one for each window. Raises UserError if a diffusion model is to be rescaled.
+        text, or one for each window.
         """
-        if guidance_rescale and "diffusion" in self.solver:
-            raise UserError("--guidance_rescale is for flow matching, and this is a diffusion model: leave it out")
         solver = self.solver if guidance_rescale is None else {**self.solver, "guidance_rescale": guidance_rescale}
         starts, weights, variables = self.window_starts(noise.shape[1]), None, self.variables["generator"]
         if windows is not None:

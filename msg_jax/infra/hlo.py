@@ -1,11 +1,13 @@
 """Reads the text of a compiled program: how often each instruction runs, what it moves, and its collectives."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import math
 import re
 from typing import NamedTuple
+
+from msg_jax.infra.operations import pairs
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -19,6 +21,10 @@ _CALLED_LISTS = re.compile(r"\b(?:branch_computations|called_computations)=\{([^
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CHAIN = re.compile(r"\bchannel_id=\d+|\bchain_id=\"\d+\"")
 _WORKSPACE = re.compile(r"\b[su]8\[\d+\]\S*")
+_CONTRACTED = re.compile(r"lhs_contracting_dim(?:s=\{([\d,]*)\}|ensions\":\[([\d,\"]*)\])")
+_LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+_WINDOW = re.compile(r"(\w+)=([-\dx_]+)")
+_PLACE = re.compile(r"\bindex=(\d+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _WORKLESS = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
              "partition-id", "replica-id", "iota", "opt-barrier")
@@ -30,6 +36,7 @@ class Array(NamedTuple):
     bytes: int
     padded: int  # bytes in the layout of the device, whose tiles may not divide the array
     in_memory: bool  # in the device's main memory, not in a core's own
+    shape: tuple[int, ...]
 
 
 class Instruction(NamedTuple):
@@ -113,15 +120,13 @@ class Module:
                     yield from ((each.strip().lstrip("%"), 1) for each in names.split(","))
 
     def _trips(self, loop: Instruction) -> int:
-        """The trip count that XLA notes or, failing that, the one integer that the condition compares with; else 1."""
+        """The trip count that XLA notes or, failing that, the condition's one integer by the step of its counter; else 1."""
         if known := _TRIPS.search(loop.attributes):
             return int(known[1])
-        condition = dict(_CALLED.findall(loop.attributes)).get("condition", "")
-        limits = {
-            int(line.operands[0]) for line in self.computations.get(condition, {}).values()
-            if line.opcode == "constant" and line.operands and line.operands[0].isdecimal()
-        }
-        return limits.pop() if len(limits) == 1 else 1
+        called = dict(_CALLED.findall(loop.attributes))
+        condition, body = (self.computations.get(called.get(part, ""), {}) for part in ("condition", "body"))
+        limits = set(_constants(condition, condition))
+        return -(-limits.pop() // _step(condition, body)) if len(limits) == 1 else 1
 
     def collectives(self) -> list[Collective]:
         """All collectives. Of a pair of start and done, the latter counts.
@@ -175,6 +180,16 @@ class Module:
             return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", found[2]) if axis in sizes)
         return self.devices
 
+    def operations(self) -> int:
+        """Floating-point operations of one device in products and convolutions, also in a GPU's libraries.
+
+        Those of kernels (Pallas) are not seen.
+        """
+        return sum(
+            times * _operations(self.computations[name], line)
+            for name, times in self.times.items() for line in self.computations[name].values()
+        )
+
     def traffic(self) -> tuple[int, int]:
         """Bytes that instructions read from and write to the memory of one device, and the share of them that is padding.
 
@@ -214,6 +229,72 @@ class Module:
                 yield array, min(1.0, written / max(results, 1))
 
 
+def _constants(names: Iterable[str], inside: Computation) -> Iterator[int]:
+    """The integers among the instructions of these names."""
+    for name in names:
+        line = inside.get(name)
+        if line and line.opcode == "constant" and line.operands and line.operands[0].isdecimal():
+            yield int(line.operands[0])
+
+
+def _step(condition: Computation, body: Computation) -> int:
+    """What a turn of the body adds to the counter that the condition compares: a TPU takes two steps of a ring in one turn."""
+    compared, result = _root(condition), _root(body)
+    for name in compared.operands if compared else ():
+        place = _PLACE.search(condition[name].attributes) if name in condition else None
+        if place and result and result.opcode == "tuple":
+            counted = body.get(result.operands[int(place[1])])
+            if counted and counted.opcode == "add":
+                return next(_constants(counted.operands, body), 1)
+    return 1
+
+
+def _root(inside: Computation) -> Instruction | None:
+    return next((line for line in inside.values() if line.is_root), None)
+
+
+def _operations(inside: Computation, line: Instruction) -> int:
+    """Of one instruction; a multiplication and an addition count as two."""
+    if line.opcode not in ("dot", "convolution", "custom-call"):
+        return 0
+    left, right, *_ = (*(inside[name].arrays for name in line.operands if name in inside), (), ())
+    if not (left and right and line.arrays):
+        return 0
+    lhs, rhs, out = left[0].shape, right[0].shape, line.arrays[0].shape
+    if labels := _LABELS.search(line.attributes):
+        if "convBackwardInput" in line.attributes:  # described by the convolution whose gradient it is
+            lhs, out = out, lhs
+        elif "convBackwardFilter" in line.attributes:
+            rhs, out = out, rhs
+        return _of_convolution(line.attributes, labels.groups(), lhs, rhs, out)
+    if contracted := _CONTRACTED.search(line.attributes):
+        axes = re.findall(r"\d+", contracted[1] or contracted[2] or "")
+        return 2 * math.prod(out) * math.prod(lhs[int(axis)] for axis in axes)
+    return 0
+
+
+def _of_convolution(
+    attributes: str, labels: Sequence[str], lhs: Sequence[int], rhs: Sequence[int], out: Sequence[int]
+) -> int:
+    """`operations.count` of a convolution, whose labels say what each dimension is: b, f, i, o, or a number for space."""
+    window = re.search(r"window=\{([^}]*)\}", attributes)
+    fields = {name: value.split("x") for name, value in _WINDOW.findall(window[1])} if window else {}
+    of_lhs, of_rhs, of_out = labels
+
+    def field(name: str, default: str) -> list[str]:
+        return fields.get(name, [default] * (len(of_lhs) - 2))
+
+    windows = zip(field("stride", "1"), field("pad", "0_0"), field("lhs_dilate", "1"), field("rhs_dilate", "1"))
+    met = math.prod(
+        pairs(
+            lhs[of_lhs.index(str(i))], rhs[of_rhs.index(str(i))], out[of_out.index(str(i))], int(stride),
+            [int(size) for size in pad.split("_")], int(spread), int(dilation),
+        )
+        for i, (stride, pad, spread, dilation) in enumerate(windows)
+    )
+    return 2 * out[of_out.index("b")] * rhs[of_rhs.index("i")] * rhs[of_rhs.index("o")] * met
+
+
 def _sum(arrays: tuple[Array, ...]) -> int:
     return sum(array.bytes for array in arrays)
 
@@ -237,9 +318,9 @@ def _read_parts(fused: Computation) -> dict[int, int]:
 
 def _written(fused: Computation, results: int) -> int:
     """Bytes that a fusion writes: of an update in place, only those of the update."""
-    roots = [line for line in fused.values() if line.is_root]
-    if roots and roots[0].opcode == "dynamic-update-slice":
-        return _sum(fused[roots[0].operands[1]].arrays)
+    root = _root(fused)
+    if root and root.opcode == "dynamic-update-slice":
+        return _sum(fused[root.operands[1]].arrays)
     return results
 
 
@@ -292,6 +373,7 @@ def _arrays(text: str) -> tuple[Array, ...]:
                 physical[place] = -(-physical[place] // unit) * unit
         found.append(Array(
             -(-math.prod(sizes) * width // 8), -(-math.prod(physical) * width // 8), not re.search(r"S\([1-9]", layout),
+            tuple(sizes),
         ))
     return tuple(found)
 

@@ -3,7 +3,7 @@
 XLA's own count is not used. Accelerators give none (PJRT's C interface), and it takes a loop's body once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import math
 from typing import Any
 
@@ -11,21 +11,24 @@ from jax.extend import core
 import numpy as np
 
 
-def count(program: core.ClosedJaxpr | core.Jaxpr) -> int:
+def count(program: core.ClosedJaxpr | core.Jaxpr, *, kernels: bool = True) -> int:
     """Operations over all devices; a multiplication and an addition count as two.
 
     A `scan` counts all its steps, a `while` loop one, a `cond` its dearest branch, and a `shard_map` what its shards compute
-    together. Rematerialised operations count twice, as they are computed twice.
+    together. Rematerialised operations count twice, as they are computed twice. `kernels=False` leaves out the kernels
+    of Pallas and cuDNN, whose operations a compiled program does not show (`hlo.Module.operations`).
     """
     jaxpr = program.jaxpr if isinstance(program, core.ClosedJaxpr) else program
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+    return sum(_of_equation(equation, kernels) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation: Any) -> int:
+def _of_equation(equation: Any, kernels: bool = True) -> int:
     name, parameters = equation.primitive.name, equation.params
+    if not kernels and name in _KERNELS:
+        return 0
     if name in _COUNTED:
         return _COUNTED[name](equation)
-    inside = [count(each) for each in _jaxprs(parameters.values())]
+    inside = [count(each, kernels=kernels) for each in _jaxprs(parameters.values())]
     if name == "cond":
         return max(inside, default=0)
     times = 1
@@ -63,19 +66,22 @@ def _convolution(equation: Any) -> int:
     parameters = equation.params
     left, right, out = (variable.aval.shape for variable in (*equation.invars[:2], equation.outvars[0]))
     numbers = parameters["dimension_numbers"]
-    pairs = math.prod(
-        _valid(left[i], right[k], out[o], stride, padding, spread, dilation)
+    met = math.prod(
+        pairs(left[i], right[k], out[o], stride, padding, spread, dilation)
         for i, k, o, stride, padding, spread, dilation in zip(
             numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:], parameters["window_strides"],
             parameters["padding"], parameters["lhs_dilation"], parameters["rhs_dilation"],
         )
     )
     batch = out[numbers.out_spec[0]]
-    return 2 * batch * right[numbers.rhs_spec[0]] * right[numbers.rhs_spec[1]] * pairs
+    return 2 * batch * right[numbers.rhs_spec[0]] * right[numbers.rhs_spec[1]] * met
 
 
-def _valid(size: int, kernel: int, out: int, stride: int, padding: tuple[int, int], spread: int, dilation: int) -> int:
-    """Pairs of a place in the result and in the kernel that meet an element of the input, along one dimension."""
+def pairs(size: int, kernel: int, out: int, stride: int, padding: Sequence[int], spread: int, dilation: int) -> int:
+    """Pairs of a place in a convolution's result and in its kernel that meet an element of the input, along one dimension.
+
+    `padding` is that before and after the input, `spread` the distance of its elements, `dilation` that of the kernel's.
+    """
     place = np.arange(out)[:, None] * stride + np.arange(kernel) * dilation - padding[0]
     return int(((place >= 0) & (place <= (size - 1) * spread) & (place % spread == 0)).sum())
 
@@ -89,6 +95,7 @@ def _attention(products: int):
     return of
 
 
+_KERNELS = ("pallas_call", "dot_product_attention_fwd_wrapper", "dot_product_attention_bwd_wrapper")
 _COUNTED = {
     "dot_general": _dot, "conv_general_dilated": _convolution,
     "dot_product_attention_fwd_wrapper": _attention(2),

@@ -97,6 +97,11 @@ class Diffusion:
             return (jnp.asarray(x_t) - sigma * output) / alpha
         return alpha * x_t - sigma * output
 
+    def data_per_output(self, t: Float[AnyArray, " #B"]) -> Float[Array, "#B 1 1"]:
+        """The factor of a network's output in `to_data`."""
+        alpha, sigma = self._rates(t)
+        return -sigma / alpha if self.prediction == "noise" else -sigma
+
     def weight(self, t: Float[Array, " B"]) -> Float[Array, " B"]:
         """Weight of the output's squared error: min(SNR, gamma) on the data, converted to the predicted quantity."""
         if not self.min_snr_gamma:

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float
 
-from msg_jax.models.device import platform
+from msg_jax.models.device import BATCH_AXES, platform
 from msg_jax.types import Array
 
 Implementation = Literal["xla", "cudnn", "flash", "heads"] | None
 """`xla` and `heads` run everywhere, `cudnn` on GPUs, `flash` (Pallas) on TPUs. None chooses by `suited`."""
 
-BATCH_AXES, HEAD_AXIS = ("fsdp", "data"), "tensor"  # of a mesh
+HEAD_AXIS = "tensor"  # of a mesh
 _LANES = 128  # of a TPU: lengths are padded to a multiple
 _LARGEST_BLOCK = 512
 _LEAST_LENGTH = 128  # shorter sequences have logits too small to matter

@@ -20,6 +20,7 @@ import numpy as np
 
 from msg_jax.clip import MMAUDIO_16K, MMAUDIO_44K, SYNC_STEPS_PER_SEGMENT, ClipSpec
 from msg_jax.models.attention import Implementation, attend
+from msg_jax.models.device import keep_rows
 from msg_jax.models.generator import Generator
 from msg_jax.models.layers import Conv, Dense, logical
 from msg_jax.models.stack import run_blocks
@@ -238,7 +239,7 @@ class AdaLN(nn.Module):
             self.chunks * condition.shape[-1], axes=("embed", "modulation"), dtype=self.dtype,
             kernel_init=nn.initializers.zeros_init(), name="linear",
         )(nn.silu(condition))
-        return jnp.split(out, self.chunks, axis=-1)
+        return jnp.split(keep_rows(out), self.chunks, axis=-1)
 
 
 class Stream(nn.Module):
@@ -282,8 +283,8 @@ class Stream(nn.Module):
     ) -> Float[Array, "B T D"]:
         """Add the attention's output and the feed-forward to x, each through its gate."""
         gate, mlp_shift, mlp_scale, mlp_gate = rest
-        x = x + self.out(attended) * gate
-        return x + self.mlp(modulate(x, mlp_shift, mlp_scale)) * mlp_gate
+        x = x + keep_rows(self.out(attended)) * gate
+        return x + keep_rows(self.mlp(modulate(x, mlp_shift, mlp_scale))) * mlp_gate
 
 
 def merge_heads(x: Heads) -> Float[Array, "B T heads*D"]:
@@ -372,11 +373,11 @@ class MMDiT(Generator):
         c = self.config
         segments = conditions.sync.reshape(conditions.sync.shape[0], -1, SYNC_STEPS_PER_SEGMENT, c.sync_dim)
         sync = self.sync_input((segments + self.sync_positions).reshape(conditions.sync.shape))
-        clip, text = self.clip_input(conditions.clip), self.text_input(conditions.text)
-        pooled = self.clip_pooled(clip.mean(axis=1)) + self.text_pooled(text.mean(axis=1))
+        clip, text = keep_rows(self.clip_input(conditions.clip)), keep_rows(self.text_input(conditions.text))
+        pooled = self.clip_pooled(keep_rows(clip.mean(axis=1))) + self.text_pooled(keep_rows(text.mean(axis=1)))
         return ProcessedConditions(
             clip=clip, sync=sync[:, nearest_exact(sync.shape[1], c.latent_tokens)], text=text,
-            pooled=self.pooled_mlp(pooled),
+            pooled=keep_rows(self.pooled_mlp(keep_rows(pooled))),
         )
 
     def velocity(
@@ -385,7 +386,7 @@ class MMDiT(Generator):
         """Return the velocity at x_t and t in [0, 1], given the processed conditions of the same batch."""
         c = self.config
         latent, clip, text = self.audio_input(x_t), processed.clip, processed.text
-        pooled = (processed.pooled + self.t_embed(t))[:, None]
+        pooled = (processed.pooled + keep_rows(self.t_embed(t)))[:, None]
         extended = pooled + processed.sync
         head_dim = c.hidden // c.heads
         latent_angles = rope_angles(latent.shape[1], head_dim)

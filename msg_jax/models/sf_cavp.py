@@ -6,9 +6,10 @@ Video and log-mel each have a SlowFast network with three heads:
   linear layer. More than one part also encodes the order in which sources appear, which one mean cannot.
 - **dynamic** (B, T, D): *when* it happens. Fast features resampled to a common rate, then a linear layer per step. They
   are compared before any pooling over time, which would discard the timing.
-- **local** (B, windows, D): *which event when*. Short windows of fast features. The slow stream is excluded: with its
+- **local** (B, windows, D): *which event when*. Short windows of local features. The slow stream is excluded: with its
   long receptive field, a window could be recognised by its surroundings instead of its content. At full size the fast
-  stream sees far too: one of its steps depends on 1.48 s of video and 2.19 s of sound, at 25 Hz and 62.5 Hz.
+  stream sees far too: one of its steps depends on 1.48 s of video and 2.19 s of sound, at 25 Hz and 62.5 Hz. There a local
+  stream sees .28 s of each. The small network has none, and windows of fast features.
 
 All embeddings have unit norm, so inner products are cosines. The paper specifies the two streams and the cosine reward;
 widths, rates, weights and the window head are ours.
@@ -24,7 +25,7 @@ from flax import struct
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Float, Key
+from jaxtyping import Float, Int32, Key
 
 from msg_jax.clip import TINY, ClipSpec, MelSpec
 from msg_jax.models.layers import Dense
@@ -98,9 +99,11 @@ def tiny(clip: ClipSpec = TINY) -> SFCAVPConfig:
     return SFCAVPConfig(clip, semantic_parts=8)
 
 
-def r50(clip: ClipSpec, dtype: str = "bfloat16", remat: bool = False) -> SFCAVPConfig:
-    """SF-CAVP with two ResNet-50 SlowFast networks."""
-    video, audio = (dataclasses.replace(network, dtype=dtype, remat=remat) for network in (VIDEO_R50, AUDIO_R50))
+def r50(clip: ClipSpec, dtype: str = "bfloat16", remat: bool = False, local: bool = True) -> SFCAVPConfig:
+    """SF-CAVP with two ResNet-50 SlowFast networks; without `local`, its windows are of fast features."""
+    video, audio = (
+        dataclasses.replace(network, dtype=dtype, remat=remat, local=local) for network in (VIDEO_R50, AUDIO_R50)
+    )
     return SFCAVPConfig(clip, video, audio, embed_dim=512)
 
 
@@ -124,7 +127,7 @@ class SFCAVP(nn.Module):
         self, video: Float[AnyArray, "B T H W 3"]
     ) -> tuple[Float[Array, "B slow_steps _"], Float[Array, "B steps _"]]:
         """Return the SlowFast features before the heads: slow ones, and fast ones at `dynamic_hz`."""
-        return self.video_encoder.features(video)
+        return self.video_encoder.features(video)[:2]
 
     def encode_audio(self, mel: Float[AnyArray, "B T M"]) -> Embeddings:
         """Embed log-mels at `clip.mel.frames_hz`, of at least `config.shortest_sec()`."""
@@ -134,7 +137,7 @@ class SFCAVP(nn.Module):
         self, mel: Float[AnyArray, "B T M"]
     ) -> tuple[Float[Array, "B slow_steps _"], Float[Array, "B steps _"]]:
         """Return the SlowFast features of log-mels, as `video_features` does."""
-        return self.audio_encoder.features(_centred(mel, self.config.clip.mel)[..., None, None])
+        return self.audio_encoder.features(_centred(mel, self.config.clip.mel)[..., None, None])[:2]
 
     def encode(self, batch: AVBatch) -> tuple[Embeddings, Embeddings]:
         """Embed both modalities, video first."""
@@ -167,15 +170,23 @@ def random_crop(batch: AVBatch, key: Key[Array, ""], clip: ClipSpec, crop_sec: f
     semantic cosine). Audio is cut at the nearest mel frame.
     """
     frames, mel_frames = round(crop_sec * clip.video_hz), round(crop_sec * clip.mel.frames_hz)
-    spare_sec = (batch.mel.shape[1] - mel_frames) / clip.mel.frames_hz
-    last = min(batch.video.shape[1] - frames, math.floor(spare_sec * clip.video_hz))
-    starts = jax.random.randint(key, batch.video.shape[:1], 0, last + 1)
+    starts = crop_starts(key, batch.video.shape[:2], batch.mel.shape[1], clip, crop_sec)
     mel_starts = jnp.round(starts / clip.video_hz * clip.mel.frames_hz).astype(jnp.int32)
 
     def cut(x: Array, starts: Array, size: int) -> Array:
         return jax.vmap(lambda item, start: lax.dynamic_slice_in_dim(item, start, size))(x, starts)
 
     return AVBatch(video=cut(batch.video, starts, frames), mel=cut(batch.mel, mel_starts, mel_frames))
+
+
+def crop_starts(
+    key: Key[Array, ""], video_shape: tuple[int, ...], mel_frames: int, clip: ClipSpec, crop_sec: float
+) -> Int32[Array, " B"]:
+    """The first video frame of each of `random_crop`'s crops, from video of shape (B, T, ...) and log-mels of `mel_frames`."""
+    clips, video_frames, *_ = video_shape
+    spare_sec = (mel_frames - round(crop_sec * clip.mel.frames_hz)) / clip.mel.frames_hz
+    last = min(video_frames - round(crop_sec * clip.video_hz), math.floor(spare_sec * clip.video_hz))
+    return jax.random.randint(key, (clips,), 0, last + 1)
 
 
 def random_view(batch: AVBatch, key: Key[Array, ""]) -> AVBatch:
@@ -206,22 +217,25 @@ class _Encoder(nn.Module):
     def setup(self):
         self.slowfast = SlowFast(self.network)
 
-    def features(self, x: AnyArray) -> tuple[Array, Array]:
+    def features(self, x: AnyArray) -> tuple[Array, Array, Array]:
+        """Slow, fast and local features, the last two at `dynamic_hz`."""
         c = self.config
-        slow, fast = self.slowfast(x)
+        slow, fast, local = self.slowfast(x)
+        scale = c.dynamic_hz / (self.input_hz / self.network.fast_stride)
         steps = round(x.shape[1] / self.input_hz * c.dynamic_hz)
-        return slow, _resample(fast, c.dynamic_hz / (self.input_hz / self.network.fast_stride), steps)
+        fast = _resample(fast, scale, steps)
+        return slow, fast, _resample(local, scale, steps) if self.network.local else fast
 
     @nn.compact
     def __call__(self, x: AnyArray) -> Embeddings:
         c, dtype = self.config, jnp.dtype(self.network.dtype)
-        slow, fast = self.features(x)
+        slow, fast, local = self.features(x)
 
         def head(features: Array, name: str) -> Array:
             return _unit(Dense(c.embed_dim, axes=("embed", None), dtype=dtype, name=name)(features))
 
         starts = range(0, fast.shape[1] - c.window_steps + 1, c.window_stride)
-        windows = jnp.stack([fast[:, start : start + c.window_steps] for start in starts], axis=1)
+        windows = jnp.stack([local[:, start : start + c.window_steps] for start in starts], axis=1)
         windows = windows.reshape(*windows.shape[:2], -1)
         hidden = nn.relu(Dense(2 * c.embed_dim, axes=("conv_in", "embed"), dtype=dtype, name="window_hidden")(windows))
         parts = jnp.concatenate([part.mean(axis=1) for part in jnp.array_split(slow, c.semantic_parts, axis=1)], axis=-1)

@@ -1,4 +1,4 @@
-"""SlowFast: two streams over one input. The slow one encodes *what* happens, the fast one *when*.
+"""SlowFast: two streams over one input. The slow one encodes *what* happens, the fast one *when*. A third is ours.
 
 One network serves both modalities: video (B, T, H, W, 3), as in Feichtenhofer et al. 2019 (arXiv 1812.03982), and
 log-mel as frames one pixel wide with one channel (B, T, M, 1, 1), as in Kazakos et al. 2021 (arXiv 2103.03516).
@@ -61,6 +61,7 @@ class SlowFastConfig:
     pool_strides: tuple[int, int, int] = (1, 2, 2)
     lateral_kernel: int = 7
     flatten_space: bool = False  # flatten the positions of the last map into features instead of averaging over them
+    local: bool = False  # a third stream, which leaves the fast one after its stem and hardly looks around in time
     dtype: str = "float32"
     remat: bool = False  # recompute each block in the backward pass
 
@@ -72,7 +73,14 @@ class SlowFastConfig:
     @property
     def fast_receptive_field(self) -> int:
         """Receptive field of one step of the fast features, in input frames."""
-        after_pool = sum(depth * (kernel - 1) for depth, kernel in zip(self.depths, self.fast_kernels))
+        return self._receptive_field(sum(depth * (kernel - 1) for depth, kernel in zip(self.depths, self.fast_kernels)))
+
+    @property
+    def local_receptive_field(self) -> int:
+        """The same of a step of the local features."""
+        return self._receptive_field(self.fast_kernels[0] - 1)
+
+    def _receptive_field(self, after_pool: int) -> int:
         after_stem = after_pool * self.pool_strides[0] + self.pool_window[0] - 1
         return after_stem * self.stem_strides[0] + self.fast_stem[0]
 
@@ -208,10 +216,11 @@ class Bottleneck(nn.Module):
 
 
 class SlowFast(nn.Module):
-    """(B, T, H, W, C) -> slow features (B, ceil(T / (alpha r)), D), fast features (B, ceil(T / r), D / beta_inv).
+    """(B, T, H, W, C) -> slow features (B, ceil(T / (alpha r)), D), fast and local ones (B, ceil(T / r), D / beta_inv).
 
     r is `config.fast_stride`. Features are pooled over space only, because the fast stream exists for timing. Lateral
-    connections feed fast features into the slow stream after the stem and after every stage but the last.
+    connections feed fast features into the slow stream after the stem and after every stage but the last. The local stream
+    has one block a stage, of which only the first has neighbours in time. Without it, local features are the fast ones.
     """
 
     config: SlowFastConfig
@@ -219,17 +228,23 @@ class SlowFast(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[AnyArray, "B T H W C"]
-    ) -> tuple[Float[Array, "B slow_steps _"], Float[Array, "B fast_steps _"]]:
+    ) -> tuple[Float[Array, "B slow_steps _"], Float[Array, "B fast_steps _"], Float[Array, "B fast_steps _"]]:
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         x = jnp.asarray(x, dtype)
         stem, bottleneck = (nn.remat(Stem), nn.remat(Bottleneck)) if c.remat else (Stem, Bottleneck)
         fast = stem(c, c.slow_width // c.beta_inv, c.fast_stem, name="fast_stem")(x)
         slow = stem(c, c.slow_width, c.slow_stem, name="slow_stem")(low_pass_subsample(x, c.alpha, c.slow_window))
+        local = fast
         for stage, depth in enumerate(c.depths):
             lateral = TimeConv(2 * fast.shape[-1], c.lateral_kernel, c.alpha, dtype=dtype, name=f"lateral{stage}")(fast)
             lateral = nn.relu(FrameNorm(dtype=dtype, name=f"lateral{stage}_norm")(lateral))
             slow = jnp.concatenate([slow, lateral], axis=-1)
             slow_width = c.slow_width * 2**stage
+            if c.local:
+                local = bottleneck(
+                    slow_width // c.beta_inv, c.expansion, 1 if stage else c.fast_kernels[0], c.spatial_kernel,
+                    2 if stage else 1, dtype, name=f"local{stage}",
+                )(local)
             for block in range(depth):
                 stride = 2 if stage > 0 and block == 0 else 1
                 slow = bottleneck(
@@ -240,6 +255,8 @@ class SlowFast(nn.Module):
                     slow_width // c.beta_inv, c.expansion, c.fast_kernels[stage], c.spatial_kernel, stride, dtype,
                     name=f"fast{stage}_{block}",
                 )(fast)
-        if c.flatten_space:
-            return slow.reshape(*slow.shape[:2], -1), fast.reshape(*fast.shape[:2], -1)
-        return slow.mean(axis=(2, 3)), fast.mean(axis=(2, 3))
+        slow, fast, local = (
+            x.reshape(*x.shape[:2], -1) if c.flatten_space else x.mean(axis=(2, 3))
+            for x in (slow, fast, local if c.local else fast)
+        )
+        return slow, fast, local

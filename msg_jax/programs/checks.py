@@ -94,9 +94,6 @@ def _check_sampling(config: Config) -> None:
     rescale = config.sampling.guidance_rescale
     if not 0 <= rescale <= 1:
         raise UserError(f"config.sampling.guidance_rescale={rescale} is not a share from 0 to 1.")
-    if rescale and config.base.objective == "diffusion":
-        raise UserError("config.sampling.guidance_rescale is for flow matching, and config.base.objective is diffusion: set it "
-                        "to 0.")
 
 
 def _check_generator(config: Config) -> None:

@@ -164,15 +164,18 @@ class Run:
         """A tree, whole on every device of this process."""
         return mesh_lib.replicate(tree, self.local_mesh)
 
-    def batches(self, source: Any, batch_size: int, transform: Callable | None = None, *, seed: int) -> grain.IterDataset:
-        """Endless shuffled batches: this process's share of a global batch of `batch_size`."""
+    def batches(
+        self, source: Any, batch_size: int, transform: Callable | None = None, *, seed: int,
+        frames: pipeline.Frames | None = None,
+    ) -> grain.IterDataset:
+        """Endless shuffled batches (`pipeline.batches`): this process's share of a global batch of `batch_size`."""
         ways = mesh_lib.batch_devices(self.mesh)
         if batch_size % ways:
             raise UserError(f"batch_size={batch_size} cannot be split over {ways} devices: make it a multiple of {ways}.")
         source = pipeline.Named(pipeline.Readable(source, self.report_skipped), transform)
         return pipeline.batches(
             source, batch_size=batch_size, seed=seed, read_threads=self.config.data.read_threads,
-            rows=mesh_lib.local_rows(self.mesh, batch_size),
+            rows=mesh_lib.local_rows(self.mesh, batch_size), frames=frames,
         )
 
     def fit(self, task: train.Task, section: Training, folder: Path, *, seed: int) -> train.TrainState:

@@ -129,5 +129,5 @@ def _differences(theirs: dict, ours: dict, prefix: str = "config.") -> Iterator[
         a, b = theirs.get(name), ours.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
             yield from _differences(a, b, f"{prefix}{name}.")
-        elif a != b:
+        elif a != b and (name in theirs or b):  # the empty value of a field that came later is what was done before
             yield f"{prefix}{name}", a, b

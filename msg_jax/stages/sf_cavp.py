@@ -6,13 +6,16 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+import numpy as np
 
 from msg_jax import networks, train
+from msg_jax.data import pipeline
 from msg_jax.errors import UserError
 from msg_jax.infra import checkpoint
 from msg_jax.infra import mesh as mesh_lib
+from msg_jax.infra.random import host, key_for
 from msg_jax.losses.contrastive import sf_cavp_loss
-from msg_jax.models.sf_cavp import random_crop, random_view
+from msg_jax.models.sf_cavp import crop_starts, random_crop, random_view
 from msg_jax.run.run import Run
 from msg_jax.storage import Path
 from msg_jax.types import AVBatch
@@ -44,8 +47,27 @@ class SFCAVPTask(train.Task):
     def draw(self, batch, rng, frozen):
         clips = AVBatch(networks.to_unit(batch["video"]), batch["mel"])
         crop_key, view_key = jax.random.split(rng)
-        crop_sec = self.run.config.sf_cavp.crop_share * self.run.clip.duration_sec
-        return random_view(random_crop(clips, crop_key, self.run.clip, crop_sec), view_key)
+        return random_view(random_crop(clips, crop_key, self.run.clip, self._crop_sec), view_key)
+
+    @property
+    def _crop_sec(self) -> float:
+        return self.run.config.sf_cavp.crop_share * self.run.clip.duration_sec
+
+    def _cropped_frames(self) -> pipeline.Frames:
+        """The frames that `draw` crops to. They are drawn on the CPU: readers must not wait for a device that trains."""
+        clip, (video, mel) = self.run.clip, self.batch_shapes().values()
+
+        @functools.lru_cache(maxsize=64)
+        def starts(step: int) -> np.ndarray:
+            with jax.default_device(host()):
+                crop_key, _ = jax.random.split(key_for(self.run.config.seed, self.name, step))
+                return np.asarray(crop_starts(crop_key, video.shape, mel.shape[1], clip, self._crop_sec))
+
+        def frames(step: int, row: int) -> range:
+            start = int(starts(step)[row])
+            return range(start, start + round(self._crop_sec * clip.video_hz))
+
+        return frames
 
     def loss(self, params, rows, frozen):
         return self._compare(self._encode(params, rows), params)
@@ -87,7 +109,9 @@ class SFCAVPTask(train.Task):
         def arrays(record):
             return {name: value for name, value in self.run.arrays(record).items() if name != "clip_video"}
 
-        return self.run.batches(self.run.source(split, streams=("video",)), config.sf_cavp.batch_size, arrays, seed=config.seed)
+        source = self.run.source(split, streams=("video",))
+        frames = self._cropped_frames() if split == "train" and isinstance(source, pipeline.PartSource) else None
+        return self.run.batches(source, config.sf_cavp.batch_size, arrays, seed=config.seed, frames=frames)
 
     def held_out(self):
         return self.batches("validation") if len(self.run.source("validation")) else None

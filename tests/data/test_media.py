@@ -1,5 +1,6 @@
 """Reading videos whose frames carry their number and whose sound begins at a known time."""
 
+import dataclasses
 from fractions import Fraction
 import math
 import re
@@ -62,6 +63,19 @@ def test_every_frame_is_the_picture_that_its_rule_names(videos, name, start_sec)
             else:
                 expected = [math.ceil(time * 25) for time in times]
             assert numbers(frames) == [min(number, 74) for number in expected]
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("choice", ["training", "mmaudio_inference"])
+def test_a_part_has_the_frames_of_the_whole_and_ends_early(videos, name, choice, monkeypatch):
+    grid, kept = media.FrameGrid(25.0, 32, 40, choice=choice), range(13, 27)
+    (whole,) = media.read_video(videos[name], [grid], 0.98)
+    converted, to_rgb = [], media.scaling.ToRgb.__call__
+    monkeypatch.setattr(media.scaling.ToRgb, "__call__", lambda self, frame: converted.append(1) or to_rgb(self, frame))
+    (part,) = media.read_video(videos[name], [dataclasses.replace(grid, kept=kept)], 0.98)
+    np.testing.assert_array_equal(part[13:27], whole[13:27])
+    assert not part[:13].any() and not part[27:].any() and part[13:27].any()
+    assert len(converted) == len(kept)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from msg_jax.clip import TINY
-from msg_jax.data.pipeline import Chosen, Readable, batches, make_source
+from msg_jax.data.pipeline import Chosen, Named, Readable, batches, make_source
 from msg_jax.data.scenes import ScenesSource
 from msg_jax.data.tfds_source import TfdsSource
 from msg_jax.errors import UnreadableError, UserError
@@ -50,6 +50,30 @@ def test_a_saved_state_is_the_step():
     for _ in range(3):
         next(iterator)
     assert iterator.get_state() == {"next_index": 3}
+
+
+@pytest.mark.parametrize("rows", [None, [1, 3]])
+def test_frames_are_those_of_a_records_place_in_the_batch(rows):
+    """The order stays that of whole records, and unreadable ones are replaced alike."""
+
+    class Parts(Numbers):
+        def read(self, index, frames=None):
+            if index == 5:
+                raise UnreadableError("five.mp4", "broken")
+            return {"id": f"clip-{index}", "value": np.float32(index), "frames": np.array(frames or 0)}
+
+        def __getitem__(self, index):
+            return self.read(index)
+
+    def first(frames):
+        source = Named(Readable(Parts(), lambda row: None), lambda record: record)
+        return list(itertools.islice(batches(source, batch_size=4, seed=7, rows=rows, frames=frames), 6))
+
+    cut, whole = first(lambda step, row: range(10 * step + row, 10 * step + row + 2)), first(None)
+    for step, (mine, other) in enumerate(zip(cut, whole)):
+        np.testing.assert_array_equal(mine["value"], other["value"])
+        assert mine["id"] == other["id"]
+        assert mine["frames"].tolist() == [[10 * step + row, 10 * step + row + 1] for row in rows or range(4)]
 
 
 @pytest.mark.parametrize("processes", [2, 4])

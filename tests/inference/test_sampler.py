@@ -6,6 +6,7 @@ import pytest
 import toy_generator as toy
 
 from msg_jax.data.features import FeatureSource
+from msg_jax.inference import sampling
 from msg_jax.inference.sampler import Sampler
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.infra.random import key_for
@@ -29,12 +30,11 @@ class Source(FeatureSource):
 
 def samples(indices, **options):
     mesh = mesh_lib.make_mesh((1, 1, 1), jax.devices()[:1])
-    solver = {"guidance_rescale": options.pop("rescale", 0.0)}
     options = dict(seed=0, purpose="a test", guidance_scale=GUIDANCE, steps=STEPS, batch_size=4) | options
-    return np.concatenate(list(Sampler(toy.Line(), Source(), mesh, solver).latents(VARIABLES, indices, **options)))
+    return np.concatenate(list(Sampler(toy.Line(), Source(), mesh, {}).latents(VARIABLES, indices, **options)))
 
 
-def expected(clip, guidance, prompt, rescale=0.0):
+def expected(clip, guidance, prompt):
     """Euler's method in the codec's units, for the candidates (CANDIDATES, T, C) of one clip."""
     c = toy.CONFIG
     key = jax.random.fold_in(key_for(0, "a test"), clip)
@@ -44,17 +44,26 @@ def expected(clip, guidance, prompt, rescale=0.0):
     for step in range(STEPS):
         t = np.full(CANDIDATES, step / STEPS)
         towards, away = (toy.velocity(VARIABLES, x, t, each) for each in (condition, toy.null_condition(VARIABLES)))
-        x = x + toy.guided(x, t, towards, away, guidance, rescale) / STEPS
+        x = x + (guidance * towards + (1 - guidance) * away) / STEPS
     return x * toy.STD + toy.MEAN
 
 
-@pytest.mark.parametrize(("prompts", "rescale"), [(False, 0.0), (True, 0.0), (False, 0.6)])
-def test_samples_are_the_guided_integral_of_each_clip_s_own_noise(prompts, rescale):
+@pytest.mark.parametrize("prompts", [False, True])
+def test_samples_are_the_guided_integral_of_each_clip_s_own_noise(prompts):
     chosen = [3, 0, 4, 1, 2]
-    found = samples(chosen, candidates=CANDIDATES, prompts=prompts, rescale=rescale)
-    want = [expected(clip, GUIDANCE, prompts, rescale) for clip in chosen]
+    found = samples(chosen, candidates=CANDIDATES, prompts=prompts)
+    want = [expected(clip, GUIDANCE, prompts) for clip in chosen]
     assert found.shape == (CLIPS, CANDIDATES, toy.CONFIG.latent_tokens, toy.CONFIG.latent_channels)
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_is_rescaled_as_the_run_says(monkeypatch):
+    given, guided = [], sampling.guided
+    monkeypatch.setattr(sampling, "guided", lambda *args: given.append(args[3:]) or guided(*args))
+    mesh = mesh_lib.make_mesh((1, 1, 1), jax.devices()[:1])
+    sampler = Sampler(toy.Line(), Source(), mesh, {"guidance_rescale": 0.6})
+    list(sampler.latents(VARIABLES, [0], seed=0, purpose="a test", guidance_scale=GUIDANCE, steps=STEPS, batch_size=1))
+    assert given == [(GUIDANCE, 0.6, None)]
 
 
 def test_the_noise_of_a_clip_does_not_depend_on_its_batch_but_on_seed_and_purpose():

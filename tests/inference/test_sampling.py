@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from msg_jax.inference import sampling
+from msg_jax.losses.diffusion import Diffusion
 from msg_jax.types import Conditions
 
 WINDOW = 40
@@ -83,20 +84,23 @@ def test_guidance_formula_and_no_null_pass_at_one():
     assert calls == [4, 2]
 
 
-@pytest.mark.parametrize("rescale", [0.7, 1.0])
-def test_rescaled_guidance_keeps_the_deviation_of_the_predicted_data(rescale):
-    """The data x_t + (1 - t) v are those of plain guidance times 1 + rescale * (ratio of the deviations - 1), row by row."""
+@pytest.mark.parametrize(("rescale", "diffusion"), [
+    (0.7, None), (1.0, None), (0.7, Diffusion("noise", "cosine")), (0.7, Diffusion("v", "scaled_linear")),
+])
+def test_rescaled_guidance_keeps_the_deviation_of_the_predicted_data(rescale, diffusion):
+    """The data are those of plain guidance times 1 + rescale * (ratio of the deviations - 1), row by row."""
     x_t, cond, null, t = normal(2, 5, 3), normal(2, 5, 3, seed=1), normal(2, 5, 3, seed=2), jnp.array([0.0, 0.75])
 
     def velocity_fn(x_t, t, processed):
         return processed + jnp.sin(x_t)
 
     def data(scale, rescale):
-        return x_t + (1 - t[:, None, None]) * sampling.guided(velocity_fn, cond, null, scale, rescale)(x_t, t)
+        output = sampling.guided(velocity_fn, cond, null, scale, rescale, diffusion)(x_t, t)
+        return diffusion.to_data(x_t, output, t) if diffusion else x_t + (1 - t[:, None, None]) * output
 
     plain, unguided = data(4.0, 0.0), data(1.0, 0.0)
     ratio = np.std(unguided, axis=(1, 2)) / np.std(plain, axis=(1, 2))
-    assert (ratio < 0.9).all()
+    assert (np.abs(ratio - 1) > 0.1).all()
     np.testing.assert_allclose(data(4.0, rescale), (1 + rescale * (ratio - 1))[:, None, None] * plain, rtol=2e-4, atol=1e-5)
 
 

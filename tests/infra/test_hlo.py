@@ -6,7 +6,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import pytest
 
-from msg_jax.infra import hlo
+from msg_jax.infra import hlo, operations
 from msg_jax.infra import mesh as mesh_lib
 
 TPU = """HloModule jit_step, is_scheduled=true
@@ -118,6 +118,14 @@ def test_pairs_of_start_and_done_and_loops(note, times):
     assert found["all-reduce"] == ("all-reduce", size, size * 2 * 15 / 16, 16, 1, "?")
 
 
+def test_a_loop_whose_counter_takes_two_steps_a_turn():
+    text = GPU.replace("ROOT %both = (s32[], f32[64,32]{1,0}) tuple(%i, %gathered)", """%two = s32[] constant(2)
+  %next = s32[] add(%i, %two)
+  ROOT %both = (s32[], f32[64,32]{1,0}) tuple(%next, %gathered)""")
+    found = {each.kind: each for each in hlo.parse(text, devices=16).collectives()}
+    assert found["all-gather"].times == 11 and found["all-reduce"].times == 1
+
+
 @pytest.mark.parametrize(("name", "short"), [
     ("jit(step)/transpose(jvp(MMDiT.velocity))/joint_3/latent/qkv/dense/dot_general", "joint_*/latent/qkv/dense"),
     ("jit(step)/jvp(SFCAVP)/while/body/checkpoint/stage_2/conv/conv_general_dilated", "stage_*/conv"),
@@ -162,3 +170,44 @@ def test_a_scan_moves_one_slice_a_step_not_the_whole_array():
     slices = 50 * 1024 * 4
     assert 3 * slices <= moved < 8 * slices  # a slice and the carry are read, the carry written; the whole would be 50 times
     assert padding == 0
+
+
+@pytest.mark.parametrize(("rows", "ways"), [(mesh_lib.REPLICATED, 1), (mesh_lib.BATCH, 4)])
+def test_the_operations_of_a_device_are_its_share_of_the_programs(rows, ways):
+    """A strided, dilated, padded convolution and a product, with all gradients: whole on every device, or a quarter."""
+    mesh = mesh_lib.make_mesh((1, 4, 2))
+
+    def loss(x, kernel, weights):
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (2,), [(1, 2)], rhs_dilation=(2,), dimension_numbers=("NWC", "WIO", "NWC")
+        )
+        return jnp.sum(jax.nn.silu(y @ weights) ** 2)
+
+    shapes = [((8, 33, 16), rows), ((3, 16, 24), P()), ((24, 40), P())]
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec)) for shape, spec in shapes]
+    with jax.set_mesh(mesh):
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*arguments)
+    compiled = traced.lower().compile().as_text()
+    assert hlo.parse(compiled, 8).operations() * ways == operations.count(traced.jaxpr) > 0
+
+
+@pytest.mark.parametrize(("line", "expected"), [
+    # a TPU's product of 5 batches: a window over them that meets one element each
+    ("%y = bf16[5,16,24]{2,1,0} convolution(%a, %b), window={size=5 stride=4 lhs_dilate=5}, dim_labels=0bf_0io->0bf",
+     2 * 5 * 16 * 32 * 24),
+    ("%y = (bf16[16,24]{1,0}, s8[4096]{0}) custom-call(%c, %d), custom_call_target=\"__cublas$gemm\", backend_config="
+     '{"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}',
+     2 * 16 * 32 * 24),
+])
+def test_operations_in_the_manner_of_accelerators(line, expected):
+    text = f"""HloModule jit_step
+
+ENTRY %main (a: bf16[5,16,32]) -> bf16[5,16,24] {{
+  %a = bf16[5,16,32]{{2,1,0}} parameter(0)
+  %b = bf16[5,32,24]{{2,1,0}} parameter(1)
+  %c = bf16[16,32]{{1,0}} parameter(2)
+  %d = bf16[32,24]{{1,0}} parameter(3)
+  {line}
+}}
+"""
+    assert hlo.parse(text).operations() == expected

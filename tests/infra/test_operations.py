@@ -8,6 +8,7 @@ import pytest
 
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.infra import operations
+from msg_jax.models import attention
 
 
 def counted(function, *inputs):
@@ -110,3 +111,15 @@ def test_cudnn_attention_counts_its_products():
 
     assert operations._of_equation(Equation("dot_product_attention_fwd_wrapper")) == 2 * product
     assert operations._of_equation(Equation("dot_product_attention_bwd_wrapper")) == 5 * product
+
+
+def test_operations_outside_of_kernels():
+    x = jnp.zeros((1, 128, 2, 64), jnp.bfloat16)
+
+    def attend(x):
+        return attention.attend(x, x, x, implementation="flash") @ jnp.zeros((64, 3), jnp.bfloat16)
+
+    program = jax.make_jaxpr(attend)(x)
+    outside = 2 * 128 * 2 * 64 * 3
+    assert operations.count(program, kernels=False) == outside
+    assert operations.count(program) == outside + 2 * 2 * 2 * 128 * 128 * 64

@@ -32,7 +32,7 @@ SMALL = SlowFastConfig(
 def abstract(config, shape):
     """Return output shapes and parameter count, without computing anything."""
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    (slow, fast), params = jax.eval_shape(lambda x: SlowFast(config).init_with_output(jax.random.key(0), x), x)
+    (slow, fast, _), params = jax.eval_shape(lambda x: SlowFast(config).init_with_output(jax.random.key(0), x), x)
     return slow, fast, sum(math.prod(p.shape) for p in jax.tree.leaves(params))
 
 
@@ -110,6 +110,25 @@ def test_fast_features_depend_exactly_on_their_receptive_field():
     np.testing.assert_array_equal(frames, np.arange(20 - 4, 20 + 5))
 
 
+@pytest.mark.parametrize(("network", "shape", "hz"), [
+    (VIDEO_R50, (1, 48, 8, 8, 3), 25.0), (AUDIO_R50, (1, 160, 16, 1, 1), 62.5),
+])
+def test_local_features_of_the_large_networks_see_less_than_a_third_of_a_second(network, shape, hz):
+    """Depth and width do not change what the local stream sees; the fast one sees more even at depth one."""
+    config = dataclasses.replace(network, local=True, depths=(1, 1, 1, 1), slow_width=16, beta_inv=2)
+    x, params = jax.random.normal(jax.random.key(2), shape), initialised(config, shape)
+    step = shape[1] // config.fast_stride // 2
+
+    def seen(stream):
+        gradient = jax.jit(jax.grad(lambda x: (SlowFast(config).apply(params, x)[stream][0, step] ** 2).sum()))(x)
+        frames = np.flatnonzero(np.abs(gradient).max(axis=(0, 2, 3, 4)))
+        return frames[-1] - frames[0] + 1
+
+    assert seen(2) == network.local_receptive_field < hz / 3
+    assert seen(1) == config.fast_receptive_field > seen(2)
+    assert dataclasses.replace(network, local=True).local_receptive_field == config.local_receptive_field
+
+
 def test_lateral_connections_run_from_fast_to_slow_only():
     x = jax.random.normal(jax.random.key(2), (1, 16, 8, 1, 1))
     params = initialised(SMALL, x.shape)
@@ -141,7 +160,7 @@ def test_rematerialisation_keeps_the_gradient_and_saves_memory():
 
     def measure(remat):
         def loss(params):
-            slow, fast = SlowFast(dataclasses.replace(deep, remat=remat)).apply(params, x)
+            slow, fast, _ = SlowFast(dataclasses.replace(deep, remat=remat)).apply(params, x)
             return jnp.square(slow).mean() + jnp.square(fast).mean()
 
         kept = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)

@@ -11,6 +11,7 @@ import toy_generator as toy
 
 from msg_jax import networks, train
 from msg_jax.config import tree
+from msg_jax.inference import sampling
 from msg_jax.methods.sync_dpo import SyncDPOTask
 from msg_jax.recipes import presets
 from msg_jax.run.run import Run
@@ -210,9 +211,18 @@ def test_a_student_learns_the_mean_velocity_of_its_teacher_s_steps(run, batch, s
     assert float(loss) == pytest.approx(np.mean(errors), rel=1e-4)
 
 
-@pytest.mark.parametrize("rescale", [0.0, 0.7])
-def test_a_student_of_any_number_of_steps_learns_the_guided_velocity(run, batch, rescale):
-    run = dataclasses.replace(run, config=tree.replace(run.config, sampling=dict(guidance_rescale=rescale)))
+def test_a_student_s_teacher_is_sampled_as_the_run_says(run, batch, monkeypatch):
+    run = dataclasses.replace(run, config=tree.replace(run.config, sampling=dict(guidance_rescale=0.7)))
+    given, guided = [], sampling.guided
+    monkeypatch.setattr(sampling, "guided", lambda *args: given.append(args[3:]) or guided(*args))
+    task = StudentTask(
+        run, types.SimpleNamespace(dims=toy.DIMS), run.config.preference, 0, REFERENCE, GUIDANCE, 0, 4, "student"
+    )
+    task.loss(POLICY["params"], task.draw(batch, jax.random.key(5), None), task.frozen)
+    assert given == [(GUIDANCE, 0.7)]
+
+
+def test_a_student_of_any_number_of_steps_learns_the_guided_velocity(run, batch):
     source = types.SimpleNamespace(dims=toy.DIMS)
     section = tree.replace(run.config.preference, text_dropout=0.0)
     task = StudentTask(run, source, section, 0, REFERENCE, GUIDANCE, 0, 4, "student")
@@ -223,7 +233,7 @@ def test_a_student_of_any_number_of_steps_learns_the_guided_velocity(run, batch,
     x_t = (1 - t)[:, None, None] * rows["noise"] + t[:, None, None] * data
     clips = toy.condition(rows["clip"], rows["text"])
     towards, away = (toy.velocity(REFERENCE, x_t, t, each) for each in (clips, toy.null_condition(REFERENCE)))
-    expected = np.square(toy.velocity(POLICY, x_t, t, clips) - toy.guided(x_t, t, towards, away, GUIDANCE, rescale)).mean()
+    expected = np.square(toy.velocity(POLICY, x_t, t, clips) - GUIDANCE * towards - (1 - GUIDANCE) * away).mean()
     assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
