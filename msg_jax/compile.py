@@ -88,7 +88,8 @@ class Programs:
     def _trainings(self) -> dict[str, Callable[[], Program]]:
         arms = {name: methods.method(self.config, name) for name in self.config.arms}
         trained = [name for name, arm in arms.items() if arm.training(self.config.preference)]
-        found = {name: lambda name=name: self._training(name) for name in ("sf_cavp", *trained)}
+        alone = () if self._joint else ("sf_cavp",)
+        found = {name: lambda name=name: self._training(name) for name in (*alone, *trained)}
         return {"base": lambda: self._training("base")} | found
 
     @property
@@ -99,7 +100,13 @@ class Programs:
         if self.config.codec.kind == "released":  # the default one is a matrix
             for name, method in (("codec_encode", "encode"), ("codec_decode", "decode"), ("vocoder", "vocode")):
                 found[name] = lambda method=method: self._codec(method)
-        return found | {name: lambda name=name: self._reward(name) for name in ("reward_video", "reward_audio")}
+        rewards = () if self._joint else ("reward_video", "reward_audio")
+        return found | {name: lambda name=name: self._reward(name) for name in rewards}
+
+    @property
+    def _joint(self) -> bool:
+        """Whether sound and pictures are generated together, without a reward."""
+        return self.config.base.network == "joint"
 
     # Trainings, on the mesh of the run
 

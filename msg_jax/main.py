@@ -1,6 +1,6 @@
 """python -m msg_jax.main --config=RECIPE_OR_FILE[:PRESET] [--workdir=DIR] [--config.FIELD=VALUE ...]
 
-Recipes: avp_rpo, base, sf_cavp, sync_dpo, student, reward_study, vta_ldm, vta_ldm_study, evaluate.
+Recipes: avp_rpo, base, sf_cavp, sync_dpo, student, joint, reward_study, vta_ldm, vta_ldm_study, evaluate.
 """
 
 from absl import app

@@ -14,15 +14,16 @@ import numpy as np
 from msg_jax.clip import ClipSpec
 from msg_jax.config.schema import Config
 from msg_jax.convert.bundle import VARIANTS
-from msg_jax.evaluation.detector import EventDetector, RecurrentDetector
+from msg_jax.evaluation.detector import EventDetector, PictureDetector, RecurrentDetector
 from msg_jax.losses.diffusion import Diffusion
 from msg_jax.models import condition_encoder, cross_attention, sf_cavp
-from msg_jax.models.codec import PcaCodec
+from msg_jax.models.codec import PcaCodec, PictureCodec
+from msg_jax.models.joint_mmdit import JointMMDiT, JointMMDiTConfig
 from msg_jax.models.mmdit import MMDiT, MMDiTConfig, example_inputs
 from msg_jax.models.neural_codec import NeuralCodec
 from msg_jax.models.sound_events import SoundEvents, SoundEventsConfig
 from msg_jax.preference.reward import Reward
-from msg_jax.types import Array, AVBatch, Conditions, Module, Params
+from msg_jax.types import Array, AVBatch, Module, Params
 
 SF_CAVP_KINDS = ("sf_cavp", "second_sf_cavp")
 """Values of `encoders.kind` that condition the generator on features of an SF-CAVP."""
@@ -47,6 +48,16 @@ def codec(config: Config, clip: ClipSpec) -> Module:
         networks = released(config)
         return NeuralCodec(clip, networks["vae"], networks["bigvgan"])
     return PcaCodec(clip, config.codec.vocoder_iterations)
+
+
+def picture_codec(config: Config, clip: ClipSpec) -> Module:
+    """A `models.codec.PictureCodec`."""
+    return PictureCodec(clip, config.picture_codec.channels)
+
+
+def picture_judge(class_names: Sequence[str]) -> Module:
+    """An `evaluation.detector.PictureDetector`."""
+    return PictureDetector(classes=len(class_names))
 
 
 def judge(class_names: Sequence[str]) -> Module:
@@ -85,10 +96,10 @@ def reward_weights(config: Config) -> sf_cavp.RewardWeights:
     )
 
 
-def generator_shapes(model: Module, clips: int = 1) -> tuple[Params, Conditions]:
+def generator_shapes(model: Module, clips: int = 1) -> tuple[Params, Any]:
     """Shapes of a generator's variables, and of the conditions of `clips`, from which a program is traced without any."""
     _, _, conditions = jax.eval_shape(lambda: example_inputs(model.config, clips))
-    return _shapes(model, *example_inputs(model.config)), Conditions.from_batch(vars(conditions))
+    return _shapes(model, *example_inputs(model.config)), conditions
 
 
 def reward_shapes(config: Config, clip: ClipSpec) -> Params:
@@ -167,11 +178,20 @@ def text_dim(config: Config) -> int:
 def generator(
     config: Config, clip: ClipSpec, feature_dims: Mapping[str, int], dtype: Any
 ) -> Module:
-    """The network of the `base` section, an `MMDiT` or a `CrossAttentionTransformer`.
+    """The network of the `base` section, an `MMDiT`, a `CrossAttentionTransformer` or a `JointMMDiT`.
 
     `feature_dims` are the widths of the extracted features.
     """
     section = config.base
+    if section.network == "joint":
+        return JointMMDiT(
+            JointMMDiTConfig.for_clip(
+                clip, picture_channels=config.picture_codec.channels, text_dim=feature_dims["text"], hidden=section.hidden,
+                heads=section.heads, joint_depth=section.joint_depth, fused_depth=section.fused_depth, v2=section.v2,
+            ),
+            dtype=dtype, remat=section.remat, scan=_SCAN[section.blocks],
+            attention_implementation=section.attention_implementation or None,
+        )
     dims = {f"{name}_dim": feature_dims[name] for name in ("clip", "sync", "text")}
     if section.network == "cross_attention":
         return cross_attention.CrossAttentionTransformer(
@@ -190,6 +210,13 @@ def generator(
         dtype=dtype, remat=section.remat, scan=_SCAN[section.blocks],
         attention_implementation=section.attention_implementation or None,
     )
+
+
+def known_shares(config: Config) -> tuple[float, float] | None:
+    """Shares of training items whose sound or whose pictures are known; None where the generator makes sound alone."""
+    if config.base.network != "joint":
+        return None
+    return config.joint.audio_to_video, config.joint.video_to_audio
 
 
 def diffusion(config: Config) -> Diffusion | None:
@@ -242,6 +269,11 @@ def compute_dtype() -> Any:
 def to_unit(frames: Array | np.ndarray) -> Array:
     """Convert uint8 frames to float32 in [-1, 1]."""
     return jnp.asarray(frames).astype(jnp.float32) / 127.5 - 1
+
+
+def to_bytes(frames: Array | np.ndarray) -> Array:
+    """Invert `to_unit`: to uint8, rounded."""
+    return jnp.round((frames + 1) * 127.5).astype(jnp.uint8)
 
 
 def count(params: Params) -> int:

@@ -17,7 +17,8 @@ from typing import Any
 
 from flax import struct
 import jax
-from jaxtyping import Float, Int, Num
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Num
 import numpy as np
 
 Array = jax.Array
@@ -25,6 +26,10 @@ AnyArray = Array | np.ndarray  # inputs that a caller outside `jit` may also giv
 Scalar = Float[Array, ""] | float
 Params = Any  # a nested dict of arrays
 Module = Any  # a flax.linen.Module; Flax types the result of `apply` as a union with tuples, which no caller can use
+
+
+STREAMS = ("sound", "picture")
+"""Of a network that generates both, in the order of their latents."""
 
 
 class AVBatch(struct.PyTreeNode):
@@ -51,13 +56,35 @@ class Conditions(struct.PyTreeNode):
         return cls(clip=batch["clip"], sync=batch["sync"], text=batch["text"], motion=batch.get("motion"))
 
 
+class JointConditions(struct.PyTreeNode):
+    """Conditions of a network that generates sound and pictures together.
+
+    A stream that is `known` is not generated: the network sees its `given` latents, clean, and generates the other stream for
+    it. With `alone`, each stream is generated as if there were no other one.
+    """
+
+    text: Float[Array, "B text_tokens D"]
+    given: Float[Array, "B T C"]  # latents of the codecs, those of sound and pictures side by side
+    known: Bool[Array, "B 2"]  # sound, pictures
+    alone: Bool[Array, " B"]
+
+    @classmethod
+    def from_batch(cls, batch: Mapping[str, Any]) -> "JointConditions":
+        """Both streams are generated; `given` are the clips' own latents, for those who set `known`."""
+        latents = batch["latents"]
+        rows = len(latents)
+        return cls(
+            text=batch["text"], given=latents, known=jnp.zeros((rows, 2), bool), alone=jnp.zeros(rows, bool)
+        )
+
+
 class PreferenceBatch(struct.PyTreeNode):
     """Pairs of latents for the same conditions; `real` anchors the model to recorded audio."""
 
     winner: Float[Array, "B T C"]
     loser: Float[Array, "B T C"]
     real: Float[Array, "B T C"]
-    conditions: Conditions
+    conditions: Conditions | JointConditions
 
 
 class TrainState(struct.PyTreeNode):

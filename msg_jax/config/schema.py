@@ -74,6 +74,28 @@ class Codec:
 
 
 @_section
+class PictureCodec:
+    """Latents of frames at the rate of the sound's, for `base.network` joint (models/codec.py)."""
+
+    channels: int = 192
+    fit_clips: int = 512
+    whitening: float = 0.5  # 0: one scale for all channels; 1: each has unit deviation
+
+
+@_section
+class Joint:
+    """Read where `base.network` is joint: sound and pictures are generated together.
+
+    The rest of the training items have neither stream.
+    """
+
+    video_to_audio: float = 0.25  # share of training items whose pictures are known
+    audio_to_video: float = 0.15  # share of those whose sound is known
+    sets: tuple[str, ...] = ("ood", "ambient", "fast")  # of scenes that training does not have (data/scene_sets.py)
+    set_clips: int = 128  # of each
+
+
+@_section
 class Judge(Training):
     """A sound-event detector that evaluates. It is never a reward. Each of the two judges learns from half of the clips."""
 
@@ -174,7 +196,7 @@ class Base(Training, Lora):
     """The generator: network, objective and training."""
 
     initial: Literal["", "released"] = ""  # released: start from MMAudio's network; with steps=0 use it unchanged
-    network: Literal["mmdit", "cross_attention"] = "mmdit"  # cross_attention: VTA-LDM's
+    network: Literal["mmdit", "cross_attention", "joint"] = "mmdit"  # cross_attention: VTA-LDM's; joint: makes pictures too
     objective: Literal["flow", "diffusion"] = "flow"
     diffusion: Diffusion = Diffusion()
     hidden: int = 96
@@ -340,6 +362,9 @@ class Config:
     data: Data = Data()
     codec: Codec = Codec()
     judge: Judge = Judge()  # hears decoded log-mels; chooses settings, on the validation split
+    picture_codec: PictureCodec = PictureCodec()
+    picture_judge: Judge = Judge()  # sees decoded frames
+    joint: Joint = Joint()
     second_judge: Judge = Judge()  # another network, hears waveforms; only ever reported
     sf_cavp: SFCAVP = SFCAVP()
     sound_events: SoundEvents = SoundEvents()

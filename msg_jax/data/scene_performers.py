@@ -20,13 +20,17 @@ _GRAVITY = 6.25  # world heights per second squared: a fall through half the pic
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A performer's place on the stage: horizontal position `x`, from `start` to `stop` seconds."""
+    """A performer's place on the stage: horizontal position `x`, from `start` to `stop` seconds.
+
+    `pause` multiplies the pauses between its events: below 1 it performs faster.
+    """
 
     x: float
     start: float
     stop: float
     enters: bool = False
     leaves: bool = False
+    pause: float = 1.0
 
     def presence(self, times: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
         """Opacity in [0, 1] at `times`."""
@@ -55,7 +59,7 @@ class Performer:
 
     def spread_onsets(self, first: tuple[float, float], gap: tuple[float, float]) -> Float[np.ndarray, " E"]:
         """Onsets U(gap) seconds apart, the first U(first) after `slot.start`, none later than `last_onset`."""
-        gaps = self.rng.uniform(*gap, MAX_EVENTS_EACH)
+        gaps = self.rng.uniform(*gap, MAX_EVENTS_EACH) * self.slot.pause
         times = self.slot.start + self.rng.uniform(*first) + np.cumsum(gaps) - gaps[0]
         return times[times <= self.last_onset]
 
@@ -110,7 +114,7 @@ class Ball(Performer):
                 now += 2.0 * speed / _GRAVITY
                 impacts.append((now, speed))
             path.append((now, 0.0, 0.0, 0.0))
-            now += rng.uniform(0.15, 0.5)
+            now += rng.uniform(0.15, 0.5) * self.slot.pause
             top, lift_sec = rng.uniform(0.4, 0.65), rng.uniform(0.25, 0.4)
             path.append((now, 0.0, top / lift_sec, 0.0))
             now += lift_sec
@@ -273,7 +277,7 @@ class Motor(Performer):
                 break
             self.events.append((now, now + run))
             self.turns.append(rng.uniform(2.0, 5.0))
-            now += run + rng.uniform(0.25, 0.5)
+            now += run + rng.uniform(0.25, 0.5) * slot.pause
 
     def speed(self, times: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
         """Turns per second at `times`."""
@@ -346,7 +350,7 @@ class Footsteps(Performer):
         self.jacket, self.trousers = vary_colour(rng, (0.95, 0.75, 0.1)), vary_colour(rng, (0.2, 0.2, 0.45))
         self.stride, self.heel_hz = rng.uniform(-0.015, 0.015), rng.uniform(350, 600)
         onsets, now = [], slot.start + rng.uniform(0.25, 0.7)
-        gap = rng.uniform(0.4, 0.58)
+        gap = rng.uniform(0.4, 0.58) * slot.pause
         while now <= self.last_onset and len(onsets) < MAX_EVENTS_EACH:
             onsets.append(now)
             now += gap * rng.uniform(0.95, 1.05) + (rng.random() < 0.2) * rng.uniform(0.3, 0.6)

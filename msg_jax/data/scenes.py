@@ -9,8 +9,9 @@ Both streams are sampled from the same functions of time, so picture and sound a
 Times are seconds from the clip's start.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
+import re
 
 from jaxtyping import Float, Float32, UInt8
 import numpy as np
@@ -36,6 +37,9 @@ CLASS_NAMES = ("wood", "metal", "glass", "thud", "lamp", "motor", "splash", "foo
 PERFORMERS = (Wood, Metal, Glass, Thud, Lamp, Motor, Splash, Footsteps)  # in the order of CLASS_NAMES
 SPLITS = ("train", "validation", "test")
 MAX_EVENTS = 4 * MAX_EVENTS_EACH  # three performers at once, one more after a transition
+
+Cast = Callable[[np.random.Generator, float], tuple[list[Performer], list[int], list[int]]]
+"""(generator, duration) -> performers, the classes of those on stage at first, and the classes of those that enter later."""
 
 _TRANSITION_SHARE = 0.37
 _LANES = (0.2, 0.5, 0.8)
@@ -88,8 +92,8 @@ def _mixed(takes: Sequence[Take], clip: ClipSpec) -> np.ndarray:
     return mix
 
 
-def _cast(rng: np.random.Generator, duration: float) -> tuple[list[Performer], list[int], list[int]]:
-    """Samples the performers, the classes of those on stage at first, and the classes of those that enter later."""
+def usual_cast(rng: np.random.Generator, duration: float) -> tuple[list[Performer], list[int], list[int]]:
+    """The `Cast` of the data set: one to three performers, of which one may be replaced."""
     count = rng.choice((1, 2, 3), p=(0.4, 0.4, 0.2))
     classes = rng.permutation(len(PERFORMERS))[: count + 1].tolist()
     lanes = np.array(_LANES)[rng.permutation(len(_LANES))[:count]] + rng.uniform(-0.04, 0.04, count)
@@ -110,6 +114,25 @@ def _caption(first: list[int], entering: list[int]) -> str:
     return ", then ".join([caption, *(CLASS_NAMES[kind] for kind in entering)])
 
 
+SENTENCES: dict[str, str] = dict(zip(CLASS_NAMES, (
+    "a wooden block bounces", "a metal ball bounces", "a glass ball bounces", "a heavy sack lands", "a lamp beeps",
+    "a motor hums", "drops splash", "a walker steps",
+)))
+
+
+def sentence(caption: str) -> str:
+    """A scene's caption as a sentence that says what is seen and heard.
+
+    >>> sentence("metal and lamp, then motor")
+    'a metal ball bounces while a lamp beeps, then a motor hums'
+    """
+    first, *entering = caption.split(", then ")
+    names = re.split(", | and ", first)
+    told = [SENTENCES[name] for name in names]
+    together = " while ".join([told[0], *([" and ".join(told[1:])] if told[1:] else [])])
+    return ", then ".join([together, *(SENTENCES[name] for name in entering)])
+
+
 def _film(
     backdrop: Backdrop, performers: list[Performer], times: Float[np.ndarray, " T"], px: int, duration: float
 ) -> UInt8[np.ndarray, "T {px} {px} 3"]:
@@ -126,11 +149,11 @@ def _film(
 
 
 def _sample_scene(
-    seed: int, split: str, index: int, duration: float
+    seed: int, split: str, index: int, duration: float, cast: Cast = usual_cast
 ) -> tuple[np.random.Generator, list[Performer], list[int], list[int], Backdrop]:
     """The scene's generator, its performers, their classes (at first, entering later), and its backdrop."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SPLITS.index(split), index))))
-    return rng, *_cast(rng, duration), Backdrop(rng)
+    return rng, *cast(rng, duration), Backdrop(rng)
 
 
 def _record(rng: np.random.Generator, performers: dict[int, Performer], clip: ClipSpec) -> Recording:
@@ -149,17 +172,23 @@ def record_sound(seed: int, split: str, index: int, clip: ClipSpec) -> Recording
     return _record(rng, dict(zip(first + entering, performers)), clip)
 
 
-def make_scene(seed: int, split: str, index: int, clip: ClipSpec) -> dict:
+def usual_classes(seed: int, split: str, index: int, duration_sec: float) -> list[int]:
+    """The classes of `make_scene(seed, split, index, ...)`."""
+    _, _, first, entering, _ = _sample_scene(seed, split, index, duration_sec)
+    return first + entering
+
+
+def make_scene(seed: int, split: str, index: int, clip: ClipSpec, cast: Cast = usual_cast) -> dict:
     """Makes one scene as a record.
 
-    The same arguments give the same scene; other arguments give an independent one.
+    The same arguments give the same scene; another seed, split or index gives an independent one.
 
     Returns `id`, `video` and `clip_video` (frames, px, px, 3) uint8, `waveform` (audio_samples,) float32 in [-1, 1],
     `caption`, `events` (MAX_EVENTS, 3) float32 and `has_events`. Rows of `events` are (class index, onset_sec,
     offset_sec), ordered by onset; class -1 marks an unused row.
     """
     duration = clip.duration_sec
-    rng, performers, first, entering, backdrop = _sample_scene(seed, split, index, duration)
+    rng, performers, first, entering, backdrop = _sample_scene(seed, split, index, duration, cast)
     recording = _record(rng, dict(zip(first + entering, performers)), clip)
     return {
         "id": f"scenes-{seed}-{split}-{index:06d}",
@@ -182,6 +211,7 @@ class ScenesSource:
     split: str
     size: int
     seed: int = 0
+    cast: Cast = usual_cast
     class_names: tuple[str, ...] = CLASS_NAMES
     skipped: list[dict] = dataclasses.field(default_factory=list)
 
@@ -191,4 +221,4 @@ class ScenesSource:
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < self.size:
             raise IndexError(f"scene {index} is out of range: the source has {self.size} scenes")
-        return make_scene(self.seed, self.split, index, self.spec)
+        return make_scene(self.seed, self.split, index, self.spec, self.cast)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from msg_jax.clip import ClipSpec
-from msg_jax.evaluation.labels import Systems, number, system_label
+from msg_jax.evaluation.labels import Systems, describe, number, system_label
 
 _INK = "#010203"  # a placeholder for the page's text colour, which follows the reader's light or dark theme
 
@@ -25,9 +25,9 @@ def class_colours(classes: int) -> list[str]:
     return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in rgb]
 
 
-def event_chart(rows: list[dict], systems: Systems) -> str | None:
-    """Event F1 of every row with its interval: one line per system, one colour per guidance scale."""
-    points = [(row, number(row.get("event_f1"))) for row in rows]
+def event_chart(rows: list[dict], systems: Systems, metric: str = "event_f1") -> str | None:
+    """The metric of every row with its interval: one line per system, one colour per guidance scale."""
+    points = [(row, number(row.get(metric))) for row in rows]
     points = [(row, value) for row, value in points if value is not None]
     if not points:
         return None
@@ -39,25 +39,25 @@ def event_chart(rows: list[dict], systems: Systems) -> str | None:
         mine = [(row, value) for row, value in points if row.get("guidance") == scale]
         offset = 0 if scale is None else 0.2 * (index - middle)
         heights = [names.index(row["system"]) + offset for row, _ in mine]
-        bounds = [row["event_f1"] if isinstance(row["event_f1"], dict) else {} for row, _ in mine]
+        bounds = [row[metric] if isinstance(row[metric], dict) else {} for row, _ in mine]
         reach = [(max(0, n - b.get("low", n)), max(0, b.get("high", n) - n)) for (_, n), b in zip(mine, bounds)]
         label = "no guidance" if scale is None else f"guidance {scale:g}"
         style = dict(fmt="o", markersize=4, elinewidth=1.4, color=_INK if scale is None else f"C{index}", label=label)
         axes.errorbar([value for _, value in mine], heights, xerr=np.array(reach).T, **style)
     axes.set_yticks(range(len(names)), [system_label(name, systems) for name in names])
-    axes.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), xlabel="Event F1")
+    axes.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), xlabel=describe(metric)["label"])
     axes.grid(axis="x", color=_INK, alpha=0.12)
     if len(scales) > 1:
         figure.legend(frameon=False, labelcolor=_INK, loc="outside upper left", ncols=len(scales), fontsize=9)
     return _svg(figure, salt="event chart")
 
 
-def gain_chart(rows: list[dict], systems: Systems) -> str | None:
-    """Event F1 minus the base's of the same seed, over guidance scales, one line per system; None if there is no base.
+def gain_chart(rows: list[dict], systems: Systems, metric: str = "event_f1") -> str | None:
+    """The metric minus the base's of the same seed, over guidance scales, one line per system; None if there is no base.
 
     Points are means over seeds, bars their standard errors where there are several seeds.
     """
-    found = {(row["system"], row.get("seed"), row.get("guidance")): number(row.get("event_f1")) for row in rows}
+    found = {(row["system"], row.get("seed"), row.get("guidance")): number(row.get(metric)) for row in rows}
     scales = sorted({scale for system, _, scale in found if system == "base" and scale is not None})
     seeds = list(dict.fromkeys(seed for system, seed, _ in found if system == "base"))
     lines = {}
@@ -78,7 +78,7 @@ def gain_chart(rows: list[dict], systems: Systems) -> str | None:
         axes.errorbar(at, gains.mean(axis=0), yerr=error, fmt=marks, markersize=4, linewidth=1.4, elinewidth=1,
                       color=f"C{index}", label=system_label(name, systems))
     axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
-    axes.set(xlabel="Guidance", ylabel="Event F1, minus the base's")
+    axes.set(xlabel="Guidance", ylabel=f"{describe(metric)['label']}, minus the base's")
     axes.yaxis.label.set_color(_INK)
     axes.grid(axis="y", color=_INK, alpha=0.12)
     figure.legend(frameon=False, labelcolor=_INK, loc="outside right upper", fontsize=9)

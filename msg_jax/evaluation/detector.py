@@ -72,6 +72,38 @@ class RecurrentDetector(nn.Module):
             return nn.Dense(self.classes, bias_init=nn.initializers.constant(-4.0))(x), x.mean(axis=1)
 
 
+class PictureDetector(nn.Module):
+    """Map frames (B, T, H, W, 3) in [-1, 1] to logits of the onsets that they show, and a clip embedding, as `EventDetector`.
+
+    Dense layers over the patches of each frame and of what changed since the last one, then an `EventDetector` over the
+    features of the frames. It sees 0.7 s at 25 Hz. Height and width are multiples of the product of `patches`.
+    """
+
+    classes: int
+    patches: tuple[int, ...] = (4, 2)  # pixels on a side, then patches on a side
+    widths: tuple[int, ...] = (32, 64)
+    features: int = 128
+
+    @nn.compact
+    def __call__(self, video: Float[Array | np.ndarray, "B T H W 3"]) -> tuple[Float[Array, "B T K"], Float[Array, "B D"]]:
+        with jax.default_matmul_precision("highest"):
+            x = jnp.asarray(video, jnp.float32)
+            changed = x - jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
+            x = jnp.concatenate([x, changed], axis=-1)
+            for patch, width in zip(self.patches, self.widths):
+                x = nn.relu(nn.LayerNorm()(nn.Dense(width)(_patches(x, patch))))
+            # Where something is matters (a bounce is a height), so the last map is flattened and not averaged.
+            x = nn.Dense(self.features)(x.reshape(*video.shape[:2], -1))
+        return EventDetector(self.classes)(x)
+
+
+def _patches(x: Float[Array, "B T H W D"], size: int) -> Float[Array, "B T H//{size} W//{size} {size}*{size}*D"]:
+    """Each square of `size` x `size` positions as one vector."""
+    batch, steps, height, width, features = x.shape
+    x = x.reshape(batch, steps, height // size, size, width // size, size, features)
+    return x.swapaxes(3, 4).reshape(batch, steps, height // size, width // size, size * size * features)
+
+
 def waveform_mel(spec: MelSpec) -> MelSpec:
     """The log-mels that the second judge makes of waveforms: finer in frequency than the codec's, at its frame rate."""
     return dataclasses.replace(spec, bands=64)
@@ -107,6 +139,19 @@ def augment(key: PRNGKeyArray, mel: Float[Array, "B T M"]) -> Float[Array, "B T 
     floor = mel.min(axis=(1, 2), keepdims=True)
     mel = jnp.maximum(mel - jax.random.uniform(level_key, clips, maxval=1.5), floor)
     return mel + jax.random.uniform(scale_key, clips, maxval=0.15) * jax.random.normal(noise_key, mel.shape)
+
+
+def augment_frames(key: PRNGKeyArray, video: Float[Array, "B T H W 3"]) -> Float[Array, "B T H W 3"]:
+    """Return a random copy of frames in [-1, 1]: half of the clips mirrored, and the artefacts of a codec, as `augment`.
+
+    Each clip draws its own mix (up to 0.6) with a copy smoothed in space, and its own noise deviation (up to 0.05).
+    """
+    noise_key, scale_key, smooth_key, mirror_key = jax.random.split(key, 4)
+    clips = (len(video), 1, 1, 1, 1)
+    video = jnp.where(jax.random.bernoulli(mirror_key, 0.5, clips), video[:, :, :, ::-1], video)
+    smoothed = _three_taps(_three_taps(video, axis=2), axis=3)
+    video = video + jax.random.uniform(smooth_key, clips, maxval=0.6) * (smoothed - video)
+    return video + jax.random.uniform(scale_key, clips, maxval=0.05) * jax.random.normal(noise_key, video.shape)
 
 
 def _three_taps(x: Array, axis: int) -> Array:

@@ -48,6 +48,10 @@ def write_report(
     examples: list[dict[str, Any]],
     facts: dict[str, Any],
     title: str = "Video to audio in multi-event scenes",
+    headline: Sequence[str] = HEADLINE,
+    charted: str = "event_f1",
+    charted_split: str = "",
+    template: str = "report.html.j2",
 ) -> epath.Path:
     """Write `workdir`/report/index.html and return its path. The page is self-contained; `example.png` lies beside it.
 
@@ -55,20 +59,26 @@ def write_report(
     An example is {"id", "caption", "events" (n, 2) true events, "frames" uint8 (T, H, W, 3), "tracks": [{"name", "waveform"
     (S,), "mel" (T, M), "detected" (n, 2)}]}; event lists are those of `evaluation.events`. `facts` are shown as they are: plain
     values as a list, dicts as tables, and the entry `config` folded.
+
+    The first table has the metrics `headline`, and the charts show the metric `charted`, of the rows of `charted_split` (by
+    default of all). A track may have "frames" of its own, and "events" to show in the place of the true ones.
     """
     footnotes: list[str] = []
     rows = results.get("rows", [])
-    page = _template("report.html.j2").render(
+    shown = [row for row in rows if row["split"] == charted_split or not charted_split]
+    page = _template(template).render(
         title=title,
-        headline=_group_table(rows, systems, footnotes, HEADLINE),
+        headline=_group_table(shown, systems, footnotes, headline),
         metrics=_group_table(rows, systems, footnotes),
         groups=_group_table(results.get("groups", []), systems, footnotes),
         differences=_group_table(results.get("differences", []), systems, footnotes),
-        chart=charts.event_chart(rows, systems),
-        gains=charts.gain_chart(rows, systems),
+        charted=describe(charted)["label"],
+        chart=charts.event_chart(shown, systems, charted),
+        gains=charts.gain_chart(shown, systems, charted),
         scores=[
-            ("SF-CAVP on held-out clips", _score_list(results.get("sf_cavp", {}), footnotes)),
-            ("SF-CAVP as a reward", _score_list(results.get("reward", {}), footnotes)),
+            (heading, _score_list(results[name], footnotes))
+            for name, heading in (("sf_cavp", "SF-CAVP on held-out clips"), ("reward", "SF-CAVP as a reward"))
+            if name in results
         ],
         footnotes=footnotes,
         curves={stage: charts.curves(stage, log) for stage, log in curves.items()},
@@ -275,17 +285,18 @@ def _example(example: dict[str, Any], spec: ClipSpec, systems: Systems) -> dict[
     low, high = np.quantile(levels, [0.02, 0.998])
     tracks = []
     for track in example["tracks"]:
-        hits = events.assign(example["events"], track["detected"])
-        if example["frames"] is None:
+        true, frames = track.get("events", example["events"]), track.get("frames", example["frames"])
+        hits = events.assign(true, track["detected"])
+        if frames is None:
             player = {"audio": _data_uri("audio/mpeg", _mp3(track["waveform"], spec.audio_hz))}
         else:
-            video = media_writer.encode_video(example["frames"], spec.video_hz, track["waveform"], spec.audio_hz)
+            video = media_writer.encode_video(frames, spec.video_hz, track["waveform"], spec.audio_hz)
             player = {"video": _data_uri("video/mp4", video)}
         tracks.append({
             **player,
-            "label": system_label(track["name"], systems),
+            "label": system_label(track["name"], systems) + track.get("suffix", ""),
             "mel": _data_uri("image/png", _mel_png(track["mel"], low, high)),
-            "true": _marks(example["events"], hits[:, 0]),
+            "true": _marks(true, hits[:, 0]),
             "detected": _marks(track["detected"], hits[:, 1]),
             "hits": len(hits),
         })

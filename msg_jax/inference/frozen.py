@@ -9,6 +9,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
@@ -81,7 +82,7 @@ def fits_in_memory(released: bundle.Bundle) -> bool:
 def loaders(
     config: Config, released: bundle.Bundle | None, load: Callable[[str], Params], *codec_sides: str
 ) -> Loaders:
-    """Loaders of a run's "encoders" and "codec", and of "text" where its encoder has weights.
+    """Loaders of a run's "encoders" and "codec", and of "text" where its encoder has weights; or of both codecs of a joint run.
 
     `load` returns the parameters that a stage exported. `codec_sides` are the sides of a released codec that are needed:
     "encoder", "decoder" or both.
@@ -89,6 +90,8 @@ def loaders(
     found: Loaders = {"encoders": lambda: load("encoders"), "codec": lambda: {"params": load("codec")}}
     if config.encoders.kind == "joint":
         found["encoders"] = dict  # the generator holds them
+    if config.base.network == "joint":
+        found = {"codec": found["codec"], "picture_codec": lambda: {"params": load("picture_codec")}}
     if released is not None:
         theirs = released_loaders(released, *codec_sides)
         if config.encoders.kind == "released":
@@ -141,11 +144,36 @@ def encoders(
     def encode_frames(params, *frames):
         return networks.encode_frames(config, clip, params, *frames)
 
+    return encode_frames, caption_encoder(config, clip)
+
+
+def no_features(params: Params, video: Any, clip_video: Any) -> tuple[Any, Any]:
+    """The `EncodeFrames` of a network that sees the latents of pictures."""
+    raise NotImplementedError
+
+
+def caption_encoder(config: Config, clip: ClipSpec) -> EmbedText:
+    """The text encoder without weights."""
+
     @functools.lru_cache(maxsize=1024)
     def embed_caption(caption):
         return embed_text([caption], clip.text_tokens, networks.text_dim(config))
 
-    return encode_frames, embed_caption
+    return embed_caption
+
+
+def joint_encoder(config: Config, clip: ClipSpec) -> Any:
+    """The jitted (variables of both codecs, log-mels, uint8 frames) -> latents (B, N, C) of sound and pictures side by side."""
+    codec, pictures = networks.codec(config, clip), networks.picture_codec(config, clip)
+
+    @jax.jit
+    def encode(codec_variables, picture_variables, log_mels, video):
+        return jnp.concatenate([
+            codec.apply(codec_variables, log_mels, method="encode"),
+            pictures.apply(picture_variables, networks.to_unit(video), method="encode"),
+        ], axis=-1)
+
+    return encode
 
 
 class EncoderPrograms(NamedTuple):

@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 import numpy as np
@@ -23,7 +23,6 @@ from msg_jax.inference.ranking import Ranker
 from msg_jax.inference.sampling import Window, cue_windows
 from msg_jax.inference.system import System
 from msg_jax.infra import logging, progress
-from msg_jax.types import Conditions
 
 _SUFFIXES = ", ".join(media.VIDEO_SUFFIXES)
 _ENCODED, _SAMPLED = 0.4, 0.8  # about what share of a video's work is done then, for the progress bar
@@ -171,12 +170,13 @@ def fit(system: System, path: pathlib.Path, settings: Settings) -> Part:
 
 
 class Take(NamedTuple):
-    """One variant: a waveform (round(duration_sec * audio_hz),) in [-1, 1], its seed unless noise was given, and, with
-    `best_of`, the reward of each sound that it was chosen from."""
+    """One variant: a waveform (round(duration_sec * audio_hz),) in [-1, 1], its seed unless noise was given, with `best_of`
+    the reward of each sound that it was chosen from, and frames (T, H, W, 3), uint8, where pictures were generated too."""
 
     waveform: np.ndarray
     seed: int | None
     rewards: tuple[float, ...] = ()
+    frames: np.ndarray | None = None
 
 
 def takes_for(system: System, video: Video, settings: Settings) -> Iterator[Take]:
@@ -205,7 +205,7 @@ def takes_for(system: System, video: Video, settings: Settings) -> Iterator[Take
         return frames
 
     noises = _noises(system, video.name, part.tokens, settings)
-    def conditions() -> Conditions:
+    def conditions() -> Any:
         with progress.part(0, _ENCODED):
             return part.system.encode(map(seen, plan.windows), plan.prompts, len(plan.windows), settings.cache)
 
@@ -213,7 +213,7 @@ def takes_for(system: System, video: Video, settings: Settings) -> Iterator[Take
     starts = [window.start for window in plan.windows]
     sounds = _sounds(part, conditions(), noises, plan, settings)
     for variant in range(settings.variants):
-        waveforms, rewards, best = list(itertools.islice(sounds, settings.best_of)), (), 0
+        waveforms, rewards, best = [sound for sound, _ in itertools.islice(sounds, settings.best_of)], (), 0
         if ranker is not None:
             rewards = tuple(ranker.score(embeddings, starts, waveform) for waveform in waveforms)
             best = int(np.argmax(rewards))
@@ -221,7 +221,7 @@ def takes_for(system: System, video: Video, settings: Settings) -> Iterator[Take
 
 
 def takes_of_text(system: System, settings: Settings) -> Iterator[Take]:
-    """Yield a sound per variant for the prompt alone: null conditions take the place of a video's.
+    """Yield a sound per variant for the prompt alone, with pictures where the system makes them.
 
     It is `duration_sec` long, by default the system's clip. Raises UserError as `takes_for` does, and with
     `best_of`, `mix`, `start_sec` or `end_sec`.
@@ -239,8 +239,10 @@ def takes_of_text(system: System, settings: Settings) -> Iterator[Take]:
     part = Part(fitting, tokens, 0.0, samples, samples)
     noises, plan = _noises(system, "", tokens, settings), _Plan.of(part, settings)
     conditions = fitting.encode_text_alone(plan.prompts, len(plan.windows))
-    for variant, waveform in enumerate(_sounds(part, conditions, noises, plan, settings)):
-        yield Take(_finished(waveform, None, part, hz, settings), _seed(settings, variant, 0))
+    for variant, (waveform, frames) in enumerate(_sounds(part, conditions, noises, plan, settings)):
+        finished = _finished(waveform, None, part, hz, settings)
+        shown = None if frames is None else frames[: round(part.samples / hz * part.system.clip.video_hz)]
+        yield Take(finished, _seed(settings, variant, 0), frames=shown)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,7 +340,7 @@ def _noises(system: System, name: str, tokens: int, settings: Settings) -> list[
     if settings.noise is None:
         sounds = settings.variants * settings.best_of
         return [system.noise(settings.seed + sound, name, tokens) for sound in range(sounds)]
-    shape = (settings.variants, tokens, system.clip.latent_channels)
+    shape = (settings.variants, tokens, system.latent_channels)
     if settings.noise.shape != shape:
         raise UserError(
             f"the noise has the shape {settings.noise.shape}, but {name or 'the prompt'} needs {shape}; give another --noise"
@@ -363,8 +365,8 @@ def _ranker(system: System, settings: Settings) -> Ranker | None:
 
 
 def _sounds(
-    part: Part, conditions: Conditions, noises: Sequence[np.ndarray], plan: _Plan, settings: Settings
-) -> Iterator[np.ndarray]:
+    part: Part, conditions: Any, noises: Sequence[np.ndarray], plan: _Plan, settings: Settings
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     system, sampled, count = part.system, [], len(noises)
     for i, noise in enumerate(noises):  # all before the first is decoded, because weights may be loaded lazily
         with progress.part(_ENCODED, _SAMPLED), progress.part(i / count, (i + 1) / count):
@@ -377,7 +379,7 @@ def _sounds(
     for i, latents in enumerate(sampled):
         with progress.part(_SAMPLED, 1), progress.part(i / count, (i + 1) / count):
             waveform = system.decode(latents)
-        yield media.fit_length(waveform, part.samples)
+        yield media.fit_length(waveform, part.samples), system.pictures(latents)
 
 
 def generate(
@@ -398,7 +400,8 @@ def generate(
     videos, skipped = find_videos(inputs, out)
     refuse_collisions(videos, out, settings)
     if not inputs:
-        _refuse_existing(_text_outputs(out, settings), settings)
+        _refuse_container(system, settings)
+        _refuse_existing(itertools.chain.from_iterable(_text_outputs(out, system, settings)), settings)
     for prompt in settings.prompts:
         system.embed_text(prompt)
     _ranker(system, settings)
@@ -443,7 +446,7 @@ def _sounds_with_pictures(
 ) -> None:
     begun = time.monotonic()
     media_writer.check_mux(video.path, video.outputs(out, settings)[0][1])
-    for variant, (waveform, seed, rewards) in enumerate(takes_for(system, video, settings)):
+    for variant, (waveform, seed, rewards, _) in enumerate(takes_for(system, video, settings)):
         paths = video.outputs(out, settings)[variant]
         with record.adding(paths) as row:
             left_out = _write(video, waveform, system.clip.audio_hz, paths, settings)
@@ -457,18 +460,33 @@ def _sounds_with_pictures(
 
 def _sounds_alone(system: System, out: pathlib.Path, settings: Settings, record: "_Record") -> None:
     begun = time.monotonic()
-    for variant, (waveform, seed, _) in enumerate(takes_of_text(system, settings)):
-        path = _text_outputs(out, settings)[variant]
-        with record.adding([path]) as row:
-            media_writer.write_audio(path, waveform, system.clip.audio_hz, overwrite=settings.overwrite)
-            row |= {"input": None} | _row(system, settings, seed, [path], out, begun)
+    for variant, take in enumerate(takes_of_text(system, settings)):
+        paths, hz = _text_outputs(out, system, settings)[variant], system.clip.audio_hz
+        with record.adding(paths) as row:
+            media_writer.write_audio(paths[0], take.waveform, hz, overwrite=settings.overwrite)
+            if take.frames is not None:
+                clip = media_writer.encode_video(take.frames, system.clip.video_hz, take.waveform, hz)
+                with files.new_file(paths[1], settings.overwrite) as unfinished:
+                    unfinished.write_bytes(clip)
+            row |= {"input": None} | _row(system, settings, take.seed, paths, out, begun)
         begun = time.monotonic()
 
 
-def _text_outputs(out: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
-    """Paths of the sounds for the prompt alone, named after it."""
+def _text_outputs(out: pathlib.Path, system: System, settings: Settings) -> list[list[pathlib.Path]]:
+    """Paths of each variant for the prompt alone, named after it: the sound, and the clip if there are pictures."""
     stem = settings.prompt.replace(" ", "_").replace("/", "_").replace(".", "")[:_NAME_LENGTH]
-    return [out / f"{stem}{tag}.{settings.audio_format}" for tag in settings.tags]
+    suffixes = (settings.audio_format, *(("mp4",) if system.makes_pictures else ()))
+    return [[out / f"{stem}{tag}.{suffix}" for suffix in suffixes] for tag in settings.tags]
+
+
+def _refuse_container(system: System, settings: Settings) -> None:
+    """Raises UserError if a prompt alone is to give a video that the system cannot make."""
+    if settings.container and not system.makes_pictures:
+        raise UserError("--container is for videos, and this model makes sound without pictures from a prompt: give a video, "
+                        "or the --checkpoint of a joint run")
+    if settings.container not in ("", "mp4"):
+        raise UserError(f"--container={settings.container} cannot be chosen for generated pictures, which are written as mp4: "
+                        "leave it out")
 
 
 def _row(

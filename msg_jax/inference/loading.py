@@ -1,6 +1,7 @@
 """Systems from a run's checkpoint, and from released files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import dataclasses
 import functools
 import os
@@ -18,6 +19,7 @@ from msg_jax.convert import bundle
 from msg_jax.errors import UserError
 from msg_jax.inference import frozen
 from msg_jax.inference.frozen import LazyWeights
+from msg_jax.inference.joint_system import JointSystem, refusing_long
 from msg_jax.inference.ranking import DeSyncRanker, Ranker, RewardRanker
 from msg_jax.inference.scorer import RewardScorer
 from msg_jax.inference.system import WINDOWS_AT_ONCE, System
@@ -27,7 +29,7 @@ from msg_jax.infra.record import RECORD, read_record, read_sampling
 from msg_jax.models.mmdit import MMDiT, example_inputs
 from msg_jax.models.neural_codec import NeuralCodec
 from msg_jax.storage import Path
-from msg_jax.types import Params
+from msg_jax.types import Module, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,15 +84,12 @@ def read_checkpoint(folder: str | os.PathLike) -> Parts:
 def assemble(parts: Parts) -> System:
     """The system of these parts. Raises UserError if this version of the code has other networks."""
     config, clip, variables = parts.config, parts.clip, parts.variables
+    if config.base.network == "joint":
+        return _assemble_joint(parts)
     encode_frames, embed_text = frozen.encoders(config, clip, parts.released, variables)
-    try:
+    with _of_this_version(parts):
         widths = networks.feature_dims(config, clip, None if config.encoders.kind == "released" else variables["encoders"])
-        generator = networks.generator(config, clip, widths, networks.compute_dtype())
-        jax.eval_shape(generator.apply, variables["generator"], *example_inputs(generator.config))
-    except FlaxError as error:
-        raise UserError(
-            f"{parts.place} has networks that differ from this version's: use the version that made it, or make the run again."
-        ) from error
+        generator = _generator(parts, widths)
     return System(
         clip=clip,
         digest=parts.digest,
@@ -106,6 +105,43 @@ def assemble(parts: Parts) -> System:
         frame_choice=config.data.frame_choice,
         solver=networks.solver(config),
         load_ranker=parts.load_ranker,
+    )
+
+
+@contextlib.contextmanager
+def _of_this_version(parts: Parts) -> Iterator[None]:
+    try:
+        yield
+    except FlaxError as error:
+        raise UserError(
+            f"{parts.place} has networks that differ from this version's: use the version that made it, or make the run again."
+        ) from error
+
+
+def _generator(parts: Parts, widths: Mapping[str, int]) -> Module:
+    """The generator, whose variables are checked."""
+    generator = networks.generator(parts.config, parts.clip, widths, networks.compute_dtype())
+    jax.eval_shape(generator.apply, parts.variables["generator"], *example_inputs(generator.config))
+    return generator
+
+
+def _assemble_joint(parts: Parts) -> JointSystem:
+    config, clip = parts.config, parts.clip
+    with _of_this_version(parts):
+        generator = _generator(parts, {"text": networks.text_dim(config)})
+    return JointSystem(
+        clip=clip,
+        digest=parts.digest,
+        **parts.sampling,
+        encode_frames=frozen.no_features,
+        encoders=parts.digest,
+        embed_text=refusing_long(frozen.caption_encoder(config, clip), clip.text_tokens),
+        generator=generator,
+        codec=networks.codec(config, clip),
+        variables=parts.variables,
+        frame_choice=config.data.frame_choice,
+        solver=networks.solver(config),
+        picture_codec=networks.picture_codec(config, clip),
     )
 
 
@@ -156,7 +192,7 @@ def _finished(folder: Path) -> dict[str, Any]:
 def _upstream(folder: Path, record: dict[str, Any]) -> dict[str, Path]:
     """Folders of the upstream stages by name: where the record says, else beside `folder` or one level up."""
     found = {}
-    for stage in ("base", "extract", "codec", "encoders"):
+    for stage in ("base", "extract", "codec", "picture_codec", "encoders"):
         if stage not in record["upstream"]:
             continue
         beside, above = folder.parent / stage, folder.parent.parent / stage

@@ -15,7 +15,7 @@ from msg_jax.inference import sampling
 from msg_jax.inference.batching import chunks
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.infra.random import key_for
-from msg_jax.types import Conditions, Params
+from msg_jax.types import Params
 
 
 def sample_program(model: Any, solver: Mapping[str, Any]) -> Any:
@@ -52,19 +52,24 @@ class Sampler:
     def latents(
         self, variables: Params, indices: Sequence[int] | np.ndarray, *, seed: int, purpose: str, candidates: int = 1,
         guidance_scale: float, steps: int, batch_size: int, conditional: bool = True, prompts: bool = False,
+        known: tuple[bool, bool] | None = None,
     ) -> Iterator[Float[np.ndarray, "B N T C"]]:
         """Yield the codec's latents of N = `candidates` samples for consecutive chunks of at most `batch_size` clips.
 
-        Captions are left out unless `prompts`: the sound must follow from the video.
+        Captions are left out unless `prompts`: the sound must follow from the video. A network of sound and pictures is given
+        the clips' own streams that are `known`.
         """
         root, variables = key_for(seed, purpose), mesh_lib.replicate(variables, self._mesh)
         null = self.model.apply(variables, batch_size, method="null_conditions")
-        names = [name for name in ("clip", "sync", "text", "motion") if name in self.source.dims]
+        wanted = ("latents", "text") if known else ("clip", "sync", "text", "motion")
+        names = [name for name in wanted if name in self.source.dims]
         done = 0
         for chosen in chunks(np.asarray(indices), batch_size):
             conditions = null
             if conditional:
-                conditions = Conditions.from_batch(self.source.stack(chosen, names))
+                conditions = self.model.conditions.from_batch(self.source.stack(chosen, names))
+                if known:
+                    conditions = conditions.replace(known=jnp.broadcast_to(np.array(known), (batch_size, 2)))
                 conditions = conditions if prompts else conditions.replace(text=null.text)
             keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.asarray(chosen))
             latents = self._program(

@@ -22,7 +22,7 @@ from msg_jax.inference.batching import chunks, deinterleave, interleave
 from msg_jax.infra import progress
 from msg_jax.losses.diffusion import Diffusion
 from msg_jax.losses.flow import VelocityFn
-from msg_jax.types import Array, Conditions, Params
+from msg_jax.types import Array, Conditions, JointConditions, Params
 
 Denoiser = Callable[[Array, Array], Array]
 """(x (B, T, C), t) -> the predicted data (B, T, C)."""
@@ -172,7 +172,7 @@ def guided(
 
 
 def sample(
-    model: Any, variables: Params, conditions: Conditions, noise: Float[Array | np.ndarray, "N T C"], *,
+    model: Any, variables: Params, conditions: Conditions | JointConditions, noise: Float[Array | np.ndarray, "N T C"], *,
     steps: int = 25, guidance_scale: float = 4.5, guidance_rescale: float = 0.0, solver: str = "",
     diffusion: Diffusion | None = None, negative_text: Float[Array | np.ndarray, "_ L D"] | None = None,
 ) -> Float[Array, "N T C"]:
@@ -181,7 +181,7 @@ def sample(
     Rows i N / B to (i + 1) N / B - 1 are the candidates of clip i, whose conditions are processed once. `negative_text`
     (B or 1 rows) replaces the empty text in the null conditions.
     """
-    batch, candidates = conditions.clip.shape[0], noise.shape[0] // conditions.clip.shape[0]
+    batch, candidates = len(conditions.text), noise.shape[0] // len(conditions.text)
     null = model.apply(variables, batch, negative_text, method="null_conditions")
 
     def process(conditions):
@@ -257,7 +257,7 @@ def blend(
 
 
 def sample_windows(
-    model: Any, variables: Params, conditions: Conditions, noise: Float[Array | np.ndarray, "1 L C"],
+    model: Any, variables: Params, conditions: Conditions | JointConditions, noise: Float[Array | np.ndarray, "1 L C"],
     starts: Sequence[int], *, steps: int = 25, guidance_scale: float = 4.5, guidance_rescale: float = 0.0, solver: str = "",
     diffusion: Diffusion | None = None, negative_text: Float[Array | np.ndarray, "_ P D"] | None = None,
     windows_at_once: int = 4, weights: Float[np.ndarray, "W T"] | None = None,
@@ -300,7 +300,7 @@ def sample_windows(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _process(model: nn.Module, variables: Params, conditions: Conditions):
+def _process(model: nn.Module, variables: Params, conditions: Conditions | JointConditions):
     return model.apply(variables, conditions, method="preprocess")
 
 

@@ -66,6 +66,30 @@ class WaveformJudge:
         return events.decode_events(probability, self._spec.frames_hz, self._section.threshold, self._section.min_gap_sec)
 
 
+class PictureCodecAndJudge:
+    """A run's codec of pictures, and the judge that detects events in decoded frames."""
+
+    def __init__(
+        self, codec: Module, codec_variables: Params, judge: Module, judge_params: Params, section: Judge, clip: ClipSpec,
+        mesh: Mesh, batch_size: int,
+    ):
+        self._section, self._hz, self._mesh, self._batch = section, clip.video_hz, mesh, batch_size
+        decode = codec_program(codec, "decode")
+        self._decode = lambda latents: networks.to_bytes(decode(codec_variables, latents))
+        self._judge = jax.jit(lambda x: detector.detect(judge, judge_params, networks.to_unit(x)))
+
+    def decode(self, latents: Float[np.ndarray, "B N C"]) -> UInt8[np.ndarray, "B T H W 3"]:
+        """Latents to frames."""
+        return map_batches(self._decode, self._batch, latents, mesh=self._mesh)
+
+    def detect(self, video: UInt8[np.ndarray, "B T H W 3"]) -> tuple[list[np.ndarray], Float[np.ndarray, "B D"]]:
+        """The event list (n, 2) of each clip, and the judge's embeddings. A frame shows the moment at its start."""
+        probability, embeddings = map_batches(self._judge, self._batch, video, mesh=self._mesh)
+        section = self._section
+        found = events.decode_events(probability, self._hz, section.threshold, section.min_gap_sec)
+        return [each - np.array([0.0, 0.5 / self._hz]) for each in found], embeddings
+
+
 class CodecAndJudge:
     """A run's codec, and the judge that detects events in decoded sound.
 

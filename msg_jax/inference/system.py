@@ -57,6 +57,16 @@ class System:
     solver: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keyword arguments of `sampling.sample_windows`
     load_ranker: Callable[[], Ranker] | None = None  # the reward of the run that it comes from, if it has one
 
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents that the generator makes."""
+        return self.clip.latent_channels
+
+    @property
+    def makes_pictures(self) -> bool:
+        """Whether `pictures` has any."""
+        return False
+
     def of_length(self, duration_sec: float) -> "System":
         """The system with windows of `duration_sec`, at least one segment of the synchronisation encoder; kept for next time.
 
@@ -88,7 +98,7 @@ class System:
     def encode(
         self, windows: Iterable[Sequence[np.ndarray]], prompt: str | Sequence[str] = "", count: int = 1,
         cache: pathlib.Path | None = None,
-    ) -> Conditions:
+    ) -> Any:
         """Encode the frames of a clip's windows; they are read lazily, so that few are in memory.
 
         A window is a pair of uint8 arrays, `video` and `clip_video` in the sizes of the ClipSpec. `prompt` is one text, or one
@@ -125,7 +135,7 @@ class System:
             kept.write(key, each)
         return features
 
-    def encode_text_alone(self, prompt: str | Sequence[str], rows: int = 1) -> Conditions:
+    def encode_text_alone(self, prompt: str | Sequence[str], rows: int = 1) -> Any:
         """Conditions of `rows` windows without a video: the generator's null conditions, with the text of the prompt(s)."""
         text = self._embed_prompts(prompt, rows)
         return self.generator.apply(self.variables["generator"], rows, text, method="null_conditions")
@@ -135,13 +145,13 @@ class System:
         window = self.clip.latent_tokens
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode(errors="surrogateescape")))
         blocks = [
-            jax.random.normal(jax.random.fold_in(key, i), (window, self.clip.latent_channels))
+            jax.random.normal(jax.random.fold_in(key, i), (window, self.latent_channels))
             for i in range(math.ceil(tokens / window))
         ]
         return np.concatenate(blocks)[None, :tokens]
 
     def sample(
-        self, conditions: Conditions, noise: np.ndarray, *, steps: int, guidance_scale: float,
+        self, conditions: Any, noise: np.ndarray, *, steps: int, guidance_scale: float,
         guidance_rescale: float | None = None, negative_prompt: str | Sequence[str] = "",
         windows: Sequence[sampling.Window] | None = None,
     ) -> np.ndarray:
@@ -175,6 +185,10 @@ class System:
         decode = functools.partial(self._decode, self.variables["codec"])
         log_mels = map_batches(decode, min(len(starts), WINDOWS_AT_ONCE), windows)
         return sampling.blend(log_mels, starts * self.clip.latent_stride)
+
+    def pictures(self, latents: np.ndarray) -> np.ndarray | None:
+        """The frames (T, H, W, 3), uint8, that were generated with the sound; None if only sound is."""
+        return None
 
     def vocode(self, log_mel: np.ndarray) -> np.ndarray:
         """Turn a log-mel (frames, M) into a waveform (frames * hop_samples,), in pieces of one length, without seams.

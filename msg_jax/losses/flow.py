@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Key
 
-from msg_jax.types import Array
+from msg_jax.types import AnyArray, Array
 
 VelocityFn = Callable[[Float[Array, "B T C"], Float[Array, " B"]], Float[Array, "B T C"]]
 """(x_t, t) -> velocity, with the conditions bound."""
@@ -36,8 +36,10 @@ def sample_t(key: Key[Array, ""], batch: int, mean: float = 0.0, std: float = 1.
 
 
 def flow_error(
-    velocity_fn: VelocityFn, data: Float[Array, "B T C"], noise: Float[Array, "B T C"], t: Float[Array, " B"]
+    velocity_fn: VelocityFn, data: Float[Array, "B T C"], noise: Float[Array, "B T C"], t: Float[Array, " B"],
+    weights: Float[AnyArray, " C"] | None = None,
 ) -> Float[Array, " B"]:
-    """Mean-squared velocity error of each item, averaged over time and channels."""
+    """Mean-squared velocity error of each item, averaged over time and channels; `weights` multiply the channels' errors."""
     predicted = velocity_fn(interpolate(data, noise, t), t)
-    return jnp.mean(jnp.square(predicted - target_velocity(data, noise)), axis=(1, 2))
+    squares = jnp.square(predicted - target_velocity(data, noise))
+    return jnp.mean(squares if weights is None else squares * weights, axis=(1, 2))

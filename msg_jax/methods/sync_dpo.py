@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from msg_jax.data.features import FeatureSource
+from msg_jax.errors import UserError
 from msg_jax.infra import logging
 from msg_jax.infra.random import key_for
 from msg_jax.losses import flow
@@ -26,7 +27,7 @@ from msg_jax.methods.method import Given, Job, Method, at_once
 from msg_jax.preference import distortions
 from msg_jax.tasks.flow import GeneratorTask
 from msg_jax.tasks.preference import PreferenceTask
-from msg_jax.types import Array, Conditions, Params, PreferenceBatch
+from msg_jax.types import STREAMS, Array, Params, PreferenceBatch
 
 RULE_METRICS = ("pairs", "accuracy", "margin")
 """Metrics of each rule, NAME/RULE in `metrics.jsonl`: sums and means since the last logged row."""
@@ -37,19 +38,32 @@ class SyncDpo(Method):
     """`rounds` x `steps` steps on real clips and their distortions.
 
     `curriculum`: `linear` goes from coarse to subtle distortions; `uniform` uses all levels from the start.
+
+    Where sound and pictures are generated together, `distorted` is what a loser has out of time: its sound, its pictures, or
+    both apart from each other. `scored` are the streams whose errors tell winner and loser apart.
     """
 
     kind: ClassVar[str] = "sync_dpo"
     title: ClassVar[str] = "SyncDPO"
     summary: ClassVar[str] = "base tuned against rule-made distortions of real sound"
     curriculum: Literal["linear", "uniform"] = "linear"
+    distorted: Literal["sound", "picture", "both"] = "sound"
+    scored: tuple[Literal["sound", "picture"], ...] = STREAMS
+
+    def check(self, name, config):
+        if not self.scored:
+            raise UserError(f"config.arms.{name}.scored is empty: choose from {', '.join(STREAMS)}.")
+        if config.base.network != "joint" and self.distorted != "sound":
+            raise UserError(f"config.arms.{name}.distorted={self.distorted} needs pictures that are generated too: set it to "
+                            "sound, or config.base.network=joint.")
 
     def training(self, preference):
         return at_once(preference)
 
     def task(self, given):
         return SyncDPOTask(
-            given.run, given.source, given.section, given.seed, given.start, given.dims, given.name, self.curriculum
+            given.run, given.source, given.section, given.seed, given.start, given.dims, given.name, self.scored,
+            self.curriculum, self.distorted,
         )
 
     def tune(self, job: Job) -> Params:
@@ -74,6 +88,7 @@ class SyncDPOTask(PreferenceTask):
     """Pairs of real clips and their distortions; `state.tally` (R, 3) sums each rule's metrics since the last logged row."""
 
     curriculum: str = "linear"
+    distorted: str = "sound"
 
     def __post_init__(self):
         super().__post_init__()
@@ -94,7 +109,19 @@ class SyncDPOTask(PreferenceTask):
         return GeneratorTask.batch_shapes(self)  # the losers are made in the step
 
     def losers(self, key: Array, latents: Array, index: Array, strength: Array) -> Array:
-        return distortions.distort(key, latents, index, strength, self.rules, self.run.clip.latent_hz)
+        """Latents (B, T, C) with the distorted streams out of time. Pictures apart from the sound follow another rule."""
+        hz, channels = self.run.clip.latent_hz, self.run.clip.latent_channels
+        sound, pictures = latents[..., :channels], latents[..., channels:]
+        if self.distorted == "picture":
+            pictures = distortions.distort(key, pictures, index, strength, self.rules, hz)
+        else:
+            sound = distortions.distort(key, sound, index, strength, self.rules, hz)
+        if self.distorted == "both":
+            strength_key, key = jax.random.split(jax.random.fold_in(key, 1))
+            other = jnp.asarray(distortions.another_rule(self.rules))[index]
+            strength = distortions.strengths(strength_key, other, self.rules)
+            pictures = distortions.distort(key, pictures, other, strength, self.rules, hz)
+        return jnp.concatenate([sound, pictures], axis=-1)
 
     def step(self, state, batch, rng, frozen):
         index, strength = self.drawn(state.step)
@@ -132,14 +159,14 @@ class SyncDPOTask(PreferenceTask):
             loser_key, strength_key, noise_key, time_key = jax.random.split(key, 4)
             real, index = batch["latents"], jnp.full(size, rule)
             losers = self.losers(loser_key, real, index, distortions.strengths(strength_key, index, self.rules))
-            pairs = PreferenceBatch(winner=real, loser=losers, real=real, conditions=Conditions.from_batch(batch))
+            pairs = PreferenceBatch(winner=real, loser=losers, real=real, conditions=self.model.conditions.from_batch(batch))
             noise, t = jax.random.normal(noise_key, real.shape), flow.sample_t(time_key, size)
             errors = PairErrors(*self.errors(tuned, pairs, noise, t), *self.errors(reference, pairs, noise, t))
             return margins(errors, self.section.beta)
 
         found = {name: [] for name in self.rules}
         for start in range(0, clips - size + 1, size):  # whole batches only: the rule another_clip uses a batch's next clip
-            batch = source.stack(range(start, start + size), ("latents", "clip", "sync", "text"))
+            batch = source.stack(range(start, start + size), tuple(self.batch_shapes()))
             for rule, name in enumerate(self.rules):
                 key = jax.random.fold_in(key_for(self.seed, "rules/validation", start), rule)
                 found[name].append(np.asarray(inside(tuned, self.reference, batch, key, rule)))

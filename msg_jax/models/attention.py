@@ -13,7 +13,7 @@ import jax
 from jax.experimental.pallas.ops.tpu import flash_attention as pallas
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from msg_jax.models.device import BATCH_AXES, platform
 from msg_jax.types import Array
@@ -40,34 +40,47 @@ def suited(q: Array, k: Array) -> Implementation:
 
 def attend(
     q: Float[Array, "B T heads D"], k: Float[Array, "B S heads D"], v: Float[Array, "B S heads D"], *,
-    causal: bool = False, implementation: Implementation = None,
+    causal: bool = False, mask: Bool[Array, "B 1 T S"] | None = None, implementation: Implementation = None,
 ) -> Float[Array, "B T heads D"]:
-    """softmax(q k^T / sqrt(D)) v. float32 inputs are multiplied as float32 on every device."""
+    """softmax(q k^T / sqrt(D)) v. float32 inputs are multiplied as float32 on every device.
+
+    A query sees the keys where `mask` is True. The Pallas kernel takes no mask, and is replaced by XLA's attention.
+    """
     implementation = implementation or suited(q, k)
+    if mask is not None:
+        assert not causal
+        if implementation == "heads":
+            return _by_heads(q, k, v, mask)
+        kernel = "cudnn" if implementation == "cudnn" else "xla"
+        with jax.default_matmul_precision("highest") if q.dtype == jnp.float32 else contextlib.nullcontext():
+            return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=kernel)
     if implementation == "flash":
         return _flash(q, k, v, causal)
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
     if implementation == "heads":
-        return _by_heads(q, k, v, causal)
+        return _by_heads(q, k, v, jnp.tri(q.shape[1], k.shape[1], dtype=bool) if causal else None)
     with jax.default_matmul_precision("highest") if q.dtype == jnp.float32 else contextlib.nullcontext():
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="xla")
 
 
-def _by_heads(q: Array, k: Array, v: Array, causal: bool) -> Array:
-    """Attention with heads as a batch axis, or in a loop over rows and heads if their logits would leave the cache."""
+def _by_heads(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    """Attention with heads as a batch axis, or in a loop over rows and heads if their logits would leave the cache.
+
+    Rows share the `mask` (T, S), or each has its own (B, 1, T, S) and the loop is not used.
+    """
     (rows, length, heads, _), keys = q.shape, k.shape[1]
     exact = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
     product = functools.partial(jnp.matmul, precision=exact, preferred_element_type=jnp.float32)
-    mask = jnp.tri(length, keys, dtype=bool)
 
     def one(q: Array, k: Array, v: Array) -> Array:
         logits = product(q * q.shape[-1] ** -0.5, k.mT)
-        logits = jnp.where(mask, logits, -jnp.inf) if causal else logits
+        logits = logits if mask is None else jnp.where(mask, logits, -jnp.inf)
         weights = jnp.exp(logits - logits.max(-1, keepdims=True))
         return (product(weights.astype(v.dtype), v) / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
-    if min(length, keys) < _LEAST_LENGTH or rows * heads * length * keys < _CACHED_LOGITS or _is_spread():
+    by_row = mask is not None and mask.ndim > 2
+    if by_row or min(length, keys) < _LEAST_LENGTH or rows * heads * length * keys < _CACHED_LOGITS or _is_spread():
         return one(*(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)
 
     def of_head(i: Array) -> Array:

@@ -9,7 +9,7 @@ import functools
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 import numpy as np
 
 from msg_jax.clip import ClipSpec, MelSpec
@@ -39,6 +39,39 @@ class Codec(nn.Module):
     def vocode(self, log_mel: Float[AnyArray, "B T M"]) -> Float[Array, "B S"]:
         """Synthesise the waveform in [-1, 1], S = T * hop_samples."""
         raise NotImplementedError
+
+
+class PictureCodec(nn.Module):
+    """Frames <-> latents at the rate of the audio codec: `PcaCodec` for pictures. A patch is the frames of one token.
+
+    `fit_pictures` computes the parameters.
+    """
+
+    clip: ClipSpec
+    channels: int
+
+    @property
+    def frames(self) -> int:
+        """Frames of a token."""
+        return self.clip.video_frames // self.clip.latent_tokens
+
+    def setup(self):
+        patch = self.frames * self.clip.video_px**2 * 3
+        zeros = nn.initializers.zeros_init()
+        self.mean = self.param("mean", zeros, (patch,))
+        self.components = self.param("components", zeros, (patch, self.channels))
+        self.scale = self.param("scale", nn.initializers.ones_init(), (self.channels,))
+
+    def encode(self, video: Float[AnyArray, "B T H W 3"]) -> Float[AnyArray, "B N C"]:
+        """Encode frames in [-1, 1]."""
+        patches = video.reshape(len(video), video.shape[1] // self.frames, -1)
+        return _exact(patches - self.mean, self.components) / self.scale
+
+    def decode(self, latents: Float[AnyArray, "B N C"]) -> Float[AnyArray, "B T H W 3"]:
+        """Decode to frames in [-1, 1]."""
+        patches = _exact(latents * self.scale, self.components.T) + self.mean
+        px = self.clip.video_px
+        return jnp.clip(patches, -1.0, 1.0).reshape(len(latents), -1, px, px, 3)
 
 
 class PcaCodec(Codec):
@@ -84,15 +117,37 @@ def fit_pca(
 ) -> tuple[Params, float]:
     """Fit the parameters of `PcaCodec` to log-mels; also return the share of variance that the channels keep."""
     patches = np.asarray(log_mels, np.float64).reshape(-1, clip.latent_stride * clip.mel.bands)
-    mean = patches.mean(0)
-    variances, vectors = np.linalg.eigh(np.cov(patches, rowvar=False))
-    components = vectors[:, ::-1][:, : clip.latent_channels]
-    components = components * np.sign(components[np.abs(components).argmax(0), np.arange(components.shape[1])])
-    kept = variances[::-1][: clip.latent_channels].sum()
+    mean, components, variances = _principal(patches, clip.latent_channels)
+    kept = variances[: clip.latent_channels].sum()
     params = {
         "mean": mean, "components": components, "scale": np.sqrt(kept / clip.latent_channels), "mel_basis": mel_basis,
     }
     return {name: np.asarray(value, np.float32) for name, value in params.items()}, float(kept / variances.sum())
+
+
+def fit_pictures(
+    videos: UInt8[np.ndarray, "clips T H W 3"], clip: ClipSpec, channels: int, whitening: float
+) -> tuple[Params, float]:
+    """Fit the parameters of `PictureCodec` to uint8 frames; also return the share of variance that the channels keep.
+
+    `whitening` goes from 0, one scale for all channels, to 1, every channel of unit deviation.
+    """
+    frames = clip.video_frames // clip.latent_tokens
+    patches = (videos.astype(np.float32) / 127.5 - 1).reshape(-1, frames * clip.video_px**2 * 3)
+    mean, components, variances = _principal(patches, channels)
+    deviations = np.sqrt(variances[:channels]) ** whitening
+    scale = deviations * np.sqrt(np.mean(variances[:channels] / deviations**2))
+    params = {"mean": mean, "components": components, "scale": scale}
+    kept = variances[:channels].sum() / variances.sum()
+    return {name: np.asarray(value, np.float32) for name, value in params.items()}, float(kept)
+
+
+def _principal(patches: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean (D,) and first principal components (D, channels) of patches (N, D), and all variances (D,) in falling order."""
+    variances, vectors = np.linalg.eigh(np.cov(patches, rowvar=False))
+    components = vectors[:, ::-1][:, :channels]
+    components = components * np.sign(components[np.abs(components).argmax(0), np.arange(components.shape[1])])
+    return patches.mean(0), components, variances[::-1]
 
 
 def griffin_lim(

@@ -125,9 +125,14 @@ def embed_text(captions: Sequence[str], tokens: int, dim: int) -> Float32[np.nda
     """
     embeddings = np.zeros((len(captions), tokens, dim), np.float32)
     for row, caption in zip(embeddings, captions):
-        for slot, word in zip(row, re.findall(r"\w+", caption.lower())):
+        for slot, word in zip(row, words(caption)):
             slot[:] = _word_vector(word, dim)
     return embeddings
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, in lower case."""
+    return re.findall(r"\w+", text.lower())
 
 
 @functools.lru_cache(maxsize=4096)

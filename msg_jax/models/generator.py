@@ -1,10 +1,12 @@
 """What the generator networks share: their call, and the statistics that normalise the codec's latents."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float, Float32
+import numpy as np
 
 from msg_jax.types import AnyArray, Array, Conditions
 
@@ -15,12 +17,14 @@ class Generator(nn.Module):
     Mean and standard deviation of the latents, per channel, are in the collection `buffers`.
     """
 
+    conditions: ClassVar[Any] = Conditions  # what `preprocess` takes
+
     def add_latent_statistics(self, channels: int) -> None:
         """Make the buffers; call it in `setup`."""
         self.latent_mean = self.variable("buffers", "latent_mean", jnp.zeros, (channels,))
         self.latent_std = self.variable("buffers", "latent_std", jnp.ones, (channels,))
 
-    def preprocess(self, conditions: Conditions) -> Any:
+    def preprocess(self, conditions: Any) -> Any:
         """Do all work that depends on neither x_t nor t, once per clip."""
         raise NotImplementedError
 
@@ -31,10 +35,17 @@ class Generator(nn.Module):
         raise NotImplementedError
 
     def __call__(
-        self, x_t: Float[AnyArray, "B T C"], t: Float[AnyArray, " B"], conditions: Conditions
+        self, x_t: Float[AnyArray, "B T C"], t: Float[AnyArray, " B"], conditions: Any
     ) -> Float32[Array, "B T C"]:
         """Return the network's output at x_t and t."""
         return self.velocity(x_t, t, self.preprocess(conditions))
+
+    def error_weights(self, streams: Sequence[str]) -> Float[np.ndarray, " C"] | None:
+        """Weights of the channels' errors, by which the mean over all of them is the sum of the means over each of `streams`.
+
+        None where the latents are one stream.
+        """
+        return None
 
     def normalize(self, latents: Float[AnyArray, "B T C"]) -> Float[AnyArray, "B T C"]:
         """Scale codec latents to zero mean and unit standard deviation per channel."""

@@ -4,7 +4,7 @@ Latent, clip and text tokens attend jointly in the first blocks; only latent tok
 Frame-aligned sync features modulate the latent tokens one by one and so carry the timing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
@@ -24,7 +24,7 @@ from msg_jax.models.device import keep_rows
 from msg_jax.models.generator import Generator
 from msg_jax.models.layers import Conv, Dense, logical
 from msg_jax.models.stack import run_blocks
-from msg_jax.types import AnyArray, Array, Conditions
+from msg_jax.types import AnyArray, Array, Conditions, JointConditions
 
 ROPE_THETA = 10_000.0
 V1_TIME_WIDTH = 256
@@ -86,15 +86,19 @@ class ProcessedConditions(struct.PyTreeNode):
 
 def example_inputs(
     config: Any, batch: int = 1
-) -> tuple[Float[Array, "{batch} T C"], Float[Array, " {batch}"], Conditions]:
+) -> tuple[Float[Array, "{batch} T C"], Float[Array, " {batch}"], Any]:
     """Zeros `(x_t, t, conditions)` for `init` and `eval_shape`; `config` is that of MM-DiT or a network with its interface."""
+    x_t, t = jnp.zeros((batch, config.latent_tokens, config.latent_channels)), jnp.zeros(batch)
+    if "given" in config.features:
+        text = jnp.zeros((batch, config.text_tokens, config.text_dim))
+        return x_t, t, JointConditions.from_batch({"latents": x_t, "text": text})
     conditions = Conditions(
         clip=jnp.zeros((batch, config.clip_tokens, config.clip_dim)),
         sync=jnp.zeros((batch, config.sync_tokens, config.sync_dim)),
         text=jnp.zeros((batch, config.text_tokens, config.text_dim)),
         motion=jnp.zeros((batch, config.sync_tokens, 1)) if "motion" in config.features else None,
     )
-    return jnp.zeros((batch, config.latent_tokens, config.latent_channels)), jnp.zeros(batch), conditions
+    return x_t, t, conditions
 
 
 def draw_drops(key: Key[Array, ""], batch: int, rate: float, text_rate: float | None = None) -> Bool[Array, "{batch} 2"]:
@@ -107,12 +111,16 @@ def draw_drops(key: Key[Array, ""], batch: int, rate: float, text_rate: float | 
     return jax.random.bernoulli(key, rates, (2, batch)).T
 
 
-def drop_conditions(drops: Bool[Array, "B 2"], conditions: Conditions, null: Conditions) -> Conditions:
+def drop_conditions(drops: Bool[Array, "B 2"], conditions: Any, null: Any) -> Any:
     """Replace the conditions that `draw_drops` chose by `null`.
 
-    Clip, sync and motion are views of one video and are dropped together. The result has motion if `null` has it.
+    Clip, sync and motion are views of one video and are dropped together. The result has motion if `null` has it. Where sound
+    and pictures are generated together, each stream loses the other one instead.
     """
     drop_video, drop_text = drops[:, 0, None, None], drops[:, 1, None, None]
+    if isinstance(conditions, JointConditions):
+        text = jnp.where(drop_text, null.text, conditions.text)
+        return conditions.replace(text=text, alone=conditions.alone | drops[:, 0])
 
     def replaced(name: str, drop: Array) -> Array:
         return jnp.where(drop, getattr(null, name), getattr(conditions, name))
@@ -283,60 +291,34 @@ def merge_heads(x: Heads) -> Float[Array, "B T heads*D"]:
     return x.reshape(*x.shape[:2], -1)
 
 
-class JointBlock(nn.Module):
-    """Attention over [latent, clip, text].
+class Block(nn.Module):
+    """Attention over the tokens of several streams, in the order of `streams`: (name, kernel of `Stream`).
 
-    In the last joint block clip and text only supply keys and values, and are returned unchanged.
+    Streams without a kernel come last. They only supply keys and values, and are returned unchanged.
     """
 
     features: int
     heads: int
-    last: bool
+    streams: tuple[tuple[str, int | None], ...]
     dtype: DTypeLike = jnp.float32
     attention_implementation: Implementation = None
 
     @nn.compact
     def __call__(
-        self, latent: Float[Array, "B T D"], clip: Float[Array, "B clip_tokens D"], text: Float[Array, "B text_tokens D"],
-        pooled: Float[Array, "B 1 D"], extended: Float[Array, "B T D"], latent_angles: Float[AnyArray, "T half"],
-        clip_angles: Float[AnyArray, "clip_tokens half"],
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B clip_tokens D"], Float[Array, "B text_tokens D"]]:
-        def stream(kernel, name):
-            return Stream(self.features, self.heads, kernel, self.dtype, name=name)
-
-        streams = [
-            stream(3, "latent"), stream(None if self.last else 3, "clip"), stream(None if self.last else 1, "text"),
-        ]
-        xs = [latent, clip, text]
-        conditions, angles = [extended, pooled, pooled], [latent_angles, clip_angles, None]
+        self, xs: Sequence[Float[Array, "B _ D"]], conditions: Sequence[Float[Array, "B _ D"]],
+        angles: Sequence[Float[AnyArray, "_ half"] | None], mask: Bool[Array, "B 1 _ _"] | None = None,
+    ) -> tuple[Float[Array, "B _ D"], ...]:
+        """`mask` says which token may see which, over the tokens of these streams and of others that follow them."""
+        streams = [Stream(self.features, self.heads, kernel, self.dtype, name=name) for name, kernel in self.streams]
+        updated = sum(kernel is not None for _, kernel in self.streams)
         qkvs, rests = zip(*(s.before(x, c, a) for s, x, c, a in zip(streams, xs, conditions, angles)))
-        q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*qkvs))
-        if self.last:
-            attended = merge_heads(attend(qkvs[0][0], k, v, implementation=self.attention_implementation))
-            return streams[0].after(latent, attended, rests[0]), clip, text
-        attended = merge_heads(attend(q, k, v, implementation=self.attention_implementation))
-        ends = np.cumsum([x.shape[1] for x in xs])[:-1]
-        parts = jnp.split(attended, ends, axis=1)
-        latent, clip, text = (s.after(x, part, rest) for s, x, part, rest in zip(streams, xs, parts, rests))
-        return latent, clip, text
-
-
-class FusedBlock(nn.Module):
-    """Self-attention over the latent tokens."""
-
-    features: int
-    heads: int
-    dtype: DTypeLike = jnp.float32
-    attention_implementation: Implementation = None
-
-    @nn.compact
-    def __call__(
-        self, latent: Float[Array, "B T D"], extended: Float[Array, "B T D"], angles: Float[AnyArray, "T half"]
-    ) -> Float[Array, "B T D"]:
-        stream = Stream(self.features, self.heads, 3, self.dtype, name="latent")
-        (q, k, v), rest = stream.before(latent, extended, angles)
-        attended = attend(q, k, v, implementation=self.attention_implementation)
-        return stream.after(latent, merge_heads(attended), rest)
+        q, k, v = (jnp.concatenate([qkv[i] for qkv in part], axis=1) for i, part in enumerate((qkvs[:updated], qkvs, qkvs)))
+        if mask is not None:
+            mask = mask[:, :, : q.shape[1], : k.shape[1]]
+        attended = merge_heads(attend(q, k, v, mask=mask, implementation=self.attention_implementation))
+        parts = jnp.split(attended, np.cumsum([x.shape[1] for x in xs[:updated]])[:-1], axis=1)
+        new = (s.after(x, part, rest) for s, x, part, rest in zip(streams, xs, parts, rests))
+        return (*new, *xs[updated:])
 
 
 class MMDiT(Generator):
@@ -369,8 +351,11 @@ class MMDiT(Generator):
         self.t_embed = TimeEmbedding(c.hidden, c.v2, dtype)
 
         attention = self.attention_implementation
-        self.joint = [JointBlock(c.hidden, c.heads, i == c.joint_depth - 1, dtype, attention) for i in range(c.joint_depth)]
-        self.fused = [FusedBlock(c.hidden, c.heads, dtype, attention) for _ in range(c.fused_depth)]
+        joint, last = (("latent", 3), ("clip", 3), ("text", 1)), (("latent", 3), ("clip", None), ("text", None))
+        self.joint = [
+            Block(c.hidden, c.heads, last if i == c.joint_depth - 1 else joint, dtype, attention) for i in range(c.joint_depth)
+        ]
+        self.fused = [Block(c.hidden, c.heads, joint[:1], dtype, attention) for _ in range(c.fused_depth)]
         self.final_adaln = AdaLN(2, dtype)
         zeros = nn.initializers.zeros_init()
         self.final = Conv(c.latent_channels, (7,), axes=("embed", None), dtype=dtype, kernel_init=zeros)
@@ -408,13 +393,13 @@ class MMDiT(Generator):
         clip_angles = rope_angles(clip.shape[1], head_dim, scale=latent.shape[1] / clip.shape[1])
 
         def joint(block, tokens):
-            return block(*tokens, pooled, extended, latent_angles, clip_angles)
+            return block(tokens, (extended, pooled, pooled), (latent_angles, clip_angles, None))
 
-        def fused(block, latent):
-            return block(latent, extended, latent_angles)
+        def fused(block, tokens):
+            return block(tokens, (extended,), (latent_angles,))
 
         latent, _, _ = run_blocks(self.joint, joint, (latent, clip, text), remat=self.remat, scan=self.scan)
-        latent = run_blocks(self.fused, fused, latent, remat=self.remat, scan=self.scan)
+        (latent,) = run_blocks(self.fused, fused, (latent,), remat=self.remat, scan=self.scan)
         return self.final(modulate(latent, *self.final_adaln(pooled))).astype(jnp.float32)
 
     def null_conditions(self, batch: int, text: Float[AnyArray, "_ N D"] | None = None) -> Conditions:

@@ -69,6 +69,13 @@ def make_rules(duration_sec: float) -> dict[str, Rule]:
     }
 
 
+def another_rule(rules: Mapping[str, Rule]) -> Int[np.ndarray, " R"]:
+    """For each rule the index of the next one of its level, in a circle: two streams under both are apart from each other."""
+    levels = [rule.level for rule in rules.values()]
+    same = [[i for i, other in enumerate(levels) if other == level] for level in levels]
+    return np.array([mates[(mates.index(i) + 1) % len(mates)] for i, mates in enumerate(same)])
+
+
 def schedule(
     step: Int[Array, ""] | int, steps: int, curriculum: str, rules: Mapping[str, Rule]
 ) -> Float[Array, " R"]:

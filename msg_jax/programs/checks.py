@@ -11,6 +11,7 @@ from msg_jax.clip import ClipSpec
 from msg_jax.config import tree
 from msg_jax.config.schema import Config, Training
 from msg_jax.convert.bundle import DOCUMENT, VARIANTS
+from msg_jax.data import scene_sets
 from msg_jax.errors import UserError
 from msg_jax.infra import mesh as mesh_lib
 
@@ -46,9 +47,9 @@ def check_batches(config: Config, stages: Iterable[str], mesh: Mesh) -> None:
 
 def _trainings(config: Config, stages: set[str]) -> Iterator[tuple[str, Training, Training]]:
     """Of each training among the stages: where its section is in the config, that section, and what the stage makes of it."""
-    names = stages & {"sf_cavp", "sound_events", "base", "judge", "second_judge", "encoders"}
+    names = stages & {"sf_cavp", "sound_events", "base", "judge", "second_judge", "picture_judge", "encoders"}
     if config.data.source != "scenes":  # without event truth it is not trained
-        names -= {"judge", "second_judge"}
+        names -= {"judge", "second_judge", "picture_judge"}
     if config.encoders.kind == "second_sf_cavp":
         names |= {"sf_cavp"} if "encoders" in names else set()
     if config.encoders.kind != "separate":
@@ -104,6 +105,9 @@ def _check_generator(config: Config) -> None:
         if config.arms:
             raise UserError(f"config.base.objective=diffusion cannot be preference-tuned, because the loss compares flows: set "
                             f"config.base.objective=flow, or leave out config.arms ({', '.join(config.arms)}).")
+    if base.network == "joint":
+        _check_joint(config)
+        return
     if base.network == "mmdit":
         if config.encoders.kind == "joint":
             raise UserError("config.encoders.kind=joint gives frames, which config.base.network=mmdit cannot read: set "
@@ -127,8 +131,34 @@ def _check_generator(config: Config) -> None:
                         f"{clip.sync_tokens} tokens for {clip.video_frames} frames.")
 
 
+def _check_joint(config: Config) -> None:
+    base, clip, section = config.base, config.clip, config.joint
+    if base.initial == "released" or base.objective == "diffusion":
+        raise UserError("config.base.network=joint is trained from scratch with flow matching: leave config.base.initial "
+                        "empty, and set config.base.objective=flow.")
+    if config.augment.concat or config.augment.speed:
+        raise UserError("config.augment makes clips for video-to-audio alone: set config.augment.concat and speed to 0, or "
+                        "config.base.network to another.")
+    for name in config.joint.sets:
+        if name not in scene_sets.SETS:
+            raise UserError(f"config.joint.sets names {name!r}, which is not a set of scenes: choose from "
+                            f"{', '.join(scene_sets.SETS)}.")
+    if clip.video_frames % clip.latent_tokens:
+        raise UserError(f"config.base.network=joint needs whole frames for each latent token, and config.clip has "
+                        f"{clip.video_frames} frames for {clip.latent_tokens} tokens.")
+    if min(section.video_to_audio, section.audio_to_video) < 0 or section.video_to_audio + section.audio_to_video > 1:
+        raise UserError(f"config.joint.video_to_audio={section.video_to_audio} and audio_to_video={section.audio_to_video} "
+                        "are shares of the training items: make them 0 or more, with a sum of at most 1.")
+    for name in config.arms:
+        if "sf_cavp" in methods.method(config, name).needs(config):
+            raise UserError(f"config.arms.{name} learns from a reward for given videos, which config.base.network=joint does "
+                            "not have: leave it out, or choose a method that learns from real clips.")
+
+
 def _check_encoders(config: Config) -> None:
     clip: ClipSpec = config.clip
+    if config.base.network == "joint":  # it has none
+        return
     if config.encoders.kind == "separate":
         try:
             networks.encoder(clip)

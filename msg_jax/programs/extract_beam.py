@@ -37,13 +37,13 @@ class WriteShard(beam.DoFn):
     def setup(self) -> None:
         logging.plain_terminal()
         self._run = Run.create(self._config, self._workdir)
-        self._extract = extract.Extractor(self._run)
+        self._extract = extract.extractor(self._run)
         self._sources = {}
 
     def process(self, element: tuple[str, int]) -> Iterator[tuple[str, int, int, int]]:
         split, shard = element
         if split not in self._sources:
-            self._sources[split] = self._run.source(split)
+            self._sources[split] = extract.source(self._run, split)
         source = self._sources[split]
         writer = FeatureWriter(self._run.folder("extract") / split, len(source), self._run.config.extract.shard_clips)
         for missing, indices in writer.missing:
@@ -58,7 +58,7 @@ def missing_shards(run: Run) -> list[tuple[str, int]]:
     found = []
     for split in SPLITS:
         folder = run.folder("extract") / split
-        writer = FeatureWriter(folder, len(run.source(split)), run.config.extract.shard_clips)
+        writer = FeatureWriter(folder, len(extract.source(run, split)), run.config.extract.shard_clips)
         found += [(split, shard) for shard, _ in writer.missing]
     return found
 

@@ -1,6 +1,7 @@
 """The plan of a run: which stage needs which, and a `Maker` that makes whatever is missing."""
 
 from collections.abc import Callable, Iterable
+import dataclasses
 
 from msg_jax import methods, networks
 from msg_jax.config.schema import Config
@@ -8,8 +9,11 @@ from msg_jax.methods import candidates
 from msg_jax.run.run import Run
 from msg_jax.run.stage import Stage, ensure
 from msg_jax.stages import alignment, base, codec, encoders, extract, judge, prepare, sf_cavp, sound_events
-from msg_jax.studies import evaluate, event_metrics, reward_study
+from msg_jax.studies import evaluate, event_metrics, joint, reward_study
 
+JOINT_HAS_NOT = (
+    "second_judge", "sf_cavp", "sound_events", "encoders", "alignment", "event_metrics", "candidates",
+)
 Plan = dict[str, Stage]
 Digests = dict[tuple[str, int | None], str]
 """Digests of finished stages, by name and seed."""
@@ -49,12 +53,34 @@ def plan(config: Config) -> Plan:
         needs = dict.fromkeys(("base", *arm.needs(config), *arm.origins().values()))
         stages.append(Stage(name, methods.make(name), tuple(needs), (f"arms.{name}", "sampling", *arm.sections()), seeded=True))
     systems = ("base", *config.arms)
+    if config.base.network == "joint":
+        return {stage.name: stage for stage in [*_joint(stages), _joint_evaluation(systems)]}
     stages += [
         Stage("evaluate", evaluate.make, ("judge", "second_judge", *reward, *systems),
               ("evaluate", "sampling", "arms", "reward")),
         Stage("reward_study", reward_study.make, ("base", *reward, "judge"), ("reward_study", "sampling", "reward")),
     ]
     return {stage.name: stage for stage in stages}
+
+
+def _joint(stages: Iterable[Stage]) -> list[Stage]:
+    """The stages of a generator of sound and pictures, from those of one of sound: no frame encoders, no reward."""
+    kept = {stage.name: stage for stage in stages if stage.name not in JOINT_HAS_NOT}
+    changed = {
+        "extract": (("codec", "picture_codec"), ("extract",)),
+        "base": (("extract",), ("base", "picture_codec", "joint.video_to_audio", "joint.audio_to_video")),
+    }
+    for name, (needs, sections) in changed.items():
+        kept[name] = dataclasses.replace(kept[name], needs=needs, sections=sections)
+    more = [
+        Stage("picture_codec", codec.make_pictures, ("prepare",), ("picture_codec",)),
+        Stage("picture_judge", judge.make_pictures, ("prepare",), ("picture_judge",)),
+    ]
+    return [*more, *kept.values()]
+
+
+def _joint_evaluation(systems: tuple[str, ...]) -> Stage:
+    return Stage("evaluate", joint.make, ("judge", "picture_judge", *systems), ("evaluate", "sampling", "arms", "joint"))
 
 
 def needed(stages: Plan, names: Iterable[str]) -> set[str]:

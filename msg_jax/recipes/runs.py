@@ -1,5 +1,8 @@
 """The recipes: what each `--config=NAME:PRESET` runs. `configs/NAME.py` gives command, time and result to expect."""
 
+import dataclasses
+
+from msg_jax.clip import TINY
 from msg_jax.config.schema import Arm, Config, FolderEvaluation
 from msg_jax.config.tree import replace
 from msg_jax.errors import UserError
@@ -7,6 +10,8 @@ from msg_jax.methods import AvpRpo, ContinueFlow, Distill, Merge, SyncDpo
 from msg_jax.recipes import presets
 
 VTA_LDM_PRESETS = ("tiny", "smoke")
+JOINT_PRESETS = ("tiny", "tiny_study", "smoke")
+JOINT_CLIP = dataclasses.replace(TINY, text_tokens=20)  # the words of a scene's sentence
 
 
 def avp_rpo(preset: str = "tiny") -> Config:
@@ -54,6 +59,38 @@ def student(preset: str = "tiny") -> Config:
         "continue_equal": ContinueFlow(matches="student_dpo", label="Continued training, equal total cost"),
     }
     return replace(config, arms=arms, stages=(*arms, "evaluate"))
+
+
+def joint(preset: str = "tiny") -> Config:
+    """Sound and pictures generated together from text, SyncDPO on top, and its controls."""
+    config = presets.get(preset, JOINT_PRESETS)
+    arms: dict[str, Arm] = {
+        "sync_dpo": SyncDpo(distorted="both"),
+        "sync_dpo_half": Merge(shares={"sync_dpo": 0.5}, label="SyncDPO, half-way"),
+        "continue_equal": ContinueFlow(matches="sync_dpo", label="Continued training, equal total cost"),
+    }
+    if config.preset == "tiny_study":
+        arms |= {
+            "sync_dpo_sound": SyncDpo(label="SyncDPO, sound distorted"),
+            "sync_dpo_picture": SyncDpo(distorted="picture", label="SyncDPO, pictures distorted"),
+            "sync_dpo_uniform": SyncDpo(distorted="both", curriculum="uniform", label="SyncDPO, no curriculum"),
+        }
+    smoke = config.preset == "smoke"
+
+    def long(steps: int) -> dict:
+        return {} if smoke else dict(steps=steps, batch_size=24)
+
+    return replace(
+        config, arms=arms, stages=(*arms, "evaluate"), clip=JOINT_CLIP,
+        preset="joint" if config.preset == "tiny" else f"joint_{config.preset}",  # its own default folder
+        base=dict(network="joint", text_dropout=0.2, condition_dropout=0.2) | long(2400),
+        picture_codec=dict(channels=16, fit_clips=16) if smoke else {},
+        picture_judge=dict(steps=6, batch_size=8, optimizer=dict(warmup_steps=2)) if smoke else long(800),
+        preference=dict(prompts=True, text_dropout=0.2, condition_dropout=0.2),
+        evaluate=dict(prompts=True, guidance_scales=(2.0,) if smoke else (1.0, 2.0, 3.0), reward_guidance=2.0,
+                      **({} if smoke else dict(steps=12, samples=1))),
+        joint=dict(sets=("ood",), set_clips=8) if smoke else {},
+    )
 
 
 def reward_study(preset: str = "tiny") -> Config:
@@ -140,5 +177,5 @@ def evaluate(preset: str = "") -> FolderEvaluation:
 
 RECIPES = {
     recipe.__name__: recipe
-    for recipe in (avp_rpo, base, sf_cavp, sync_dpo, student, reward_study, vta_ldm, vta_ldm_study, evaluate)
+    for recipe in (avp_rpo, base, sf_cavp, sync_dpo, student, joint, reward_study, vta_ldm, vta_ldm_study, evaluate)
 }

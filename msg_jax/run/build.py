@@ -1,16 +1,23 @@
 """A run's frozen networks, ready for batches of any size."""
 
 from collections.abc import Sequence
+import functools
+from typing import Any
+
+import numpy as np
 
 from msg_jax import networks
-from msg_jax.data.features import FeatureSource
+from msg_jax.data import scene_sets, scenes
+from msg_jax.data.pipeline import Chosen, Source
+from msg_jax.inference import frozen
+from msg_jax.inference.batching import map_batches
 from msg_jax.inference.sampler import Sampler
-from msg_jax.inference.scorer import CodecAndJudge, RewardScorer, WaveformJudge
+from msg_jax.inference.scorer import CodecAndJudge, PictureCodecAndJudge, RewardScorer, WaveformJudge
 from msg_jax.run.run import Run
 
 
-def sampler(run: Run, features: FeatureSource) -> Sampler:
-    """Samples the run's generator for extracted clips."""
+def sampler(run: Run, features: Any) -> Sampler:
+    """Samples the run's generator for extracted clips, a `FeatureSource` or another with its `dims` and `stack`."""
     model = networks.generator(run.config, run.clip, features.dims, networks.compute_dtype())
     return Sampler(model, features, run.local_mesh, networks.solver(run.config))
 
@@ -41,3 +48,42 @@ def second_judge(run: Run, class_names: Sequence[str]) -> WaveformJudge | None:
         networks.second_judge(class_names), run.load("second_judge"), config.second_judge, run.clip, run.local_mesh,
         config.evaluate.batch_size,
     )
+
+
+def picture_judge(run: Run, class_names: Sequence[str]) -> PictureCodecAndJudge:
+    """The run's codec and judge of pictures."""
+    config = run.config
+    return PictureCodecAndJudge(
+        networks.picture_codec(config, run.clip), run.frozen("decoder")["picture_codec"], networks.picture_judge(class_names),
+        run.load("picture_judge"), config.picture_judge, run.clip, run.local_mesh, config.evaluate.batch_size,
+    )
+
+
+class JointExtractor:
+    """Computes the latents of sound and pictures, side by side, and the text of clips. Scenes get their caption's sentence."""
+
+    def __init__(self, run: Run):
+        self._run, self._variables = run, run.frozen("encoder")
+        self._encode = frozen.joint_encoder(run.config, run.clip)
+        self._embed_text = frozen.caption_encoder(run.config, run.clip)
+
+    def __call__(self, clips: Sequence[dict]) -> dict[str, np.ndarray]:
+        """`latents` and `text` of what `Run.arrays` makes of clips, with their `caption`."""
+        mesh, batch_size = self._run.local_mesh, self._run.config.extract.batch_size
+        latents = map_batches(
+            functools.partial(self._encode, self._variables["codec"], self._variables["picture_codec"]),
+            -batch_size // mesh.size * -mesh.size, np.stack([clip["mel"] for clip in clips]),
+            np.stack([clip["video"] for clip in clips]), mesh=mesh,
+        )
+        return {"latents": latents, "text": np.concatenate([self._embed_text(self._told(clip["caption"])) for clip in clips])}
+
+    def _told(self, caption: str) -> str:
+        return scenes.sentence(caption) if self._run.config.data.source == "scenes" else caption
+
+
+def joint_source(run: Run, split: str) -> Source:
+    """The clips of a split for a generator of sound and pictures: scenes without the pairs of classes that are held out."""
+    source, data = run.source(split, streams=("video",)), run.config.data
+    if data.source != "scenes":
+        return source
+    return Chosen(source, scene_sets.trained(data.seed, split, len(source), run.clip.duration_sec))

@@ -22,6 +22,7 @@ from msg_jax.inference.batching import chunks
 from msg_jax.infra import logging, preemption, runtime
 from msg_jax.infra import mesh as mesh_lib
 from msg_jax.models.motion import motion_energy
+from msg_jax.run import build
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
 from msg_jax.stages.prepare import SPLITS
@@ -91,8 +92,8 @@ def _readable(run: Run, read: Iterator[tuple[int, Any]], skipped: list[dict]) ->
 
 
 def write_shard(
-    run: Run, extract: Extractor, read: Iterator[tuple[int, Any]], writer: FeatureWriter, shard: int, indices: range,
-    progress: logging.Progress | None = None,
+    run: Run, extract: Extractor | build.JointExtractor, read: Iterator[tuple[int, Any]], writer: FeatureWriter, shard: int,
+    indices: range, progress: logging.Progress | None = None,
 ) -> tuple[int, int]:
     """Write the features of the clips at `indices`, the next of `read`. Return how many were written and how many could not
     be read."""
@@ -121,15 +122,27 @@ def training_source(run: Run, streams: Sequence[str] = ("video", "clip_video")) 
     )
 
 
+def extractor(run: Run) -> Extractor | build.JointExtractor:
+    """What the run's generator needs to know of clips."""
+    return build.JointExtractor(run) if run.config.base.network == "joint" else Extractor(run)
+
+
+def source(run: Run, split: str) -> Source:
+    """The clips of a split whose features are extracted."""
+    if run.config.base.network == "joint":
+        return build.joint_source(run, split)
+    return training_source(run) if split == "train" else run.source(split)
+
+
 def make(run: Run, folder: Path, seed: int | None) -> str:
-    config, extract = run.config.extract, Extractor(run)
+    config, extract = run.config.extract, extractor(run)
     facts, digests = {"clips": {}, "skipped": {}}, []
     for split in SPLITS:
-        source = training_source(run) if split == "train" else run.source(split)
-        writer = FeatureWriter(folder / split, len(source), config.shard_clips, jax.process_index(), jax.process_count())
-        progress = logging.Progress(f"extract {split}", len(source), "clip")
+        clips = source(run, split)
+        writer = FeatureWriter(folder / split, len(clips), config.shard_clips, jax.process_index(), jax.process_count())
+        progress = logging.Progress(f"extract {split}", len(clips), "clip")
         missing = list(writer.missing)
-        read = reader(run, source, itertools.chain.from_iterable(indices for _, indices in missing))
+        read = reader(run, clips, itertools.chain.from_iterable(indices for _, indices in missing))
         for shard, indices in missing:
             write_shard(run, extract, read, writer, shard, indices, progress)
             preemption.exit_if_requested(f"extract {split} shard {shard}")

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from msg_jax import networks, train
 from msg_jax.config.schema import Base, Preference
@@ -18,7 +20,9 @@ from msg_jax.losses.diffusion import Diffusion
 from msg_jax.models import lora
 from msg_jax.models.mmdit import draw_drops, drop_conditions, example_inputs
 from msg_jax.run.run import Run
-from msg_jax.types import Array, Conditions, Module, Params, TrainState
+from msg_jax.types import STREAMS, Array, JointConditions, Module, Params, TrainState
+
+DEVIATION_CLIPS = 512  # from which the deviations of latents are taken
 
 
 class GeneratorTask(train.Task):
@@ -33,11 +37,13 @@ class GeneratorTask(train.Task):
     model: Module
     base: Params  # the network that training starts from; without one, its buffers
     diffusion: Diffusion | None = None  # None: flow matching
+    known_shares: tuple[float, float] | None = None  # of items whose sound or pictures are known, if both are generated
 
     def build(self, dims: dict[str, int]) -> None:
         """Make network and optimizer; `dims` are the widths of the extracted features."""
         self.model = networks.generator(self.run.config, self.run.clip, dims, networks.compute_dtype())
         self.diffusion = networks.diffusion(self.run.config)
+        self.known_shares = networks.known_shares(self.run.config)
         self.use(self.section)
 
     @property
@@ -68,6 +74,8 @@ class GeneratorTask(train.Task):
 
     def batch_shapes(self):
         latents, _, conditions = jax.eval_shape(lambda: example_inputs(self.model.config, self.section.batch_size))
+        if isinstance(conditions, JointConditions):
+            return {"latents": latents, "text": conditions.text}
         found = {"latents": latents, "clip": conditions.clip, "sync": conditions.sync, "text": conditions.text}
         return found if conditions.motion is None else found | {"motion": conditions.motion}
 
@@ -77,11 +85,17 @@ class GeneratorTask(train.Task):
 
     def held_out_loss(self, params, batch, rng, frozen):
         """The flow-matching (or diffusion) loss on real sound, whatever the training loss is."""
-        draws = flow_draws(rng, batch["latents"], self.section, self.diffusion)
         variables = self.variables(params, self.frozen_base(frozen))
-        return flow_loss(
-            self.model, variables, batch["latents"], Conditions.from_batch(batch), draws, self.diffusion
-        )
+        conditions = self.model.conditions.from_batch(batch)
+        return self.flow_loss(variables, batch["latents"], conditions, self.flow_draws(rng, batch["latents"]))
+
+    def flow_draws(self, rng: Array, latents: Array) -> dict[str, Array]:
+        """The random numbers of `flow_loss` for latents (B, T, C)."""
+        return flow_draws(rng, latents, self.section, self.diffusion, self.known_shares)
+
+    def flow_loss(self, variables: Params, latents: Array, conditions: Any, draws: dict[str, Array]) -> Array:
+        """Mean flow-matching error () of the codec's latents (B, T, C), or the diffusion objective's error."""
+        return flow_loss(self.model, variables, latents, conditions, draws, self.diffusion)
 
     def frozen_base(self, frozen: Any) -> Params:
         """`base` as the step gets it."""
@@ -117,18 +131,20 @@ class FlowTask(GeneratorTask):
             if kind == "released":
                 theirs = self.run.load_released("mmdit", "buffers/")["buffers"]
                 buffers |= {name: theirs[name] for name in names}
+        if "deviations" in buffers:  # of the latents' channels
+            latents = self.source.stack(range(min(len(self.source), DEVIATION_CLIPS)), ("latents",))["latents"]
+            buffers |= {"deviations": jnp.asarray(np.sqrt(np.square(latents).mean(axis=(0, 1))))}
         return buffers
 
     def init(self, rng):
         return train.create_state(self.start(rng), self.optimizer, ema=self.ema_decay > 0)
 
     def draw(self, batch, rng, frozen):
-        return batch | {"flow": flow_draws(rng, batch["latents"], self.section, self.diffusion)}
+        return batch | {"flow": self.flow_draws(rng, batch["latents"])}
 
     def loss(self, params, rows, frozen):
         variables = self.variables(params, frozen)
-        conditions = Conditions.from_batch(rows)
-        return flow_loss(self.model, variables, rows["latents"], conditions, rows["flow"], self.diffusion), {}
+        return self.flow_loss(variables, rows["latents"], self.model.conditions.from_batch(rows), rows["flow"]), {}
 
     def batches(self):
         source = self.source if self.kept is None else pipeline.Subset(self.source, self.kept)
@@ -136,28 +152,41 @@ class FlowTask(GeneratorTask):
 
 
 def flow_draws(
-    rng: Array, latents: Array, section: Base | Preference, diffusion: Diffusion | None = None
+    rng: Array, latents: Array, section: Base | Preference, diffusion: Diffusion | None = None,
+    known_shares: tuple[float, float] | None = None,
 ) -> dict[str, Array]:
-    """The random numbers of `flow_loss` for latents (B, T, C): noise, times (B,), dropped conditions (B, 2)."""
+    """The random numbers of `flow_loss` for latents (B, T, C): noise, times (B,), dropped conditions (B, 2).
+
+    With `known_shares`, also which streams are known (B, 2): the sound of the first share of items, the pictures of the second.
+    """
     noise_key, time_key, drop_key = jax.random.split(rng, 3)
     sample_t = diffusion.sample_t if diffusion else flow.sample_t
-    return {
+    draws = {
         "noise": jax.random.normal(noise_key, latents.shape), "t": sample_t(time_key, len(latents)),
         "drops": draw_drops(drop_key, len(latents), section.condition_dropout, section.text_dropout),
     }
+    if known_shares is None:
+        return draws
+    mode = jax.random.choice(
+        jax.random.fold_in(drop_key, 2), 3, (len(latents),), p=jnp.array([*known_shares, 1 - sum(known_shares)])
+    )
+    return draws | {"known": mode[:, None] == jnp.arange(2)}
 
 
 def flow_loss(
-    model: Module, variables: Params, latents: Array, conditions: Conditions, draws: dict[str, Array],
+    model: Module, variables: Params, latents: Array, conditions: Any, draws: dict[str, Array],
     diffusion: Diffusion | None = None,
 ) -> Array:
     """Mean flow-matching error () of the codec's latents (B, T, C); with a `diffusion`, the error of its prediction.
 
-    Conditions are dropped as drawn, so that the null conditions of guidance are trained.
+    Conditions are dropped as drawn, so that the null conditions of guidance are trained. Where sound and pictures are both
+    generated, this is the sum of their errors, and a stream that is known has none.
     """
     null = model.apply(variables, len(latents), method="null_conditions")
     conditions = drop_conditions(draws["drops"], conditions, null)
-    error = diffusion.error if diffusion else flow.flow_error
+    if "known" in draws:
+        conditions = conditions.replace(known=draws["known"])
+    error = diffusion.error if diffusion else functools.partial(flow.flow_error, weights=model.error_weights(STREAMS))
     return jnp.mean(error(
         lambda x_t, t: model.apply(variables, x_t, t, conditions),
         model.apply(variables, latents, method="normalize"), draws["noise"], draws["t"],

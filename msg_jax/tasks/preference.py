@@ -1,5 +1,6 @@
 """The preference loss as a training task: DPO for flow matching (losses/preference.py) with two anchors."""
 
+from collections.abc import Sequence
 import dataclasses
 
 import jax
@@ -8,33 +9,38 @@ from msg_jax.inference import sampling
 from msg_jax.inference.batching import deinterleave, interleave
 from msg_jax.losses import flow
 from msg_jax.losses.preference import PairErrors, preference_loss
-from msg_jax.tasks.flow import flow_draws, flow_loss
 from msg_jax.tasks.reference import ReferenceTask
-from msg_jax.types import Array, Conditions, Params, PreferenceBatch
+from msg_jax.types import STREAMS, Array, Params, PreferenceBatch
 
 
 @dataclasses.dataclass
 class PreferenceTask(ReferenceTask):
-    """DPO over policy and frozen reference, and flow matching on the winner and on real sound, each with its weight."""
+    """DPO over policy and frozen reference, and flow matching on the winner and on real sound, each with its weight.
+
+    Of a network of sound and pictures, pairs are compared by the errors of the streams in `scored`.
+    """
+
+    scored: Sequence[str] = STREAMS
 
     def draw(self, batch, rng, frozen):
         noise_key, time_key, real_key = jax.random.split(rng, 3)
         noise = jax.random.normal(noise_key, batch["winner"].shape)
         t = flow.sample_t(time_key, len(batch["winner"]))
-        return batch | {"noise": noise, "t": t, "flow": flow_draws(real_key, batch["latents"], self.section)}
+        return batch | {"noise": noise, "t": t, "flow": self.flow_draws(real_key, batch["latents"])}
 
     def loss(self, params: Params, rows: dict, frozen: Params) -> tuple[Array, dict[str, Array]]:
         """The loss () and its parts for a batch of pairs; `params` are parameters or adapters."""
         section, policy = self.section, self.variables(params, frozen["reference"])
         pairs = PreferenceBatch(
-            winner=rows["winner"], loser=rows["loser"], real=rows["latents"], conditions=Conditions.from_batch(rows)
+            winner=rows["winner"], loser=rows["loser"], real=rows["latents"],
+            conditions=self.model.conditions.from_batch(rows)
         )
         noise, t = rows["noise"], rows["t"]  # shared by winner and loser, policy and reference
         sides = [self.errors(each, pairs, noise, t, section.dpo_guidance) for each in (policy, frozen["reference"])]
         errors = PairErrors(*sides[0], *sides[1])
         dpo, metrics = preference_loss(errors, section.beta)
         winner = sides[0][0] if section.dpo_guidance == 1 else self.errors(policy, pairs, noise, t)[0]
-        real = flow_loss(self.model, policy, pairs.real, pairs.conditions, rows["flow"])
+        real = self.flow_loss(policy, pairs.real, pairs.conditions, rows["flow"])
         loss = section.dpo_weight * dpo + section.winner_weight * winner.mean() + section.real_weight * real
         return loss, {"dpo": dpo, "error_real": real} | metrics | self.more_metrics(errors, rows)
 
@@ -56,6 +62,7 @@ class PreferenceTask(ReferenceTask):
         )
         errors = flow.flow_error(
             velocity, self.model.apply(variables, sides, method="normalize"), interleave(noise, noise), interleave(t, t),
+            self.model.error_weights(self.scored),
         )
         return deinterleave(errors)
 

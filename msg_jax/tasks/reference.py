@@ -7,7 +7,7 @@ from msg_jax import train
 from msg_jax.config.schema import Preference
 from msg_jax.run.run import Run
 from msg_jax.tasks.flow import GeneratorTask
-from msg_jax.types import Conditions, Params
+from msg_jax.types import Params
 
 
 @dataclasses.dataclass
@@ -33,11 +33,11 @@ class ReferenceTask(GeneratorTask):
     def init(self, rng):
         return train.create_state(self.start(rng), self.optimizer, ema=False)
 
-    def as_sampled(self, conditions: Conditions, variables: Params) -> Conditions:
+    def as_sampled(self, conditions: Any, variables: Params) -> Any:
         """Conditions as candidates are sampled with: without captions, unless `section.prompts`."""
         if self.section.prompts:
             return conditions
-        null = self.model.apply(variables, conditions.clip.shape[0], method="null_conditions")
+        null = self.model.apply(variables, len(conditions.text), method="null_conditions")
         return conditions.replace(text=null.text)
 
     def frozen_base(self, frozen):

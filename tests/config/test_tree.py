@@ -16,6 +16,7 @@ from msg_jax.recipes import presets, runs
 CASES = [
     (name, preset) for name in runs.RECIPES for preset in presets.PRESETS
     if name != "evaluate" and (preset in runs.VTA_LDM_PRESETS or not name.startswith("vta_ldm"))
+    and (preset in runs.JOINT_PRESETS or name != "joint")
 ]
 CASES += [("evaluate", ""), ("evaluate", "compare")]
 
@@ -123,7 +124,8 @@ def test_a_mapping_is_needed_where_the_field_is_one():
 
 
 @pytest.mark.parametrize(("values", "sentence"), [
-    ({"base": {"network": "unet"}}, "config.base.network='unet' is not a choice: use one of 'mmdit', 'cross_attention'."),
+    ({"base": {"network": "unet"}},
+     "config.base.network='unet' is not a choice: use one of 'mmdit', 'cross_attention', 'joint'."),
     ({"base": {"features": ["clip", "smell"]}},
      "config.base.features='smell' is not a choice: use one of 'clip', 'sync', 'text', 'motion'."),
     ({"arms": {"a": {"kind": "sync_dpo", "curriculum": "steep"}}},

@@ -1,5 +1,7 @@
 """The PCA codec on procedural scenes: scale, variance, inversion and vocoding."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from msg_jax.clip import TINY
 from msg_jax.data.mel import log_mel, mel_basis
 from msg_jax.data.scenes import make_scene
-from msg_jax.models.codec import PcaCodec, fit_pca
+from msg_jax.models.codec import PcaCodec, PictureCodec, fit_pca, fit_pictures
 
 CODEC = PcaCodec(TINY)
 
@@ -55,3 +57,22 @@ def test_vocoded_audio_reproduces_its_log_mel(mels, fitted):
     assert waveform.shape == (4, TINY.audio_samples) and np.abs(waveform).max() <= 1
     vocoded = log_mel(waveform, TINY.mel)
     assert np.corrcoef(vocoded.ravel(), held_out.ravel())[0, 1] > 0.95
+
+
+def test_the_codec_of_pictures_inverts_itself_and_whitens_as_told():
+    clip = dataclasses.replace(TINY, video_px=4)
+    videos = np.random.default_rng(0).integers(0, 256, (6, clip.video_frames, 4, 4, 3)).astype(np.uint8)
+    videos[..., 0] = videos[..., :1, 0]  # fewer dimensions than values
+    unit = videos.astype(np.float32) / 127.5 - 1
+    for whitening, spread in ((0.0, "variance"), (1.0, "one")):
+        params, kept = fit_pictures(videos, clip, 40, whitening)
+        codec = PictureCodec(clip, 40)
+        latents = np.asarray(codec.apply({"params": params}, unit, method="encode"))
+        assert latents.shape == (6, clip.latent_tokens, 40) and 0.3 < kept < 1
+        assert np.sqrt((latents**2).mean()) == pytest.approx(1, abs=0.02)
+        deviations = latents.reshape(-1, 40).std(axis=0)
+        assert (deviations.max() / deviations.min() < 1.01) == (spread == "one")
+        rebuilt = codec.apply({"params": params}, latents, method="decode")
+        left = np.square(rebuilt - unit).sum() / np.square(unit - unit.reshape(240, -1).mean(axis=0).reshape(2, 4, 4, 3)[
+            np.arange(80) % 2]).sum()
+        assert left <= 1 - kept + 1e-3  # what leaves [-1, 1] is cut, and so nearer

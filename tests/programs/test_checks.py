@@ -61,7 +61,7 @@ def test_sections_that_contradict_each_other_are_refused(changes, words):
 
 
 @pytest.mark.parametrize("preset", ["tiny", "tiny_study", "smoke"])
-@pytest.mark.parametrize("recipe", [runs.avp_rpo, runs.base, runs.sf_cavp, runs.sync_dpo, runs.reward_study])
+@pytest.mark.parametrize("recipe", [runs.avp_rpo, runs.base, runs.sf_cavp, runs.sync_dpo, runs.joint, runs.reward_study])
 def test_recipes_pass(recipe, preset):
     checks.check(recipe(preset))
 

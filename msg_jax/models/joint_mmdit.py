@@ -1,0 +1,187 @@
+"""An MM-DiT that generates sound and pictures together, from text; or either for the other.
+
+Its latents are those of both codecs side by side: a token holds sound and picture of the same moment. Inside, each is a stream
+with a time of its own. A stream that is known stands at t = 1. Tokens of all streams attend jointly, at rotary positions
+that sound and pictures share, and each token is also modulated by the token of the other stream at its moment.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import ClassVar, no_type_check
+
+from flax import linen as nn
+from flax import struct
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Float32
+import numpy as np
+
+from msg_jax.clip import ClipSpec
+from msg_jax.models.attention import Implementation
+from msg_jax.models.generator import Generator
+from msg_jax.models.layers import Conv, Dense
+from msg_jax.models.mmdit import AdaLN, Block, GatedMLP, InputProjection, TimeEmbedding, modulate, rope_angles
+from msg_jax.models.stack import run_blocks
+from msg_jax.types import STREAMS, AnyArray, Array, JointConditions
+
+
+@dataclasses.dataclass(frozen=True)
+class JointMMDiTConfig:
+    """Sizes of one network. `hidden / heads` must be even (rotary pairs)."""
+
+    sound_channels: int
+    picture_channels: int
+    latent_tokens: int
+    text_tokens: int
+    text_dim: int = 64
+    hidden: int = 96
+    heads: int = 4
+    joint_depth: int = 2
+    fused_depth: int = 2
+    v2: bool = True
+    features: ClassVar = ("text", "given")  # the conditions that it sees
+
+    @classmethod
+    def for_clip(cls, clip: ClipSpec, **fields) -> "JointMMDiTConfig":
+        """Take the lengths from `clip` and the rest from `fields`."""
+        return cls(
+            sound_channels=clip.latent_channels, latent_tokens=clip.latent_tokens, text_tokens=clip.text_tokens, **fields
+        )
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Latent channels of the two streams."""
+        return self.sound_channels, self.picture_channels
+
+    @property
+    def latent_channels(self) -> int:
+        return sum(self.channels)
+
+
+@no_type_check
+class ProcessedJointConditions(struct.PyTreeNode):
+    """What the network computes from the conditions alone."""
+
+    text: Float[Array, "B text_tokens hidden"]
+    pooled: Float[Array, "B hidden"]
+    given: Float[Array, "B T C"]  # normalised
+    known: Bool[Array, "B 2"]
+    alone: Bool[Array, " B"]
+
+
+class JointMMDiT(Generator):
+    """The velocity v(x_t, t | conditions) of both streams, as `MMDiT`.
+
+    The velocity of a known stream leads straight to what is given: its flow error is zero, and a solver ends there. That of
+    the others is `preconditioned` by the channels' deviations, a collection of `buffers` like the latents' statistics.
+    """
+
+    config: JointMMDiTConfig
+    dtype: DTypeLike = jnp.float32
+    attention_implementation: Implementation = None
+    remat: bool = False
+    scan: bool | None = None
+    conditions: ClassVar = JointConditions
+
+    def setup(self):
+        c, dtype = self.config, self.dtype
+        activation = nn.silu if c.v2 else nn.selu
+        self.inputs = [InputProjection(c.hidden, 7, 3, activation, dtype) for _ in STREAMS]
+        self.aligned = [Dense(c.hidden, dtype=dtype) for _ in STREAMS]
+        self.times = [TimeEmbedding(c.hidden, c.v2, dtype) for _ in STREAMS]
+        self.text_input = InputProjection(c.hidden, 1, 1, nn.silu if c.v2 else None, dtype)
+        self.text_pooled = Dense(c.hidden, dtype=dtype)
+        self.pooled_mlp = GatedMLP(c.hidden, dtype=dtype)
+
+        both, attention = tuple((name, 3) for name in STREAMS), self.attention_implementation
+        self.joint = [
+            Block(c.hidden, c.heads, (*both, ("text", None if i == c.joint_depth - 1 else 1)), dtype, attention)
+            for i in range(c.joint_depth)
+        ]
+        self.fused = [Block(c.hidden, c.heads, both, dtype, attention) for _ in range(c.fused_depth)]
+        self.final_adaln = [AdaLN(2, dtype) for _ in STREAMS]
+        self.final = [
+            Conv(channels, (7,), axes=("embed", None), dtype=dtype, kernel_init=nn.initializers.zeros_init())
+            for channels in c.channels
+        ]
+        self.empty_text = self.variable("buffers", "empty_text", jnp.zeros, (c.text_tokens, c.text_dim))
+        self.add_latent_statistics(c.latent_channels)
+        self.deviations = self.variable("buffers", "deviations", jnp.ones, (c.latent_channels,))
+
+    def preprocess(self, conditions: JointConditions) -> ProcessedJointConditions:
+        """Do all work that depends on neither x_t nor t, once per clip."""
+        text, given = self.text_input(conditions.text), jnp.asarray(self.normalize(conditions.given))
+        pooled = self.pooled_mlp(self.text_pooled(text.mean(axis=1)))
+        return ProcessedJointConditions(
+            text=text, pooled=pooled, given=given, known=conditions.known, alone=conditions.alone
+        )
+
+    def velocity(
+        self, x_t: Float[AnyArray, "B T C"], t: Float[AnyArray, " B"], processed: ProcessedJointConditions
+    ) -> Float32[Array, "B T C"]:
+        """Return the velocity of both streams at x_t and t; known streams are replaced by what is given, at t = 1."""
+        c, pooled = self.config, processed.pooled[:, None]
+        known = jnp.repeat(processed.known, np.array(c.channels), axis=1, total_repeat_length=c.latent_channels)[:, None]
+        seen = jnp.split(jnp.where(known, processed.given, x_t), [c.sound_channels], axis=-1)
+        tokens = [project(x) for project, x in zip(self.inputs, seen)]
+        t_of_each = jnp.where(processed.known, 1.0, jnp.asarray(t)[:, None])
+        times = [embed(t_of_each[:, i])[:, None] for i, embed in enumerate(self.times)]
+        told = [time + align(x) for time, align, x in zip(times, self.aligned, tokens)]  # to the other stream
+        alone = processed.alone[:, None, None]
+        conditions = [pooled + times[i] + jnp.where(alone, 0.0, told[1 - i]) for i in range(2)]
+        length = c.latent_tokens
+        angles, mask = rope_angles(length, c.hidden // c.heads), _mask(processed.alone, length, c.text_tokens)
+
+        def joint(block, xs):
+            return block(xs, (*conditions, pooled), (angles, angles, None), mask)
+
+        def fused(block, xs):
+            return block(xs, conditions, (angles, angles), mask)
+
+        xs = (*tokens, processed.text)
+        *tokens, _ = run_blocks(self.joint, joint, xs, remat=self.remat, scan=self.scan)
+        tokens = run_blocks(self.fused, fused, tuple(tokens), remat=self.remat, scan=self.scan)
+        ends = [
+            final(modulate(x, *adaln(condition)))
+            for final, adaln, x, condition in zip(self.final, self.final_adaln, tokens, conditions)
+        ]
+        found, t = jnp.concatenate(ends, axis=-1).astype(jnp.float32), jnp.asarray(t)[:, None, None]
+        straight = (processed.given - x_t) / jnp.maximum(1 - t, 1e-3)
+        return jnp.where(known, straight, preconditioned(found, x_t, t, self.deviations.value))
+
+    def error_weights(self, streams: Sequence[str] = STREAMS) -> Float[np.ndarray, " C"]:
+        weights = [self.config.latent_channels / channels * (name in streams)
+                   for name, channels in zip(STREAMS, self.config.channels)]
+        return np.repeat(np.array(weights, np.float32), self.config.channels)
+
+    def null_conditions(self, batch: int, text: Float[AnyArray, "_ N D"] | None = None) -> JointConditions:
+        """Conditions for guidance: no text, and each stream alone; `text` is a negative prompt for each item or for all."""
+        c = self.config
+        text = self.empty_text.value if text is None else text
+        nothing = {"latents": jnp.zeros((batch, c.latent_tokens, c.latent_channels)),
+                   "text": jnp.broadcast_to(text, (batch, c.text_tokens, c.text_dim))}
+        return JointConditions.from_batch(nothing).replace(alone=jnp.ones(batch, bool))
+
+
+def preconditioned(
+    found: Float[Array, "B T C"], x_t: Float[AnyArray, "B T C"], t: Float[AnyArray, "B 1 1"], deviations: Float[AnyArray, " C"]
+) -> Float[Array, "B T C"]:
+    """The velocity of x_t: the best linear guess, channel by channel, plus what the network `found`, at unit scale.
+
+    With data of deviation d per channel, x_t has the variance s^2 = t^2 d^2 + (1 - t)^2. The linear guess of data - noise is
+    (t d^2 - (1 - t)) / s^2 x_t, and its error has the deviation d / s (as the preconditioning of Karras et al., arXiv
+    2206.00364). A velocity holds the noise of all channels, which may be more than the tokens' features can carry.
+    """
+    t, deviations = jnp.asarray(t), jnp.asarray(deviations)
+    variance = t**2 * deviations**2 + (1 - t) ** 2
+    return (t * deviations**2 - (1 - t)) / variance * jnp.asarray(x_t) + deviations / jnp.sqrt(variance) * found
+
+
+def _mask(alone: Bool[Array, " B"], tokens: int, text_tokens: int) -> Bool[Array, "B 1 _ _"]:
+    """Which token may see which: all see all, except where streams are `alone` and see themselves and the text.
+
+    There the text sees itself only, because it would tell one stream of the other.
+    """
+    stream = np.repeat([0, 1, 2], [tokens, tokens, text_tokens])
+    apart = (stream[:, None] == stream) | (stream == 2)
+    return jnp.where(alone[:, None, None, None], jnp.asarray(apart), True)

@@ -1,0 +1,113 @@
+"""Sound and pictures together at the smoke preset: every stage, and clips from its checkpoint."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import meshes
+from msg_jax import generate
+from msg_jax.clip import TINY
+from msg_jax.config.tree import replace
+from msg_jax.data import media
+from msg_jax.data.media_writer import encode_video
+from msg_jax.data.scenes import make_scene
+from msg_jax.errors import UserError
+from msg_jax.inference import loading
+from msg_jax.recipes import runs
+from tests.conftest import ROOT, environment
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, scenes_cache):
+    folder = tmp_path_factory.mktemp("joint") / "run"
+    arguments = ["--config=joint:smoke", f"--workdir={folder}", f"--config.data.cache={scenes_cache}"]
+    subprocess.run([sys.executable, "-m", "msg_jax.main", *arguments], env=environment(), check=True, cwd=ROOT)
+    return folder
+
+
+def test_every_stage_is_made_and_every_row_is_there(run):
+    results = json.loads((run / "results.json").read_text())
+    splits = {row["split"] for row in results["rows"]}
+    assert splits == {"test", "test, video given", "test, sound given", "ood"}
+    assert {row["system"] for row in results["rows"]} == {
+        "real", "reconstructed", "random_clip", "base", "sync_dpo", "sync_dpo_half", "continue_equal"
+    }
+    for row in results["rows"]:
+        assert row["heard_caption_f1"]["low"] <= row["heard_caption_f1"]["value"] <= row["heard_caption_f1"]["high"]
+        assert (row["event_f1"] is None) == (row["split"] in ("test", "ood") and row["seed"] is not None)
+    real = results["rows"][0]
+    assert real["system"] == "real" and real["fd_sound"] < 1e-3 and real["fd_picture"] < 1e-3
+    costs = {row["system"]: row["cost_tflop"] for row in results["rows"] if row["seed"] is not None}
+    assert costs["base"] == 0 and costs["sync_dpo"] == costs["sync_dpo_half"] > 0
+    assert costs["continue_equal"] == pytest.approx(costs["sync_dpo"], rel=0.2)
+    page = (run / "report" / "index.html").read_text()
+    assert page.count("<video") >= 4 and "for the real pictures" in page
+
+
+def test_a_prompt_gives_sound_and_pictures(run, tmp_path, capsys):
+    assert generate.main(["--prompt=a metal ball bounces", f"--checkpoint={run / 'sync_dpo'}", f"--out={tmp_path}"]) == 0
+    (row,) = map(json.loads, (tmp_path / "generated.jsonl").read_text().splitlines())
+    assert row["outputs"] == ["a_metal_ball_bounces.wav", "a_metal_ball_bounces.mp4"]
+    clip = tmp_path / row["outputs"][1]
+    assert media.probe(clip).duration_sec == pytest.approx(3.2, abs=0.05)
+    assert np.abs(media.read_audio(clip, 0.0, 51_200, 16_000)).max() > 0
+
+
+def test_the_same_checkpoint_makes_sound_for_a_video(run, tmp_path):
+    scene = make_scene(0, "test", 1, TINY)
+    (tmp_path / "scene.mp4").write_bytes(encode_video(scene["video"], TINY.video_hz))
+    arguments = [str(tmp_path / "scene.mp4"), f"--checkpoint={run / 'base'}", f"--out={tmp_path / 'out'}"]
+    assert generate.main([*arguments, "--prompt=a motor hums"]) == 0
+    assert media.read_audio(tmp_path / "out" / "scene.wav", 0.0, 51_200, 16_000).shape == (51_200,)
+
+
+def test_the_pictures_that_are_given_decide_the_sound(run):
+    system = loading.load_checkpoint(run / "base")
+    frames = [make_scene(0, "test", index, TINY)["video"] for index in (0, 1)]
+    windows = [(each, each[:1]) for each in frames]
+    conditions = [system.encode([window], "a motor hums") for window in windows]
+    noise = system.noise(0, "clip", 40)
+    sounds = [system.sample(each, noise, steps=2, guidance_scale=1.0)[:, :32] for each in conditions]
+    assert np.abs(sounds[0] - sounds[1]).max() > 1e-4
+    # The latents of the pictures are kept: the codec's own reconstruction comes out.
+    shown = system.pictures(system.sample(conditions[0], noise, steps=2, guidance_scale=1.0))
+    assert shown is not None and np.corrcoef(shown.ravel(), frames[0].ravel())[0, 1] > 0.7
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ([], "give a video"),
+    (["--prompt=" + "word " * 21], "has 21 words, and this checkpoint reads 20"),
+    (["--prompt=a motor hums", "--container=mkv"], "--container=mkv"),
+])
+def test_mistakes_are_one_sentence(run, tmp_path, capsys, arguments, words):
+    with pytest.raises(SystemExit) as exit_:
+        generate.main([*arguments, f"--checkpoint={run / 'base'}", f"--out={tmp_path}"])
+    said = capsys.readouterr().err.strip()
+    assert exit_.value.code == 2 and words in said and "\n" not in said
+
+
+def test_a_joint_generation_needs_a_prompt(run):
+    with pytest.raises(UserError, match="give a --prompt"):
+        loading.load_checkpoint(run / "base").encode_text_alone("")
+
+
+def test_a_checkpoint_without_pictures_refuses_to_make_a_video(smoke_run, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        generate.main(["--prompt=metal", "--container=mp4", f"--checkpoint={smoke_run / 'base'}", f"--out={tmp_path}"])
+    assert exit_.value.code == 2 and "sound without pictures" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["base", "sync_dpo"])
+def test_a_mesh_of_three_axes_matches_one_device(run, scenes_cache, tmp_path, stage):
+    config = replace(
+        runs.joint("smoke"), data=dict(cache=str(scenes_cache)), base=dict(steps=3), preference=dict(steps=3, rounds=1),
+        every=dict(checkpoint=1, held_out=0),
+    )
+    one, many = (
+        meshes.make(stage, meshes.on_mesh(config, run, shape), tmp_path / str(shape)) for shape in ((1, 1, 1), (2, 2, 2))
+    )
+    assert 0 < max(meshes.differences(many, one).values()) < meshes.LIMIT
