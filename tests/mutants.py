@@ -203,7 +203,7 @@ MUTANTS = (
     Mutant("the old policy is the new one", "msg_jax/tasks/advantage.py",
            "for each in (policy, reference)", "for each in (policy, policy)", LOSSES),
     Mutant("the student learns the teacher without guidance", "msg_jax/tasks/student.py",
-           "sampling.guided(velocity, cond, null, self.guidance)", "sampling.guided(velocity, cond, null, 1.0)", LOSSES),
+           "sampling.guided(velocity, cond, null, self.guidance,", "sampling.guided(velocity, cond, null, 1.0,", LOSSES),
     Mutant("a part of the path has the velocity of a whole", "msg_jax/tasks/student.py",
            "jnp.diff(path, axis=1) * self.steps", "jnp.diff(path, axis=1)", LOSSES),
     Mutant("a student is sampled with guidance", "msg_jax/methods/method.py",

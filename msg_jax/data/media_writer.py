@@ -79,7 +79,7 @@ def mux(
     video_path, out_path = pathlib.Path(video_path), pathlib.Path(out_path)
     suffix = out_path.suffix.lower()
     if suffix not in stream_copy.FORMATS:
-        raise UserError(f"{out_path} has no suffix of a container that is written; use one of {', '.join(stream_copy.FORMATS)}")
+        raise UserError(f"{out_path} has no video container's suffix; use one of {', '.join(stream_copy.FORMATS)}")
     audio_codec = audio_codec or _DEFAULT_AUDIO_CODEC.get(suffix, "aac")
     with new_file(out_path, overwrite) as unfinished:
         try:

@@ -34,6 +34,7 @@ from msg_jax.tables import aligned
 HEADLINE = ("event_f1", "event_f1_second_judge", "event_f1_40ms", "fd_judge", "cost_tflop")
 """The columns of the first table; all others are folded."""
 
+_SCORED = {"sf_cavp": "SF-CAVP on held-out clips", "reward": "SF-CAVP as a reward"}
 _KEYS = ("system", "baseline", "guidance", "passes", "split")
 
 
@@ -51,6 +52,7 @@ def write_report(
     headline: Sequence[str] = HEADLINE,
     charted: str = "event_f1",
     charted_split: str = "",
+    scored: Sequence[str] = ("sf_cavp", "reward"),
     template: str = "report.html.j2",
 ) -> epath.Path:
     """Write `workdir`/report/index.html and return its path. The page is self-contained; `example.png` lies beside it.
@@ -61,7 +63,8 @@ def write_report(
     values as a list, dicts as tables, and the entry `config` folded.
 
     The first table has the metrics `headline`, and the charts show the metric `charted`, of the rows of `charted_split` (by
-    default of all). A track may have "frames" of its own, and "events" to show in the place of the true ones.
+    default of all). `scored` are the entries of `results` with metrics of a reward. A track may have "frames" of its own, and
+    "events" to show in the place of the true ones.
     """
     footnotes: list[str] = []
     rows = results.get("rows", [])
@@ -76,9 +79,7 @@ def write_report(
         chart=charts.event_chart(shown, systems, charted),
         gains=charts.gain_chart(shown, systems, charted),
         scores=[
-            (heading, _score_list(results[name], footnotes))
-            for name, heading in (("sf_cavp", "SF-CAVP on held-out clips"), ("reward", "SF-CAVP as a reward"))
-            if name in results
+            (_SCORED[name], _score_list(results.get(name, {}), footnotes)) for name in scored
         ],
         footnotes=footnotes,
         curves={stage: charts.curves(stage, log) for stage, log in curves.items()},

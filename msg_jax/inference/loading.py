@@ -171,7 +171,7 @@ def from_bundle(released: bundle.Bundle) -> System:
         variables=variables,
         squashes_clip_video=True,
         any_length=True,
-        load_ranker=functools.cache(functools.partial(DeSyncRanker, released.paths["synchformer"], clip)),
+        load_ranker=functools.cache(lambda: DeSyncRanker(released.paths["synchformer"], clip)),
     )
 
 

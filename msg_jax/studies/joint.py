@@ -240,7 +240,7 @@ def make(run: Run, folder: Path, seed: int | None) -> str:
     report.write_report(
         run.root, results, run.clip, evaluation.class_names, systems=systems, curves=curves(run),
         examples=evaluation.examples(), facts=facts(run), title="Sound and pictures, generated together", headline=HEADLINE,
-        charted="sync_f1", charted_split=run.config.evaluate.split, template="joint.html.j2",
+        charted="sync_f1", charted_split=run.config.evaluate.split, scored=(), template="joint.html.j2",
     )
     return text_digest(text)
 

@@ -23,7 +23,7 @@ from msg_jax import api, networks
 from msg_jax import generate as command_line
 from msg_jax.clip import TINY
 from msg_jax.config.tree import replace
-from msg_jax.data import level, media, media_writer, mel
+from msg_jax.data import level, media, media_writer, mel, stream_copy
 from msg_jax.errors import UserError
 from msg_jax.inference import loading, sampling
 from msg_jax.inference.cues import Cue
@@ -479,7 +479,8 @@ def test_one_window_equals_the_networks_applied_directly(untrained):
     np.testing.assert_allclose(conditions.sync, sync, atol=1e-4)
 
     latents = untrained.sample(conditions, noise, steps=2, guidance_scale=1.5)
-    sample = jax.jit(functools.partial(sampling.sample, untrained.generator, steps=2, guidance_scale=1.5))
+    how = dict(steps=2, guidance_scale=1.5, guidance_rescale=untrained.rescale)
+    sample = jax.jit(functools.partial(sampling.sample, untrained.generator, **how))
     direct = sample(untrained.variables["generator"], conditions, noise)
     unnormalised = untrained.generator.apply(untrained.variables["generator"], direct, method="unnormalize")
     np.testing.assert_allclose(latents, unnormalised[0], atol=1e-4)
@@ -711,7 +712,7 @@ def test_another_container(command, run_folder, videos, tmp_path, capfd, monkeyp
     with monkeypatch.context() as patch:  # before its sound is sampled
         patch.setattr("msg_jax.inference.generate.takes_for", lambda *_: pytest.fail("sampled in vain"))
         assert command([str(videos / "short.mp4"), "--container=webm", "--overwrite", *flags]) == 2
-    assert tuple(f".{each}" for each in command_line.CONTAINERS) == media.VIDEO_SUFFIXES
+    assert tuple(f".{each}" for each in command_line.CONTAINERS) == tuple(stream_copy.FORMATS)
 
 
 def test_what_a_copy_lacks_is_told_and_recorded(untrained, videos, tmp_path, capfd):

@@ -72,9 +72,10 @@ def test_the_pictures_that_are_given_decide_the_sound(run):
     noise = system.noise(0, "clip", 40)
     sounds = [system.sample(each, noise, steps=2, guidance_scale=1.0)[:, :32] for each in conditions]
     assert np.abs(sounds[0] - sounds[1]).max() > 1e-4
-    # The latents of the pictures are kept: the codec's own reconstruction comes out.
-    shown = system.pictures(system.sample(conditions[0], noise, steps=2, guidance_scale=1.0))
-    assert shown is not None and np.corrcoef(shown.ravel(), frames[0].ravel())[0, 1] > 0.7
+    # The latents of the pictures are kept: what the codec leaves of each video comes out.
+    shown = [system.pictures(system.sample(each, noise, steps=2, guidance_scale=1.0)) for each in conditions]
+    alike = np.corrcoef([pictures.ravel() for pictures in (*shown, *frames)])[:2, 2:]
+    assert (np.diag(alike) > 0.6).all() and (np.diag(alike) > np.diag(alike[::-1]) + 0.4).all()
 
 
 @pytest.mark.parametrize("arguments, words", [
