@@ -137,7 +137,7 @@ def _task(workdir, name="sync_dpo"):
     section = replace(preference_of(config, name), steps=STEPS)
     features = FeatureSource(workdir / "extract" / "train")
     return sync_dpo.SyncDPOTask(
-        run, features, section, 0, run.load("base", 0), features.dims, name, config.arms[name].curriculum
+        run, features, section, 0, run.load("base", 0), features.dims, name, curriculum=config.arms[name].curriculum,
     )
 
 
