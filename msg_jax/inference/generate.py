@@ -232,6 +232,8 @@ def takes_of_text(system: System, settings: Settings) -> Iterator[Take]:
         raise UserError("--mix adds a video's own sound, and a prompt alone has none: leave it out")
     if settings.start_sec or settings.end_sec:
         raise UserError("--start and --end choose a part of a video, and a prompt alone has none: give a --duration")
+    if settings.respect_cuts:
+        raise UserError("--respect_cuts finds the cuts of a video, and a prompt alone has none: leave it out")
     duration_sec, hz = settings.duration_sec or system.clip.duration_sec, system.clip.audio_hz
     fitting = system.of_length(duration_sec) if system.any_length else system
     samples = round(duration_sec * hz)

@@ -3,6 +3,7 @@
 Each row is written to `evaluate/rows/` as soon as it is finished, so an interrupted evaluation continues there.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import json
@@ -240,19 +241,26 @@ class Evaluation:
         return examples
 
 
+def measured(keys: Sequence[RowKey], row: Callable[[Any], dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """The `row` of each key, kept in `folder`/rows, where an interrupted call continues.
+
+    Processes make rows in turn, and process 0 gets them all; the others get none.
+    """
+    progress = logging.Progress("evaluate", len(keys), "row")
+    paths = [folder / "rows" / f"{key.key}.json" for key in keys]
+    for i, key in enumerate(progress.over(keys)):
+        if i % jax.process_count() == jax.process_index() and not paths[i].exists():
+            logging.write_atomically(paths[i], json.dumps(row(key)))
+            preemption.exit_if_requested(f"evaluate {key.key}")
+    runtime.barrier(f"rows {folder}")
+    return [] if jax.process_index() else [json.loads(path.read_text()) for path in paths]
+
+
 def make(run: Run, folder: Path, seed: int | None) -> str:
     evaluation = Evaluation(run)
-    keys = evaluation.keys()
-    progress = logging.Progress("evaluate", len(keys), "row")
-    paths = [folder / "rows" / f"{system.key}.json" for system in keys]
-    for i, system in enumerate(progress.over(keys)):
-        if i % jax.process_count() == jax.process_index() and not paths[i].exists():
-            logging.write_atomically(paths[i], json.dumps(evaluation.row(system)))
-            preemption.exit_if_requested(f"evaluate {system.key}")
-    runtime.barrier(f"rows {folder}")
+    rows = measured(evaluation.keys(), evaluation.row, folder)
     if jax.process_index():
         return ""  # process 0 writes the results
-    rows = [json.loads(path.read_text()) for path in paths]
     results = {
         "rows": [{name: value for name, value in row.items() if name not in ("counts", "groups")} for row in rows],
         "groups": [{name: row[name] for name in _KEYS} | row["groups"] for row in rows if "groups" in row],

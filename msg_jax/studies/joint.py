@@ -22,13 +22,13 @@ from msg_jax.data import scene_sets
 from msg_jax.data.scenes import ScenesSource
 from msg_jax.errors import UserError
 from msg_jax.evaluation import bootstrap, distribution, event_metrics, events, report, sync
-from msg_jax.infra import logging, preemption, runtime
+from msg_jax.infra import logging
 from msg_jax.methods import cost
 from msg_jax.run import build
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
 from msg_jax.storage import Path
-from msg_jax.studies.evaluate import RowKey, curves, facts
+from msg_jax.studies.evaluate import RowKey, curves, facts, measured
 
 MODES = {"joint": (False, False), "video_given": (False, True), "sound_given": (True, False)}
 """Which streams are known, sound and pictures."""
@@ -218,17 +218,9 @@ class JointEvaluation:
 
 def make(run: Run, folder: Path, seed: int | None) -> str:
     evaluation = JointEvaluation(run)
-    keys = evaluation.keys()
-    progress = logging.Progress("evaluate", len(keys), "row")
-    paths = [folder / "rows" / f"{row.key}.json" for row in keys]
-    for i, row in enumerate(progress.over(keys)):
-        if i % jax.process_count() == jax.process_index() and not paths[i].exists():
-            logging.write_atomically(paths[i], json.dumps(evaluation.row(row)))
-            preemption.exit_if_requested(f"evaluate {row.key}")
-    runtime.barrier(f"rows {folder}")
+    rows = measured(evaluation.keys(), evaluation.row, folder)
     if jax.process_index():
         return ""  # process 0 writes the results
-    rows = [json.loads(path.read_text()) for path in paths]
     results = {
         "rows": [{name: value for name, value in row.items() if name != "counts"} for row in rows],
         "differences": differences(rows, run),

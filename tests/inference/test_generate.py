@@ -27,7 +27,7 @@ from msg_jax.data import level, media, media_writer, mel, stream_copy
 from msg_jax.errors import UserError
 from msg_jax.inference import loading, sampling
 from msg_jax.inference.cues import Cue
-from msg_jax.inference.generate import Settings, Video, find_videos, generate, takes_for
+from msg_jax.inference.generate import Settings, Video, find_videos, generate, takes_for, takes_of_text
 from msg_jax.inference.ranking import Ranker
 from msg_jax.inference.system import System
 from msg_jax.infra import checkpoint, logging, runtime
@@ -309,6 +309,16 @@ def test_sound_for_a_part_of_a_video(untrained, tmp_path):
     assert np.abs(sound(tmp_path / "tone.mp4", **cued)[first:end] - made[first:end]).mean() > 1e-4
     with pytest.raises(UserError, match=r"silent\.mp4 ends at 6.00 s, and its sound is to start at 6 s"):
         sound(tmp_path / "silent.mp4", start_sec=6.0)
+
+
+@pytest.mark.parametrize(("changes", "flag"), [
+    (dict(best_of=2), "--best_of"), (dict(mix=0.5), "--mix"), (dict(start_sec=1.0), "--start"), (dict(end_sec=1.0), "--start"),
+    (dict(respect_cuts=True), "--respect_cuts"),
+])
+def test_directions_that_need_a_video_are_refused_without_one(untrained, changes, flag):
+    settings = dataclasses.replace(SETTINGS, prompt="rain", **changes)
+    with pytest.raises(UserError, match=f"{flag}.* a prompt alone has none"):
+        next(takes_of_text(untrained, settings))
 
 
 def test_no_window_looks_across_a_cut(untrained, tmp_path, monkeypatch):
