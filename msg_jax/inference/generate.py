@@ -467,9 +467,9 @@ def _sounds_alone(system: System, out: pathlib.Path, settings: Settings, record:
         with record.adding(paths) as row:
             media_writer.write_audio(paths[0], take.waveform, hz, overwrite=settings.overwrite)
             if take.frames is not None:
-                clip = media_writer.encode_video(take.frames, system.clip.video_hz, take.waveform, hz)
-                with files.new_file(paths[1], settings.overwrite) as unfinished:
-                    unfinished.write_bytes(clip)
+                media_writer.write_clip(
+                    paths[1], take.frames, system.clip.video_hz, take.waveform, hz, overwrite=settings.overwrite
+                )
             row |= {"input": None} | _row(system, settings, take.seed, paths, out, begun)
         begun = time.monotonic()
 
