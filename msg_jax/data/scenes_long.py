@@ -80,11 +80,13 @@ def make_long_scene(seed: int, split: str, index: int, clip: ClipSpec) -> LongSc
             stage = int(rng.integers(len(stages)))
         else:
             silent = acts and draw < RETURN_SHARE + SILENT_SHARE
-            performers, classes, _ = ([], [], []) if silent else scenes.usual_cast(rng, end - start)
-            stages.append((Backdrop(rng), [(kind, each.slot.x) for kind, each in zip(classes, performers)]))
+            cast, classes, _ = ([], [], []) if silent else scenes.usual_cast(rng, end - start)
+            stages.append((Backdrop(rng), [(kind, each.slot.x) for kind, each in zip(classes, cast)]))
             stage = len(stages) - 1
         backdrop, sources = stages[stage]
-        performers = {kind: scenes.PERFORMERS[kind](rng, Slot(x, 0.0, end - start)) for kind, x in sources}
+        performers: dict[int, Performer] = {
+            kind: scenes.PERFORMERS[kind](rng, Slot(x, 0.0, end - start)) for kind, x in sources
+        }
         acts.append(Act(start, end, stage, backdrop, performers))
         takes += scenes.takes(performers, clip.audio_hz, start)
     recording = scenes.record(rng, {}, takes, clip)

@@ -118,7 +118,8 @@ class Evaluation:
 
     def video(self, clips: range) -> Embeddings:
         """The reward's embeddings of the videos of these clips."""
-        return Embeddings(**self._videos.stack(clips, tuple(self._videos.dims)))
+        arrays: dict[str, Any] = self._videos.stack(clips, tuple(self._videos.dims))
+        return Embeddings(**arrays)
 
     def recorded(self, clips: range, shift: int = 0) -> Float[np.ndarray, "B S"]:
         """The waveforms of these clips; with `shift`, of the clips so many places before them."""
@@ -228,8 +229,8 @@ class Evaluation:
             video, audio = self.video(group), self.reward_scorer.embed_audio(self.mels(RowKey("real"), group)[:, 0])
             cosines.append(np.asarray(lagged_cosines(video.dynamic, audio.dynamic, lags)))
             for name in (paired if len(group) == RECALL_GROUP else ()):
-                both = (np.reshape(getattr(each, name), (RECALL_GROUP, -1)) for each in (video, audio))
-                paired[name].append(ranking.grouped_cosine(*both, RECALL_GROUP))
+                queries, answers = (np.reshape(getattr(each, name), (RECALL_GROUP, -1)) for each in (video, audio))
+                paired[name].append(ranking.grouped_cosine(queries, answers, RECALL_GROUP))
         metrics: dict[str, Any] = {"offset_accuracy_9": ranking.offset_accuracy(np.concatenate(cosines), OFFSETS // 2)}
         for name, tables in paired.items():
             key = f"{name}_r1_{RECALL_GROUP}"
