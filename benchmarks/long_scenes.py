@@ -46,7 +46,7 @@ HELD_SEC = 0.8  # of the window before, that `continued` begins with
 FADE_SEC = 0.24  # of the cross-fade of `independent`
 NEAR_SEC = 0.2  # of a join
 AFTER_SEC = 0.5  # after a cut
-METHODS = ("joint", "joint_cuts", "independent", "continued")
+METHODS = ("joint", "independent", "continued", "joint_cuts")
 
 
 class Sound(NamedTuple):
