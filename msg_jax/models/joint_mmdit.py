@@ -7,10 +7,12 @@ that sound and pictures share, and each token is also modulated by the token of 
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import ClassVar, no_type_check
 
 from flax import linen as nn
 from flax import struct
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Float32
@@ -23,6 +25,8 @@ from msg_jax.models.layers import Conv, Dense
 from msg_jax.models.mmdit import AdaLN, Block, GatedMLP, InputProjection, TimeEmbedding, modulate, rope_angles
 from msg_jax.models.stack import run_blocks
 from msg_jax.types import STREAMS, AnyArray, Array, JointConditions
+
+_exact = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +193,7 @@ def linear_guess(
     """
     spread, t = jnp.square(jnp.asarray(deviations)), jnp.asarray(t)[:, None, None]
     basis, variance = cosines(len(spread)), t**2 * spread + (1 - t) ** 2
-    return basis.T @ (t * spread / variance * (basis @ jnp.asarray(x_t)))
+    return _exact(basis.T, t * spread / variance * _exact(basis, x_t))
 
 
 def preconditioned(
@@ -203,8 +207,8 @@ def preconditioned(
     """
     deviations, t = jnp.asarray(deviations), jnp.asarray(t)[:, None, None]
     basis, variance = cosines(len(deviations)), t**2 * deviations**2 + (1 - t) ** 2
-    linear = (t * deviations**2 - (1 - t)) / variance * (basis @ jnp.asarray(x_t))
-    return basis.T @ (linear + deviations / jnp.sqrt(variance) * (basis @ found))
+    linear = (t * deviations**2 - (1 - t)) / variance * _exact(basis, x_t)
+    return _exact(basis.T, linear + deviations / jnp.sqrt(variance) * _exact(basis, found))
 
 
 def _mask(alone: Bool[Array, " B"], tokens: int, text_tokens: int) -> Bool[Array, "B 1 _ _"]:
