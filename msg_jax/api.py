@@ -14,7 +14,7 @@ import os
 import pathlib
 import threading
 
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 import numpy as np
 
 from msg_jax import storage
@@ -74,31 +74,49 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The sounds of one call, a waveform (samples,) in [-1, 1] at `hz` for each variant, and their seeds."""
+    """The sounds of one call, a waveform (samples,) in [-1, 1] at `hz` for each variant, and their seeds.
+
+    A joint system makes pictures too for a prompt alone: frames (T, H, W, 3), uint8, at `video_hz`.
+    """
 
     video: pathlib.Path | None
     waveforms: tuple[Float[np.ndarray, " samples"], ...]
     hz: int
     seeds: tuple[int, ...]
+    frames: tuple[UInt8[np.ndarray, "T H W 3"], ...] = ()  # one for each variant, or none
+    video_hz: float = 0.0
 
     def save(self, place: str | os.PathLike, overwrite: bool = False) -> list[pathlib.Path]:
         """Write the sounds, and return what was written.
 
         A name with .wav or .flac gets the sound, a video's name (.mp4, .mkv, ...) the video with that sound. A folder gets
-        both, named as the video. Several variants are NAME_0, NAME_1, ... Raises UserError for existing files unless
-        `overwrite`.
+        both, named as the video. Several variants are NAME_0, NAME_1, ... Generated pictures are written as .mp4. Raises
+        UserError for existing files unless `overwrite`.
         """
         place, written = pathlib.Path(place), []
-        for tag, waveform in zip(self._tags, self.waveforms):
+        for variant, tag in enumerate(self._tags):
             for path in self._names(place, tag):
-                if path.suffix.lower() in _SOUND_SUFFIXES:
-                    media_writer.write_audio(path, waveform, self.hz, overwrite=overwrite)
-                elif self.video is None:
-                    raise UserError(f"{path} cannot be written, because there was no video: give a name with .wav, or a folder")
-                else:
-                    media_writer.mux(self.video, waveform, self.hz, path, overwrite=overwrite)
+                self.write(path, variant, overwrite)
                 written.append(path)
         return written
+
+    def write(self, path: pathlib.Path, variant: int = 0, overwrite: bool = False) -> None:
+        """Write one file of one variant: by its suffix the sound, or pictures with that sound.
+
+        Raises UserError as `save` does.
+        """
+        waveform = self.waveforms[variant]
+        if path.suffix.lower() in _SOUND_SUFFIXES:
+            media_writer.write_audio(path, waveform, self.hz, overwrite=overwrite)
+        elif self.video is not None:
+            media_writer.mux(self.video, waveform, self.hz, path, overwrite=overwrite)
+        elif not self.frames:
+            raise UserError(f"{path} cannot be written, because there was no video: give a name with .wav, or a folder")
+        elif path.suffix.lower() != ".mp4":
+            raise UserError(f"{path} cannot be written, because generated pictures become .mp4: give such a name, or a folder")
+        else:
+            frames = self.frames[variant]
+            media_writer.write_clip(path, frames, self.video_hz, waveform, self.hz, overwrite=overwrite)
 
     @property
     def _tags(self) -> list[str]:
@@ -108,7 +126,7 @@ class Result:
         if place.suffix.lower() in (*_SOUND_SUFFIXES, *media.VIDEO_SUFFIXES):
             return [place.with_name(f"{place.stem}{tag}{place.suffix}")]
         if self.video is None:
-            return [place / f"sound{tag}.wav"]
+            return [place / f"sound{tag}{suffix}" for suffix in (".wav", *([".mp4"] if self.frames else []))]
         return [place / f"{self.video.stem}{tag}{suffix}" for suffix in (".wav", media_writer.copy_suffix(self.video))]
 
 
@@ -161,22 +179,27 @@ class LoadedSystem:
             else:
                 takes = tuple(takes_for(system, Video(path, path.name), settings))
         waveforms, seeds = (tuple(getattr(take, name) for take in takes) for name in ("waveform", "seed"))
-        return Result(path, waveforms, system.clip.audio_hz, seeds)
+        frames = tuple(take.frames for take in takes if take.frames is not None)
+        return Result(path, waveforms, system.clip.audio_hz, seeds, frames, system.clip.video_hz)
 
 
-def load(source: str | os.PathLike | None = None, variant: str | None = None) -> LoadedSystem:
+def load(
+    source: str | os.PathLike | None = None, variant: str | None = None, precision: str | None = None
+) -> LoadedSystem:
     """Load a system from the folder of a finished stage, or from a folder of released weights (docs/WEIGHTS.md).
 
     Without a source it is the small model that comes with the package.
 
-    `variant` names the one of several released variants in that folder, for example "small_16k". Raises UserError if
-    something is missing; the sentence names the command that fetches it.
+    `variant` names the one of several released variants in that folder, for example "small_16k". `precision`, float32 or
+    bfloat16, is what encoders and generator compute in (default: float32 on a CPU, bfloat16 on accelerators).
+
+    Raises UserError if something is missing; the sentence names the command that fetches it.
     """
     if source is None:
-        return LoadedSystem(load_demo())
+        return LoadedSystem(load_demo(precision))
     place = storage.path(source)
     if storage.in_bucket(place) or read_record(place) is not None:
         if variant is not None:
             raise UserError(f"{source} is a run's stage, which has no variants: leave out variant={variant!r}")
-        return LoadedSystem(load_checkpoint(source))
-    return LoadedSystem(load_weights(source, variant))
+        return LoadedSystem(load_checkpoint(source, precision))
+    return LoadedSystem(load_weights(source, variant, precision))

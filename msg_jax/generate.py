@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.weights:
             system = load_weights(args.weights, args.variant, args.precision)
         else:
-            system = load_demo() if args.demo else load_checkpoint(args.checkpoint, args.precision)
+            system = load_demo(args.precision) if args.demo else load_checkpoint(args.checkpoint, args.precision)
         if args.demo and not args.inputs and not args.prompt:
             args.inputs = [draw_scene(args.out / "silent" / "scene.mp4", args.seed, args.overwrite)]
         settings = Settings(

@@ -6,6 +6,7 @@ Most of the time of a test is compiling, so programs are compiled without LLVM's
 from collections.abc import Iterator
 import os
 import pathlib
+import shlex
 import socket
 import subprocess
 import sys
@@ -66,19 +67,32 @@ def scenes_cache(tmp_path_factory) -> pathlib.Path:
     return tmp_path_factory.mktemp("scenes")
 
 
-@pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory, worker_id) -> pathlib.Path:
-    """The folder of a finished main job at the smoke preset. Read it; copy it before changing anything.
-
-    The worker that asks first makes it, for all of them; where that failed, the next one fails with the same words.
-    """
+@pytest.fixture(autouse=True, scope="session")
+def smoke_job(request, tmp_path_factory, worker_id) -> Iterator[pathlib.Path | None]:
+    """The folder of the smoke run, which begins in the background with the first test if any test will need it."""
+    if not any("smoke_run" in item.fixturenames for item in request.session.items):
+        yield None
+        return
     own = tmp_path_factory.getbasetemp()
-    folder = (own if worker_id == "master" else own.parent) / "smoke"
+    folder, process = (own if worker_id == "master" else own.parent) / "smoke", None
     with filelock.FileLock(f"{folder}.lock"):
-        if not (folder / "run" / "results.json").exists():
-            arguments = command(f"--workdir={folder / 'run'}", f"--config.data.cache={folder / 'scenes'}")
-            subprocess.run(arguments, env=environment(), check=True, cwd=ROOT)
-    return folder / "run"
+        if not folder.exists():  # this worker starts it, for all of them
+            folder.mkdir()
+            run = shlex.join(command(f"--workdir={folder / 'run'}", f"--config.data.cache={folder / 'scenes'}"))
+            script = f"{run} >{folder / 'log'} 2>&1; echo $? >{folder / 'code'}"
+            process = subprocess.Popen(["sh", "-c", script], cwd=ROOT, env=environment())
+    yield folder
+    if process is not None:
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def smoke_run(smoke_job) -> pathlib.Path:
+    """The folder of a finished main job at the smoke preset. Read it; copy it before changing anything."""
+    while not (code := smoke_job / "code").exists() or not code.read_text():
+        time.sleep(0.5)
+    assert code.read_text().strip() == "0", (smoke_job / "log").read_text()[-3000:]
+    return smoke_job / "run"
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
                         "that comes with the package)")
     source.add_argument("--weights", help="folder of released files, as `msg-jax weights get` makes it")
     flags.add_argument("--variant", help="with --weights: small_16k, small_44k, medium_44k, large_44k or large_44k_v2")
+    flags.add_argument("--precision", choices=("float32", "bfloat16"), help="as in `msg-jax generate`")
     flags.add_argument("--host", default=HOST, help=f"address to listen on (default: {HOST}, this machine only)")
     flags.add_argument("--port", type=int, default=PORT)
     flags.add_argument("--max_mb", type=float, default=Limits.upload_bytes / 1e6,
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     limits = dataclasses.replace(Limits(), upload_bytes=int(args.max_mb * 1e6), video_sec=args.max_sec,
                                  variants=args.max_variants, waiting=args.max_waiting)
     try:
-        studio = Studio(api.load(args.weights or args.checkpoint, args.variant), limits)
+        studio = Studio(api.load(args.weights or args.checkpoint, args.variant, args.precision), limits)
     except UserError as error:
         fail(str(error))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the files are deleted

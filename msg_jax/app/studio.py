@@ -36,7 +36,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Take:
-    """The files of one variant, and its loudest sample; `video` is None for a sound without a video."""
+    """The files of one variant, and its loudest sample; `video` is None for a sound without pictures."""
 
     seed: int
     peak: float
@@ -131,20 +131,20 @@ def _write(made: Result, index: int, seed: int, folder: pathlib.Path) -> Take:
     media_writer.write_audio(folder / f"{name}.wav", waveform, made.hz)
     drawn = folder / f"{name}.png"
     drawn.write_bytes(picture(waveform, made.hz))
-    video = None if made.video is None else _with_sound(made, index, folder / name)
+    video = _with_pictures(made, index, folder / name) if made.video or made.frames else None
     return Take(seed, float(np.abs(waveform).max(initial=0)), folder / f"{name}.wav", video, drawn)
 
 
-def _with_sound(made: Result, index: int, place: pathlib.Path) -> pathlib.Path:
-    """A copy of the video with the sound, in a container that browsers play if that can hold it."""
-    assert made.video is not None
-    suffix = media_writer.copy_suffix(made.video).lower()
+def _with_pictures(made: Result, index: int, place: pathlib.Path) -> pathlib.Path:
+    """The pictures with the sound: generated ones, or a copy of the video in a container that browsers play if that fits."""
+    suffix = ".mp4" if made.video is None else media_writer.copy_suffix(made.video).lower()
     for each in dict.fromkeys((suffix if suffix == ".webm" else ".mp4", suffix)):
         path = place.with_name(f"{place.name}{each}")
         with contextlib.suppress(UserError):
-            media_writer.mux(made.video, made.waveforms[index], made.hz, path)
+            made.write(path, index)
             return path
-    raise UserError(f"{made.video.name} cannot be copied into a video with sound: convert it to .mp4 first")
+    name = place.name if made.video is None else made.video.name
+    raise UserError(f"{name} cannot be copied into a video with sound: convert it to .mp4 first")
 
 
 def plain_name(name: str) -> str:

@@ -311,6 +311,7 @@ class _GridSampler:
         self._grid, self._start_sec, self._video, self._to_rgb = grid, start_sec, video, to_rgb
         self._filled = 0
         self._resize = scaling.Resizer()
+        self._display_matrix: tuple[np.ndarray | None, ...] = ()  # of the first picture that is used
 
     @property
     def is_full(self) -> bool:
@@ -329,7 +330,9 @@ class _GridSampler:
         if first < last:
             shown, px, squash = _shown_size(frame, self._video), self._grid.px, self._grid.squash
             image = scaling.square(self._to_rgb(frame), shown, px, squash, self._resize)
-            self.out[first:last] = _upright(image, _display_matrix(frame))
+            # Not of every picture: PyAV keeps one whose side data was read until the next full garbage collection.
+            self._display_matrix = self._display_matrix or (_display_matrix(frame),)
+            self.out[first:last] = _upright(image, *self._display_matrix)
         self._filled = max(self._filled, stop)
 
 

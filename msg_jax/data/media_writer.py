@@ -149,6 +149,15 @@ def encode_video(
         return path.read_bytes()
 
 
+def write_clip(
+    path: pathlib.Path, frames: UInt8[np.ndarray, "T H W 3"], hz: float, waveform: Float[np.ndarray, " S"] | None = None,
+    audio_hz: int = 0, overwrite: bool = False,
+) -> None:
+    """Writes the MP4 of `encode_video`. Raises UserError if the file exists, unless `overwrite`, or if it cannot be written."""
+    with new_file(path, overwrite) as unfinished:
+        unfinished.write_bytes(encode_video(frames, hz, waveform, audio_hz))
+
+
 @contextlib.contextmanager
 def _writing(path: pathlib.Path, has_extras: bool) -> Iterator[None]:
     try:

@@ -5,7 +5,6 @@ import pathlib
 
 from msg_jax.clip import TINY
 from msg_jax.data import media_writer, scenes
-from msg_jax.data.files import new_file
 from msg_jax.inference.packed import load_packed
 from msg_jax.inference.system import System
 
@@ -15,9 +14,9 @@ CHECKPOINT = pathlib.Path(__file__).parent / "demo.safetensors"
 _INDEX = 2**31  # of a scene that no data set has
 
 
-def load_demo() -> System:
-    """The system of `CHECKPOINT`."""
-    return load_packed(CHECKPOINT)
+def load_demo(precision: str | None = None) -> System:
+    """The system of `CHECKPOINT`; `precision` is that of `load_checkpoint`."""
+    return load_packed(CHECKPOINT, precision)
 
 
 def draw_scene(path: pathlib.Path, seed: int, overwrite: bool = False) -> pathlib.Path:
@@ -27,6 +26,5 @@ def draw_scene(path: pathlib.Path, seed: int, overwrite: bool = False) -> pathli
     """
     clip = dataclasses.replace(TINY, video_px=240)
     frames = scenes.make_scene(seed, "test", _INDEX, clip)["video"]
-    with new_file(path, overwrite) as unfinished:
-        unfinished.write_bytes(media_writer.encode_video(frames, clip.video_hz))
+    media_writer.write_clip(path, frames, clip.video_hz, overwrite=overwrite)
     return path

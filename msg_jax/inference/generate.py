@@ -22,7 +22,7 @@ from msg_jax.inference.cues import Cue, fill
 from msg_jax.inference.ranking import Ranker
 from msg_jax.inference.sampling import Window, cue_windows
 from msg_jax.inference.system import System
-from msg_jax.infra import logging, progress
+from msg_jax.infra import logging, progress, runtime
 
 _SUFFIXES = ", ".join(media.VIDEO_SUFFIXES)
 _ENCODED, _SAMPLED = 0.4, 0.8  # about what share of a video's work is done then, for the progress bar
@@ -205,6 +205,7 @@ def takes_for(system: System, video: Video, settings: Settings) -> Iterator[Take
         return frames
 
     noises = _noises(system, video.name, part.tokens, settings)
+
     def conditions() -> Any:
         with progress.part(0, _ENCODED):
             return part.system.encode(map(seen, plan.windows), plan.prompts, len(plan.windows), settings.cache)
@@ -378,6 +379,7 @@ def _sounds(
                 negative_prompt=plan.negative_prompts, windows=plan.windows,
             ))
     del conditions  # those of a long video are as large as its sound
+    runtime.trim_heap()
     for i, latents in enumerate(sampled):
         with progress.part(_SAMPLED, 1), progress.part(i / count, (i + 1) / count):
             waveform = system.decode(latents)
@@ -467,9 +469,9 @@ def _sounds_alone(system: System, out: pathlib.Path, settings: Settings, record:
         with record.adding(paths) as row:
             media_writer.write_audio(paths[0], take.waveform, hz, overwrite=settings.overwrite)
             if take.frames is not None:
-                clip = media_writer.encode_video(take.frames, system.clip.video_hz, take.waveform, hz)
-                with files.new_file(paths[1], settings.overwrite) as unfinished:
-                    unfinished.write_bytes(clip)
+                media_writer.write_clip(
+                    paths[1], take.frames, system.clip.video_hz, take.waveform, hz, overwrite=settings.overwrite
+                )
             row |= {"input": None} | _row(system, settings, take.seed, paths, out, begun)
         begun = time.monotonic()
 

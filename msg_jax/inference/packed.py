@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from msg_jax import networks
 from msg_jax.clip import ClipSpec
 from msg_jax.config import tree
 from msg_jax.config.schema import Config
@@ -43,8 +44,10 @@ def pack(folder: str | os.PathLike, path: str | os.PathLike) -> None:
     save_file(arrays, path, metadata={_KEY: json.dumps(facts)})
 
 
-def load_packed(path: str | os.PathLike) -> System:
+def load_packed(path: str | os.PathLike, precision: str | None = None) -> System:
     """Load a system from a file of `pack`. Its digest is that of the rounded generator.
+
+    `precision` is that of `loading.load_checkpoint`.
 
     Raises UserError if the file is none, or if this version of the code has other networks.
     """
@@ -67,7 +70,8 @@ def load_packed(path: str | os.PathLike) -> System:
         str(path), tree.from_dict(Config, facts["config"]), ClipSpec.from_dict(facts["clip"]), facts["sampling"],
         checkpoint.digest(variables["generator"]), variables,
     )
-    return loading.assemble(parts)
+    with networks.computing_in(precision):
+        return loading.assemble(parts)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from msg_jax.inference.batching import chunks, map_batches
 from msg_jax.inference.feature_cache import FeatureCache, Features
 from msg_jax.inference.frozen import EmbedText, EncodeFrames, LazyWeights, codec_program
 from msg_jax.inference.ranking import Ranker
-from msg_jax.infra import progress
+from msg_jax.infra import progress, runtime
 from msg_jax.models.motion import motion_energy
 from msg_jax.types import Conditions, Module, Params
 
@@ -176,6 +176,7 @@ class System:
         """Decode the codec's latents (T, C) to a waveform (T * latent_samples,) in [-1, 1]."""
         with progress.part(0, 0.1):
             log_mel = self._log_mel(latents)
+        runtime.trim_heap()
         with progress.part(0.1, 1):
             return self.vocode(log_mel)
 

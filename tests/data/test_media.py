@@ -2,6 +2,7 @@
 
 import dataclasses
 from fractions import Fraction
+import gc
 import math
 import re
 
@@ -110,6 +111,16 @@ def test_a_window_past_the_end(videos):
     assert numbers(frames) == [70, 71, 72, 73, 74] + [74] * 45
     with pytest.raises(UserError, match=r"clip.mp4 ends at 3.00 s: no window can start at 3.50 s"):
         media.read_video(videos["clip.mp4"], [media.FrameGrid(25.0, 16, 5)], 3.5)
+
+
+def test_pictures_are_freed_before_the_next_window_is_read(videos):
+    gc.collect()
+    gc.disable()  # PyAV's side data and its picture hold each other
+    try:
+        media.read_video(videos["clip.mp4"], [media.FrameGrid(25.0, 16, 50)], 0.5)
+        assert sum(isinstance(each, av.VideoFrame) for each in gc.get_objects()) < 5
+    finally:
+        gc.enable()
 
 
 CORNERS = np.array([[200, 40], [90, 140]], np.uint8)  # brightness of the four quarters as stored

@@ -33,6 +33,11 @@ def test_a_packed_system_is_the_checkpoint_s_in_half_precision(smoke_run, tmp_pa
         load_packed(tmp_path / "other.safetensors")
 
 
+def test_the_demo_computes_in_the_precision_that_is_asked_for():
+    dtypes = [str(np.dtype(demo.load_demo(precision).generator.dtype)) for precision in ("float32", "bfloat16")]
+    assert dtypes == ["float32", "bfloat16"]
+
+
 def test_the_demo_needs_nothing_but_a_folder(tmp_path):
     content = demo.CHECKPOINT.read_bytes()
     page = pathlib.Path(__file__).parents[2] / "docs" / "USING.md"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import meshes
+import msg_jax
 from msg_jax import generate
 from msg_jax.clip import TINY
 from msg_jax.config.tree import replace
@@ -54,6 +55,11 @@ def test_a_prompt_gives_sound_and_pictures(run, tmp_path, capsys):
     clip = tmp_path / row["outputs"][1]
     assert media.probe(clip).duration_sec == pytest.approx(3.2, abs=0.05)
     assert np.abs(media.read_audio(clip, 0.0, 51_200, 16_000)).max() > 0
+    made = msg_jax.load(run / "sync_dpo").generate(prompt="a metal ball bounces")
+    assert [path.name for path in made.save(tmp_path / "api")] == ["sound.wav", "sound.mp4"]
+    assert (tmp_path / "api" / "sound.mp4").read_bytes() == clip.read_bytes()
+    with pytest.raises(UserError, match=r"become \.mp4"):
+        made.save(tmp_path / "sound.mkv")
 
 
 def test_the_same_checkpoint_makes_sound_for_a_video(run, tmp_path):
