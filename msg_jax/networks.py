@@ -194,10 +194,11 @@ def generator(
         )
     dims = {f"{name}_dim": feature_dims[name] for name in ("clip", "sync", "text")}
     if section.network == "cross_attention":
+        positions = (section.position_kind or "rotary") if section.positions else "none"
         return cross_attention.CrossAttentionTransformer(
             cross_attention.CrossAttentionConfig.for_clip(
                 clip, **dims, hidden=section.hidden, heads=section.heads, depth=section.depth,
-                features=section.features, positions=section.positions, pooled_tokens=section.pooled_tokens,
+                features=section.features, positions=positions, pooled_tokens=section.pooled_tokens,
                 frame_encoder=config.encoders.kind == "joint",
             ),
             dtype=dtype, remat=section.remat, scan=_SCAN[section.blocks],

@@ -172,6 +172,10 @@ class Augment:
     concat: float = 0.0  # two clips joined at a cut
     speed: float = 0.0  # one clip at one of `speeds`
     speeds: Scales = (0.8, 1.25)
+    speed_range: Scales = ()  # (lowest, highest): any speed between them instead
+    keep_pitch: bool = False  # at another speed; otherwise the pitch goes with it
+    crop: float = 0.0  # a part of one clip, then silence
+    crop_shares: Scales = ()  # lengths of the part, one of them; empty: a quarter, a half or three quarters of the clip
 
 
 @_section
@@ -207,6 +211,7 @@ class Base(Training, Lora):
     depth: int = 4  # cross_attention
     features: tuple[Feature, ...] = ("clip", "sync", "text")  # what cross_attention sees; an mmdit sees these three
     positions: bool = True  # cross_attention: time positions of the features
+    position_kind: Literal["", "learnt", "sinusoidal"] = ""  # cross_attention: embeddings that are added; "": rotary
     pooled_tokens: int = 0  # cross_attention: average each feature into so many parts of the clip; 0 keeps all steps
     attention_implementation: Literal["", "xla", "cudnn", "flash", "heads"] = ""  # mmdit; "": by device, type and shape
     blocks: Literal["", "loop", "unrolled"] = ""  # a loop compiles faster; "": a loop on accelerators (models/stack.py)

@@ -1,7 +1,7 @@
 """python -m msg_jax.data.multi_event ANNOTATION.csv --out=IDS.txt [--FLAG=VALUE ...]
 
 Select the multi-event clips of a test set by a rule that can be published with the list. The file begins with the rule, its
-parameters, the counts and a SHA-256 of the list; then follow the sorted clip ids, one a line.
+parameters, the counts and a SHA-256 of the sorted ids; then follow the clip ids, one a line, in sections by number of classes.
 
 The annotation is one of
   event times   a header with the columns id, class, onset, offset (seconds), one row per event;
@@ -22,7 +22,7 @@ Labels have no times, so the last two forms support only `classes`.
 
 import argparse
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import csv
 import dataclasses
 import hashlib
@@ -41,6 +41,7 @@ KINDS = ("classes", "events", "overlap", "transition")
 TIMED = KINDS[1:]
 _TIME_COLUMNS = ("id", "class", "onset", "offset")
 _LABEL_COLUMNS = ("id", "start", "label", "split")
+_SECTION = "# number of classes: "
 _NUMBERS = ("min_classes", "min_events", "min_gap_sec", "min_overlap_sec")  # fields of `Rule`
 
 
@@ -219,8 +220,9 @@ def list_digest(ids: Sequence[str]) -> str:
 
 
 def show(clips: Mapping[str, Sequence[Event]], rule: Rule, annotation: pathlib.Path, source: Mapping[str, str]) -> str:
-    """The text of a list file: `# field: value` lines, then the ids. `source` says what was read of the annotation."""
+    """The text of a list file: `# field: value` lines, then sections of ids. `source` says what was read of the annotation."""
     chosen = select(clips, rule)
+    sections = by_classes({name: clips[name] for name in chosen})
     used = {"classes": ("min_classes",), "events": ("min_events", "min_gap_sec"), "overlap": ("min_overlap_sec",),
             "transition": ("min_overlap_sec",)}
     parameters = {name: getattr(rule, name) for kind in rule.kinds for name in used[kind]}
@@ -230,21 +232,26 @@ def show(clips: Mapping[str, Sequence[Event]], rule: Rule, annotation: pathlib.P
         "annotation": f"{annotation.name}, sha256 {hashlib.sha256(annotation.read_bytes()).hexdigest()}",
         **source,
         "clips": f"{len(chosen)} of {len(clips)}",
-        "clips by number of classes": json.dumps(by_classes([clips[name] for name in chosen])),
+        "clips by number of classes": json.dumps({count: len(names) for count, names in sections.items()}),
         **{kind: sum(meets(events, rule)[kind] for events in clips.values()) for kind in rule.kinds},
         "sha256 of the list": list_digest(chosen),
     }
     lines = [f"# {name}: {value}" for name, value in header.items()]
-    return "\n".join(["# multi-event clips", *lines, *chosen, ""])
+    for count, names in sections.items():
+        lines += [f"{_SECTION}{count}", *names]
+    return "\n".join(["# multi-event clips", *lines, ""])
 
 
-def by_classes(clips: Iterable[Sequence[Event]]) -> dict[int, int]:
-    """How many clips have each number of classes."""
-    return dict(sorted(collections.Counter(len({event.label for event in events}) for events in clips).items()))
+def by_classes(clips: Mapping[str, Sequence[Event]]) -> dict[int, list[str]]:
+    """The ids of the clips with each number of classes, in the order of `clips`."""
+    sections = collections.defaultdict(list)
+    for name, events in clips.items():
+        sections[len({event.label for event in events})].append(name)
+    return dict(sorted(sections.items()))
 
 
-def read_ids(path: str | os.PathLike) -> list[str]:
-    """Reads the ids of a list file.
+def read_list(path: str | os.PathLike) -> dict[str, int | None]:
+    """Reads the sorted ids of a list file, each with its clip's number of classes: None where the list has no sections.
 
     Raises UserError if it cannot be read, or if its header has a SHA-256 that does not match the ids.
     """
@@ -253,10 +260,16 @@ def read_ids(path: str | os.PathLike) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); give a text file with one clip id a line") from error
-    ids = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    ids, count = {}, None
+    for line in filter(None, map(str.strip, lines)):
+        if line.startswith(_SECTION):
+            count = int(line.removeprefix(_SECTION))
+        elif not line.startswith("#"):
+            ids[line] = count
+    ids = dict(sorted(ids.items()))
     for line in lines:
         name, _, digest = line.removeprefix("# ").partition(": ")
-        if line.startswith("#") and name == "sha256 of the list" and digest.strip() != list_digest(ids):
+        if line.startswith("#") and name == "sha256 of the list" and digest.strip() != list_digest(list(ids)):
             raise UserError(f"{path} was changed: its ids do not match the SHA-256 in its header; make the list again")
     return ids
 

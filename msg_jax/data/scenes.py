@@ -9,7 +9,7 @@ Both streams are sampled from the same functions of time, so picture and sound a
 Times are seconds from the clip's start.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import re
 
@@ -133,10 +133,10 @@ def sentence(caption: str) -> str:
     return ", then ".join([together, *(SENTENCES[name] for name in entering)])
 
 
-def _film(
-    backdrop: Backdrop, performers: list[Performer], times: Float[np.ndarray, " T"], px: int, duration: float
+def film(
+    backdrop: Backdrop, performers: Sequence[Performer], times: Float[np.ndarray, " T"], px: int, duration: float
 ) -> UInt8[np.ndarray, "T {px} {px} 3"]:
-    """Draws the frames at `times`."""
+    """Draws the frames at `times`, in `px` x `px` pixels; `duration` is the scene's length."""
     chunks = []
     for some in np.array_split(times, max(1, times.size * px * px // _PIXELS_AT_ONCE)):
         canvas = backdrop.canvas(some, px, duration)
@@ -156,11 +156,19 @@ def _sample_scene(
     return rng, *cast(rng, duration), Backdrop(rng)
 
 
-def _record(rng: np.random.Generator, performers: dict[int, Performer], clip: ClipSpec) -> Recording:
-    takes = tuple(
-        Take(kind, onset, offset, performer.gain * performer.sound(index, clip.audio_hz))
+def takes(performers: Mapping[int, Performer], hz: int, start_sec: float = 0.0) -> list[Take]:
+    """The events of performers by class, `start_sec` later than they are in their scene."""
+    return [
+        Take(kind, start_sec + onset, start_sec + offset, performer.gain * performer.sound(index, hz))
         for kind, performer in performers.items() for index, (onset, offset) in enumerate(performer.events)
-    )
+    ]
+
+
+def record(
+    rng: np.random.Generator, performers: dict[int, Performer], takes: Sequence[Take], clip: ClipSpec
+) -> Recording:
+    """The recording of a scene's takes at a level and with noise of its own."""
+    takes = tuple(takes)
     level = rng.uniform(0.5, 0.95) / np.abs(_mixed(takes, clip)).max()
     noise = 10.0 ** (rng.uniform(-62.0, -52.0) / 20.0) * rng.standard_normal(clip.audio_samples, np.float32)
     return Recording(clip, performers, takes, level, noise)
@@ -170,6 +178,10 @@ def record_sound(seed: int, split: str, index: int, clip: ClipSpec) -> Recording
     """The sound of the scene `make_scene(seed, split, index, clip)`, event by event."""
     rng, performers, first, entering, _ = _sample_scene(seed, split, index, clip.duration_sec)
     return _record(rng, dict(zip(first + entering, performers)), clip)
+
+
+def _record(rng: np.random.Generator, performers: dict[int, Performer], clip: ClipSpec) -> Recording:
+    return record(rng, performers, takes(performers, clip.audio_hz), clip)
 
 
 def usual_classes(seed: int, split: str, index: int, duration_sec: float) -> list[int]:
@@ -192,8 +204,8 @@ def make_scene(seed: int, split: str, index: int, clip: ClipSpec, cast: Cast = u
     recording = _record(rng, dict(zip(first + entering, performers)), clip)
     return {
         "id": f"scenes-{seed}-{split}-{index:06d}",
-        "video": _film(backdrop, performers, np.arange(clip.video_frames) / clip.video_hz, clip.video_px, duration),
-        "clip_video": _film(
+        "video": film(backdrop, performers, np.arange(clip.video_frames) / clip.video_hz, clip.video_px, duration),
+        "clip_video": film(
             backdrop, performers, np.arange(clip.clip_video_frames) / clip.clip_video_hz, clip.clip_video_px, duration
         ),
         "waveform": recording.waveform(recording.takes),

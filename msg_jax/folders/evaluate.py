@@ -1,14 +1,17 @@
 """Evaluates a folder of generated clips, alone or against a folder of references: `results.json`, `table.txt`, a report.
 
 It can be repeated whenever clips were added. Features of each clip are cached in `features/` until its files change, so a
-killed evaluation continues where it was.
+killed evaluation continues where it was. Several processes share the clips; the first one measures. No process holds the
+videos and waveforms of more than a few clips.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 import json
 from typing import Any
 
+import jax
 import numpy as np
 
 from msg_jax import storage
@@ -23,15 +26,18 @@ from msg_jax.errors import UserError
 from msg_jax.evaluation import measurement as measurement_lib
 from msg_jax.evaluation import onsets, report
 from msg_jax.folders import backbones
-from msg_jax.folders.feature_cache import Extraction, write
-from msg_jax.infra import logging
+from msg_jax.folders.feature_cache import Extraction, Features, write
+from msg_jax.infra import logging, runtime
 from msg_jax.infra.record import RECORD, git_revision, read_record, versions
 from msg_jax.storage import Path
+
+Job = tuple[backbones.Backbone, str, Mapping[str, Reader | Pair]]  # what computes which side of which clips
 
 SUBJECT = ("generated", "reference", "generated_cache", "reference_cache", "ids", "events", "duration_sec")
 """The settings that say what is evaluated; a --workdir holds one such evaluation."""
 TABLES = "per_clip.npz"
-EVENT_GROUPS = ((1, 1), (2, 3), (4, 7), (8, None))
+EVENT_GROUPS = ((1, 1), (2, 3), (4, 7), (8, None))  # of events, where each is counted
+CLASS_GROUPS = ((1, 1), (2, 2), (3, 3), (4, None))  # of classes of events, as lists of clips count them
 LABELS = {None: "Generated", "1": "1 event"}
 _LEAST_SEC = 0.5
 _SYNCHFORMER_CACHED = ("pictures.synchformer_features", "generated.synchformer_features")
@@ -50,7 +56,13 @@ def run(config: FolderEvaluation, root: Path) -> None:
     record |= {"git_revision": git_revision(), "versions": versions()}
     logging.write_atomically(root / RECORD, json.dumps(record, indent=1) + "\n")
     extraction = Extraction(root / "features", config.threads)
-    columns = subject.columns(extraction)
+    jobs = subject.jobs()
+    if jax.process_count() > 1:
+        _extract_share(jobs, extraction)
+        runtime.barrier(f"features {root}")
+        if jax.process_index():
+            return  # process 0 reads all features and writes the results
+    columns = subject.columns(jobs, extraction)
     logging.write_jsonl(root / "skipped.jsonl", extraction.skipped)
     measurement = measurement_lib.Measurement(
         measurement_lib.ClipFeatures(subject.ids, columns), subject.why_not, seed=config.seed, resamples=config.bootstrap)
@@ -72,6 +84,20 @@ def run(config: FolderEvaluation, root: Path) -> None:
         },
     )
     logging.info("\n%s\n\nreport: %s", table, root / "report" / "index.html")
+
+
+def _extract_share(jobs: Sequence[Job], extraction: Extraction) -> None:
+    """Extract this process's share of every job into the cache."""
+    every = slice(jax.process_index(), None, jax.process_count())
+    shares = [(backbone, side, dict(list(readers.items())[every])) for backbone, side, readers in jobs]
+    for _ in _extracted(shares, extraction):
+        pass
+
+
+def _extracted(jobs: Sequence[Job], extraction: Extraction) -> Iterator[tuple[str, str, Features]]:
+    """Yield (side, clip, features) of every job, and report the progress."""
+    progress = logging.Progress("evaluate", sum(len(readers) for *_, readers in jobs), "file")
+    return progress.over((side, *found) for backbone, side, readers in jobs for found in extraction.of(backbone, side, readers))
 
 
 def _refuse_another(root: Path, config: FolderEvaluation) -> None:
@@ -104,12 +130,13 @@ class Subject:
                 f"{min(theirs)}): rename them, or leave out the reference.")
         self.unpaired = {"generated": sorted(ours - names), "reference": sorted(theirs - names)} if self.paired else {}
         if config.ids:
-            listed = set(multi_event.read_ids(config.ids))
-            if not listed & names:
+            listed = multi_event.read_list(config.ids)
+            if not listed.keys() & names:
                 raise UserError(f"config.ids={config.ids} lists none of the {len(names)} clips.")
-            self.unpaired["ids"] = sorted(listed - names)
-            names &= listed
+            self.unpaired["ids"] = sorted(listed.keys() - names)
+            names &= listed.keys()
         self.ids = sorted(names)
+        self._classes = {name: listed.get(name) for name in self.ids} if config.ids else {}
         self.events = multi_event.read_events(config.events) if config.events else None
         if self.events is not None and not names & set(self.events):
             raise UserError(f"config.events={config.events} has the events of none of the {len(names)} clips.")
@@ -148,8 +175,8 @@ class Subject:
         found = {name: self.pair(name) if side == "pair" else self.reader(side, name) for name in self.ids}
         return {name: reader for name, reader in found.items() if reader}
 
-    def columns(self, extraction: Extraction) -> dict[str, list]:
-        """All features of the clips, one entry per clip and column."""
+    def jobs(self) -> list[Job]:
+        """What is extracted from the clips' files."""
         config = self._config
         released, reasons = backbones.released(config.weights, self.duration_sec)
         pesq, pesq_reasons = backbones.pesq()
@@ -159,17 +186,17 @@ class Subject:
         for backbone in (*backbones.light(), *pesq, *of_run, *released):
             for side in ("generated", "reference") if backbone.side == "sound" else (backbone.side,):
                 jobs.append((backbone, side, self.readers(side)))
-        progress = logging.Progress("evaluate", sum(len(readers) for *_, readers in jobs), "file")
+        return jobs
+
+    def columns(self, jobs: Sequence[Job], extraction: Extraction) -> dict[str, list]:
+        """All features of the clips, one entry per clip and column."""
         columns: dict[str, list] = {}
         index = {name: position for position, name in enumerate(self.ids)}
 
         def put(column: str, name: str, value: np.ndarray) -> None:
             columns.setdefault(column, [None] * len(self.ids))[index[name]] = value
 
-        extracted = (
-            (each, *found) for backbone, each, readers in jobs for found in extraction.of(backbone, each, readers)
-        )
-        for side, name, features in progress.over(extracted):
+        for side, name, features in _extracted(jobs, extraction):
             for feature, value in features.items():
                 if feature.endswith("_reason"):
                     undefined = self._undefined.setdefault(feature.removesuffix("_reason"), {})
@@ -182,7 +209,8 @@ class Subject:
                 for name in clips.keys() & index.keys():
                     put(column, name, clips[name])
         if "both.synchformer" not in columns and all(feature in columns for feature in _SYNCHFORMER_CACHED):
-            for name, offsets in backbones.cached_offsets(config.weights, self.ids, *(columns[f] for f in _SYNCHFORMER_CACHED)):
+            cached = (columns[feature] for feature in _SYNCHFORMER_CACHED)
+            for name, offsets in backbones.cached_offsets(self._config.weights, self.ids, *cached):
                 put("both.synchformer", name, offsets)
         for name in index.keys() & (self.events or {}).keys():
             put("events.true", name, self._true(name))
@@ -216,12 +244,12 @@ class Subject:
         return f"{len(self.ids)} generated clips of {self.duration_sec:g} s{beside}."
 
     def groups(self) -> dict[str, np.ndarray]:
-        """Masks of clips by their number of true events, where it is known."""
-        if self.events is None:
-            return {}
-        counts = np.array([len(self.events.get(name, ())) for name in self.ids])
+        """Masks of clips by their number of true events, or of the classes of events that the list of clips counts."""
+        bounds = EVENT_GROUPS if self.events is not None else CLASS_GROUPS
+        found = {name: len(each) for name, each in self.events.items()} if self.events is not None else self._classes
+        counts = np.array([found.get(name) or 0 for name in self.ids])
         groups = {}
-        for least, most in EVENT_GROUPS:
+        for least, most in bounds:
             label = f"{least}" if most == least else f"{least} or more" if most is None else f"{least} to {most}"
             mask = (counts >= least) & (counts <= (most or counts.max()))
             if mask.sum() >= _LEAST_IN_GROUP:

@@ -24,6 +24,9 @@ from msg_jax.models.mmdit import AdaLN, GatedMLP, TimeEmbedding, apply_rope, mer
 from msg_jax.models.stack import run_blocks
 from msg_jax.types import AnyArray, Array, Conditions
 
+POSITIONS = ("rotary", "learnt", "sinusoidal", "none")
+"""How context tokens say when they are: rotated keys, embeddings added to them and to the latent tokens, or nothing."""
+
 FEATURES = ("clip", "sync", "text", "motion")  # fields of Conditions
 
 
@@ -43,7 +46,7 @@ class CrossAttentionConfig:
     heads: int = 7
     depth: int = 12
     features: tuple[str, ...] = ("clip", "sync")  # of FEATURES, in the order of the context
-    positions: bool = True  # whether context tokens carry rotary positions
+    positions: str = "rotary"  # of context tokens, one of POSITIONS
     pooled_tokens: int = 0  # average each visual feature to this many tokens; 0 disables pooling
     frame_encoder: bool = False  # clip and sync are pixels in 0..255, (B, T, px * px * 3), encoded by a CNN in the network
 
@@ -134,6 +137,12 @@ class CrossAttentionTransformer(Generator):
                 name: FrameEncoder(sizes.widths, sizes.strides, kernels[name], sizes.sync_dim, dtype)
                 for name in kernels if name in c.features
             }
+        if c.positions == "learnt":
+            places = {"latents": c.latent_tokens} | {name: self._length(name) for name in c.features if name != "text"}
+            self.learnt = {
+                name: self.param(f"positions_{name}", logical(nn.initializers.normal(0.02), None, None), (tokens, c.hidden))
+                for name, tokens in places.items()
+            }
         self.blocks = [Block(c.hidden, c.heads, dtype) for _ in range(c.depth)]
         self.final_adaln = AdaLN(2, dtype)
         self.final = Dense(c.latent_channels, axes=("embed", None), dtype=dtype, kernel_init=zeros)
@@ -156,18 +165,35 @@ class CrossAttentionTransformer(Generator):
             px = math.isqrt(values.shape[-1] // 3)
             values = self.frame_encoders[name](values.reshape(*values.shape[:2], px, px, 3) / 127.5 - 1)
         tokens = self.projections[name](values)
-        if not c.pooled_tokens or name == "text":
+        if name == "text":
             return tokens
-        return jnp.stack([part.mean(axis=1) for part in jnp.array_split(tokens, c.pooled_tokens, axis=1)], axis=1)
+        if c.pooled_tokens:
+            tokens = jnp.stack([part.mean(axis=1) for part in jnp.array_split(tokens, c.pooled_tokens, axis=1)], axis=1)
+        return self._placed(name, tokens)
+
+    def _length(self, name: str) -> int:
+        """Context tokens of one of the features."""
+        c = self.config
+        return c.shape(name)[0] if name == "text" or not c.pooled_tokens else c.pooled_tokens
+
+    def _placed(self, name: str, tokens: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        """The tokens of a feature, or of the "latents", with the embeddings of their positions, if those are added."""
+        c = self.config
+        if c.positions == "learnt":
+            return tokens + self.learnt[name].astype(tokens.dtype)
+        if c.positions == "sinusoidal":
+            angles = rope_angles(tokens.shape[1], c.hidden, scale=c.latent_tokens / tokens.shape[1])
+            return tokens + jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=1), tokens.dtype)
+        return tokens
 
     def _context_angles(self) -> np.ndarray | None:
         """RoPE angles (N, hidden / heads / 2): equal angles in latent and context mean equal times. Text tokens have none."""
         c = self.config
-        if not c.positions:
+        if c.positions != "rotary":
             return None
         angles = []
         for name in c.features:
-            tokens = c.shape(name)[0] if name == "text" or not c.pooled_tokens else c.pooled_tokens
+            tokens = self._length(name)
             angles.append(rope_angles(tokens, c.hidden // c.heads, scale=0.0 if name == "text" else c.latent_tokens / tokens))
         return np.concatenate(angles)
 
@@ -181,7 +207,7 @@ class CrossAttentionTransformer(Generator):
         def step(block, x):
             return block(x, time, context, angles, context_angles)
 
-        x = run_blocks(self.blocks, step, self.latent_input(x_t), remat=self.remat, scan=self.scan)
+        x = run_blocks(self.blocks, step, self._placed("latents", self.latent_input(x_t)), remat=self.remat, scan=self.scan)
         return self.final(modulate(x, *self.final_adaln(time))).astype(jnp.float32)
 
     def null_conditions(self, batch: int, text: Float[AnyArray, "_ N D"] | None = None) -> Conditions:

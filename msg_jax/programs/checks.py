@@ -15,7 +15,7 @@ from msg_jax.data import scene_sets
 from msg_jax.errors import UserError
 from msg_jax.infra import mesh as mesh_lib
 
-MMDIT_CONTEXT = {"features": ("clip", "sync", "text"), "positions": True, "pooled_tokens": 0}
+MMDIT_CONTEXT = {"features": ("clip", "sync", "text"), "positions": True, "position_kind": "", "pooled_tokens": 0}
 """What an MM-DiT always sees, in the terms of the cross-attention network."""
 
 
@@ -26,11 +26,15 @@ def check(config: Config) -> None:
     _check_generator(config)
     _check_sampling(config)
     _check_encoders(config)
-    if (config.augment.concat or config.augment.speed) and config.arms:
+    if _augments(config) and config.arms:
         raise UserError(f"config.augment makes clips without a video of their own, which preference tuning needs: set "
-                        f"config.augment.concat and speed to 0, or leave out config.arms ({', '.join(config.arms)}).")
+                        f"config.augment.concat, speed and crop to 0, or leave out config.arms ({', '.join(config.arms)}).")
     if not config.data.source:
         raise UserError("config.data.source is not given: --config.data.source=folder:PATH, or tfds:NAME_OR_FOLDER.")
+
+
+def _augments(config: Config) -> bool:
+    return bool(config.augment.concat or config.augment.speed or config.augment.crop)
 
 
 def check_batches(config: Config, stages: Iterable[str], mesh: Mesh) -> None:
@@ -114,8 +118,8 @@ def _check_generator(config: Config) -> None:
                             "config.base.network=cross_attention.")
         for name, value in MMDIT_CONTEXT.items():
             if getattr(base, name) != value:
-                raise UserError(f"config.base.{name}={getattr(base, name)} does not go with config.base.network=mmdit: set it "
-                                f"to {value}, or network=cross_attention.")
+                raise UserError(f"config.base.{name}={getattr(base, name)!r} does not go with config.base.network=mmdit: set "
+                                f"it to {value!r}, or network=cross_attention.")
         return
     if base.initial == "released":
         raise UserError("config.base.initial=released is an MM-DiT: set config.base.network=mmdit, or leave initial empty.")
@@ -136,9 +140,9 @@ def _check_joint(config: Config) -> None:
     if base.initial == "released" or base.objective == "diffusion":
         raise UserError("config.base.network=joint is trained from scratch with flow matching: leave config.base.initial "
                         "empty, and set config.base.objective=flow.")
-    if config.augment.concat or config.augment.speed:
-        raise UserError("config.augment makes clips for video-to-audio alone: set config.augment.concat and speed to 0, or "
-                        "config.base.network to another.")
+    if _augments(config):
+        raise UserError("config.augment makes clips for video-to-audio alone: set config.augment.concat, speed and crop to 0, "
+                        "or config.base.network to another.")
     for name in config.joint.sets:
         if name not in scene_sets.SETS:
             raise UserError(f"config.joint.sets names {name!r}, which is not a set of scenes: choose from "

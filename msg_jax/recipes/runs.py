@@ -140,11 +140,16 @@ VTA_LDM_STUDY = {
     "auxiliary": {
         "text": dict(base=dict(features=("clip", "sync", "text")), evaluate=dict(prompts=True)),
         "no_positions": dict(base=dict(positions=False)),
+        "learnt_positions": dict(base=dict(position_kind="learnt")),
+        "sinusoidal_positions": dict(base=dict(position_kind="sinusoidal")),
         "motion": dict(base=dict(features=("clip", "sync", "motion"))),
     },
     "augmentation": {
         "concat": dict(augment=dict(concat=0.5)),
         "speed": dict(augment=dict(speed=0.5)),
+        "speed_range": dict(augment=dict(speed=0.5, speed_range=(0.8, 1.25))),
+        "speed_same_pitch": dict(augment=dict(speed=0.5, speed_range=(0.8, 1.25), keep_pitch=True)),
+        "crop": dict(augment=dict(crop=0.5)),
         "filtered": dict(base=dict(keep_share=0.5)),
         "filtered_at_random": dict(base=dict(keep_share=0.5, keep_by="random")),
     },
@@ -154,7 +159,7 @@ VTA_LDM_STUDY = {
 
 
 def vta_ldm_study(preset: str = "tiny") -> Config:
-    """VTA-LDM's study: seventeen trainings with one change each, three seeds, one table."""
+    """VTA-LDM's study: twenty-two trainings with one change each, three seeds, one table."""
     config = replace(
         vta_ldm(preset), program="sweep", stages=(), sweep=dict(cells=VTA_LDM_STUDY),
         sound_events=dict(kinds=0), reward=dict(events=0.0), evaluate=dict(guidance_scales=(2.0,)),

@@ -115,10 +115,11 @@ def training_source(run: Run, streams: Sequence[str] = ("video", "clip_video")) 
     Clips have the `streams` of pictures at least.
     """
     section = run.config.augment
-    if not (section.concat or section.speed):
+    if not (section.concat or section.speed or section.crop):
         return run.source("train", streams=streams)
     return Augmented(
         run.source("train"), concat=section.concat, speed=section.speed, speeds=section.speeds, seed=run.config.data.seed,
+        speed_range=section.speed_range, keep_pitch=section.keep_pitch, crop=section.crop, crop_shares=section.crop_shares,
     )
 
 

@@ -1,6 +1,8 @@
 """Evaluates every system of a run on held-out clips: `results.json`, `table.txt` and the report.
 
-Each row is written to `evaluate/rows/` as soon as it is finished, so an interrupted evaluation continues there.
+Each row is written to `evaluate/rows/` as soon as it is finished, so an interrupted evaluation continues there. Clips are
+measured batch by batch: memory holds the pictures and sound of one batch, and of all clips only events, scores and the
+judge's embeddings. The reward's embeddings of the videos lie in `evaluate/videos/`.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,21 +10,23 @@ import dataclasses
 import functools
 import json
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jaxtyping import Float
 import numpy as np
 
 from msg_jax import methods, networks, storage
 from msg_jax.config import tree
 from msg_jax.data import mel
-from msg_jax.data.features import FeatureSource
+from msg_jax.data.features import FeatureSource, FeatureWriter
 from msg_jax.evaluation import bootstrap, distribution, event_metrics, events, ranking, report
 from msg_jax.evaluation.event_metrics import EVENT_METRICS
 from msg_jax.infra import logging, metering, preemption, runtime
 from msg_jax.infra.record import RECORD, read_record
 from msg_jax.losses.contrastive import lagged_cosines
 from msg_jax.methods import cost
+from msg_jax.models.sf_cavp import Embeddings
 from msg_jax.run import build
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
@@ -34,6 +38,7 @@ OFFSET_SEC = 0.08
 RECALL_GROUP = 64
 PAIRED_METRICS = ("event_f1", "event_f1_40ms", "event_f1_second_judge")  # also reported as differences to the base
 REFERENCES = ("real", "reconstructed", "random_clip")
+_SHIFTS = {"real": 0, "random_clip": 1}  # references that were recorded, and how many places before the clip
 _KEYS = ("system", "guidance", "passes", "split", "seed")  # of a row
 
 
@@ -56,28 +61,69 @@ def _stage(system: RowKey) -> str:
     return "base" if system.name == "unconditional" else system.name
 
 
+class _Measured(NamedTuple):
+    """What is kept of B clips of a system with S samples each."""
+
+    scores: dict[str, np.ndarray]  # the reward and its terms (B,), means over the samples
+    counts: dict[str, np.ndarray]  # (B, 3) of every F1, sums over the samples; empty without event truth
+    embeddings: Float[np.ndarray, "S B D"]  # the judge's
+
+
 class Evaluation:
-    """The held-out clips of a split, and the frozen networks that measure sound for them."""
+    """The held-out clips of a split, and the frozen networks that measure sound for them.
+
+    Embeds the videos that are not embedded yet; processes share them.
+    """
 
     def __init__(self, run: Run):
         self.run, self.section = run, run.config.evaluate
         split = self.section.split
         self.features = FeatureSource(run.folder("extract") / split)
-        self.source = run.source(split, self.features.kept)
-        self.indices = list(range(min(self.section.clips, len(self.source))))
+        self.source = run.source(split, self.features.kept, streams=("video",))
+        self._sounds = run.source(split, self.features.kept, streams=())
+        self.clips = range(min(self.section.clips, len(self.source)))
         self.reward_scorer = build.reward_scorer(run)
         self.codec_and_judge = build.codec_and_judge(run, self.source.class_names)
         self.second_judge = build.second_judge(run, self.source.class_names)
         self.sampler = build.sampler(run, self.features)
         self.no_truth = None if self.codec_and_judge.can_judge else f"{run.config.data.source} has no event truth"
-        self.records = [self.source[i] | {"clip_video": None} for i in self.indices]  # not needed here, and large
-        self.truth = events.true_events(np.stack([record["events"] for record in self.records]))
-        self.groups = event_metrics.groups(self.records)
-        self.video = self.reward_scorer.embed_video(np.stack([record["video"] for record in self.records]))
-        self.real_mels = mel.log_mel(np.stack([record["waveform"] for record in self.records]), run.clip.mel)
-        self.real_latents = self.features.stack(self.indices, ("latents",))["latents"]
+        known = [{name: record[name] for name in ("events", "caption")} for record in map(self._sounds.__getitem__, self.clips)]
+        self.truth = events.true_events(np.stack([record["events"] for record in known]))
+        self.groups = event_metrics.groups(known)
+        self._videos = self._embed_videos(run.folder("evaluate") / "videos")
         self._variables = functools.lru_cache(maxsize=2)(run.load)
         self._cost = functools.cache(functools.partial(cost.total, run))
+
+    def _embed_videos(self, folder: Path) -> FeatureSource:
+        """The reward's embeddings of every video, on disk."""
+        writer = FeatureWriter(folder, len(self.clips), self.section.batch_size, jax.process_index(), jax.process_count())
+        for shard, clips in writer.missing:
+            records = [self.source[i] for i in clips]
+            found = self.reward_scorer.embed_video(np.stack([record["video"] for record in records]))
+            fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+            arrays = {name: np.asarray(values) for name, values in fields.items() if values is not None}
+            items = [{name: values[row] for name, values in arrays.items()} for row in range(len(records))]
+            writer.write(shard, [record["id"] for record in records], items)
+            preemption.exit_if_requested(f"evaluate videos {shard}")
+        runtime.barrier(f"videos {folder}")
+        if jax.process_index() == 0:
+            writer.finish()
+        runtime.barrier(f"all videos {folder}")
+        return FeatureSource(folder)
+
+    def batches(self, size: int | None = None) -> list[range]:
+        """All clips, in consecutive ranges of at most `size`."""
+        size = size or self.section.batch_size
+        return [self.clips[start : start + size] for start in self.clips[::size]]
+
+    def video(self, clips: range) -> Embeddings:
+        """The reward's embeddings of the videos of these clips."""
+        arrays: dict[str, Any] = self._videos.stack(clips, tuple(self._videos.dims))
+        return Embeddings(**arrays)
+
+    def recorded(self, clips: range, shift: int = 0) -> Float[np.ndarray, "B S"]:
+        """The waveforms of these clips; with `shift`, of the clips so many places before them."""
+        return np.stack([self._sounds[(i - shift) % len(self.clips)]["waveform"] for i in clips])
 
     def keys(self) -> list[RowKey]:
         config = self.run.config
@@ -95,29 +141,24 @@ class Evaluation:
         config = self.run.config
         return methods.method(config, name).student_steps(config) if name in config.arms else ()
 
-    def mels(self, system: RowKey, clips: int | None = None, samples: int = 1) -> np.ndarray:
-        """Log-mels (B, S, T, M) of the system's sound for all (or the first `clips`) clips; references have S = 1."""
-        if system.name == "real":
-            return self.real_mels[:clips, None]
+    def mels(self, system: RowKey, clips: range, samples: int = 1) -> Float[np.ndarray, "B S T M"]:
+        """Log-mels of the system's sound for these clips; references have S = 1."""
+        if system.name in _SHIFTS:
+            return mel.log_mel(self.recorded(clips, _SHIFTS[system.name]), self.run.clip.mel)[:, None]
         if system.name == "reconstructed":
-            return self.codec_and_judge.decode(self.real_latents[:clips, None])
-        if system.name == "random_clip":
-            return np.roll(self.real_mels, 1, axis=0)[:clips, None]
+            return self.codec_and_judge.decode(self.features.stack(clips, ("latents",))["latents"][:, None])
         assert system.seed is not None and system.guidance is not None
         latents = self.sampler.latents(
-            self._variables(_stage(system), system.seed), self.indices[:clips], seed=system.seed, purpose="test",
+            self._variables(_stage(system), system.seed), clips, seed=system.seed, purpose="test",
             guidance_scale=system.guidance, steps=self.steps(system), batch_size=self.section.batch_size,
             conditional=system.name != "unconditional", candidates=samples, prompts=self.section.prompts,
         )
         return np.concatenate([self.codec_and_judge.decode(chunk) for chunk in latents])
 
-    def waveforms(self, system: RowKey, mels: np.ndarray) -> np.ndarray:
+    def waveforms(self, system: RowKey, clips: range, mels: np.ndarray) -> np.ndarray:
         """Waveforms (B, S, samples) of what `mels` returned: recorded where the sound is, otherwise from the vocoder."""
-        recorded = np.stack([record["waveform"] for record in self.records[: len(mels)]])[:, None]
-        if system.name == "real":
-            return recorded
-        if system.name == "random_clip":
-            return np.roll(recorded, 1, axis=0)
+        if system.name in _SHIFTS:
+            return self.recorded(clips, _SHIFTS[system.name])[:, None]
         return self.codec_and_judge.vocode(mels.reshape(-1, *mels.shape[2:])).reshape(*mels.shape[:2], -1)
 
     def steps(self, system: RowKey) -> int:
@@ -131,7 +172,7 @@ class Evaluation:
         return self.steps(system) * (1 if system.guidance == 1 else 2)
 
     def row(self, system: RowKey) -> dict[str, Any]:
-        mels = self.mels(system, samples=self.section.samples)
+        """All metrics of a system."""
         row: dict[str, Any] = {
             "system": system.name, "guidance": system.guidance, "split": self.section.split, "seed": system.seed,
             "passes": self.passes(system),
@@ -141,21 +182,16 @@ class Evaluation:
         else:
             row["cost_tflop"] = self._cost(_stage(system), system.seed) / 1e12
         options = dict(seed=self.run.config.seed, resamples=self.section.bootstrap)
-        scores = self.reward_scorer.score(self.video, mels)
-        row |= {name: bootstrap.mean_interval(value.mean(axis=1), **options) for name, value in scores.items()}
+        measured = [self._measure(system, clips) for clips in self.batches()]
+        for name in measured[0].scores:
+            row[name] = bootstrap.mean_interval(np.concatenate([part.scores[name] for part in measured]), **options)
         if self.second_judge is None:
             for name in (*EVENT_METRICS, "fd_judge", "event_f1_second_judge"):
                 row |= {name: None, f"{name}_reason": self.no_truth}
             return row
-        detected = [self.codec_and_judge.detect(mels[:, sample]) for sample in range(mels.shape[1])]
-        each = [event_metrics.counts(self.truth, found, self.section.tolerance_sec) for found, _ in detected]
-        counts = {name: np.sum([part[name] for part in each], axis=0) for name in EVENT_METRICS}  # per clip, over its samples
-        row["fd_judge"] = np.mean([distribution.frechet_distance(found, self.real_embeddings) for _, found in detected])
-        heard = self.waveforms(system, mels)
-        again = [self.second_judge.detect(heard[:, sample]) for sample in range(heard.shape[1])]
-        counts["event_f1_second_judge"] = np.sum(
-            [events.clip_counts(self.truth, found, self.section.tolerance_sec)["event_f1"] for found in again], axis=0
-        )
+        embeddings = np.concatenate([part.embeddings for part in measured], axis=1)
+        row["fd_judge"] = np.mean([distribution.frechet_distance(each, self.real_embeddings) for each in embeddings])
+        counts = {name: np.concatenate([part.counts[name] for part in measured]) for name in measured[0].counts}
         row |= {name: bootstrap.f1_interval(table, **options) for name, table in counts.items()}
         row["groups"] = {
             group: bootstrap.f1_interval(counts["event_f1"][chosen], **options) for group, chosen in self.groups.items()
@@ -163,24 +199,45 @@ class Evaluation:
         row["counts"] = {name: counts[name].tolist() for name in PAIRED_METRICS}
         return row
 
+    def _measure(self, system: RowKey, clips: range) -> "_Measured":
+        mels, truth = self.mels(system, clips, self.section.samples), self.truth[clips.start : clips.stop]
+        scores = {name: value.mean(axis=1) for name, value in self.reward_scorer.score(self.video(clips), mels).items()}
+        if self.second_judge is None:
+            return _Measured(scores, {}, np.zeros((0, 0, 0)))
+        detected = [self.codec_and_judge.detect(mels[:, sample]) for sample in range(mels.shape[1])]
+        each = [event_metrics.counts(truth, found, self.section.tolerance_sec) for found, _ in detected]
+        counts = {name: np.sum([part[name] for part in each], axis=0) for name in EVENT_METRICS}
+        heard = self.waveforms(system, clips, mels)
+        again = [self.second_judge.detect(heard[:, sample]) for sample in range(heard.shape[1])]
+        counts["event_f1_second_judge"] = np.sum(
+            [events.clip_counts(truth, found, self.section.tolerance_sec)["event_f1"] for found in again], axis=0
+        )
+        return _Measured(scores, counts, np.stack([found for _, found in detected]))
+
     @functools.cached_property
-    def real_embeddings(self) -> np.ndarray:
-        return self.codec_and_judge.detect(self.real_mels)[1]
+    def real_embeddings(self) -> Float[np.ndarray, "N D"]:
+        """The judge's embeddings of the real sound."""
+        mels = (self.mels(RowKey("real"), clips)[:, 0] for clips in self.batches())
+        return np.concatenate([self.codec_and_judge.detect(each)[1] for each in mels])
 
     def sf_cavp(self) -> dict[str, Any]:
         """Metrics of SF-CAVP itself on real held-out clips."""
-        audio = self.reward_scorer.embed_audio(self.real_mels)
         step = round(OFFSET_SEC * networks.reward_model(self.run.config, self.run.clip).config.dynamic_hz)
         lags = [step * (i - OFFSETS // 2) for i in range(OFFSETS)]
-        cosines = np.asarray(lagged_cosines(self.video.dynamic, audio.dynamic, lags))
-        metrics: dict[str, Any] = {"offset_accuracy_9": ranking.offset_accuracy(cosines, OFFSETS // 2)}
-        for name in ("semantic", "dynamic"):
-            video, sound = (getattr(x, name).reshape(len(self.indices), -1) for x in (self.video, audio))
+        cosines, paired = [], {"semantic": [], "dynamic": []}
+        for group in self.batches(RECALL_GROUP):
+            video, audio = self.video(group), self.reward_scorer.embed_audio(self.mels(RowKey("real"), group)[:, 0])
+            cosines.append(np.asarray(lagged_cosines(video.dynamic, audio.dynamic, lags)))
+            for name in (paired if len(group) == RECALL_GROUP else ()):
+                queries, answers = (np.reshape(getattr(each, name), (RECALL_GROUP, -1)) for each in (video, audio))
+                paired[name].append(ranking.grouped_cosine(queries, answers, RECALL_GROUP))
+        metrics: dict[str, Any] = {"offset_accuracy_9": ranking.offset_accuracy(np.concatenate(cosines), OFFSETS // 2)}
+        for name, tables in paired.items():
             key = f"{name}_r1_{RECALL_GROUP}"
-            if len(video) < RECALL_GROUP:
-                metrics |= {key: None, f"{key}_reason": f"{len(video)} clips are fewer than a group of {RECALL_GROUP}"}
+            if not tables:
+                metrics |= {key: None, f"{key}_reason": f"{len(self.clips)} clips are fewer than a group of {RECALL_GROUP}"}
             else:
-                metrics[key] = ranking.recall_at_1(ranking.grouped_cosine(video, sound, RECALL_GROUP))
+                metrics[key] = ranking.recall_at_1(np.concatenate(tables))
         return metrics
 
     def reward(self) -> dict[str, Any]:
@@ -189,8 +246,8 @@ class Evaluation:
             names = ("within_video_correlation", "within_video_rank_correlation", "headroom_share", "best_beats_worst")
             return {name: None for name in names} | {f"{name}_reason": self.no_truth for name in names}
         section = self.section
-        indices = self.indices[: section.reward_clips]
-        video, truth = jax.tree.map(lambda x: x[: len(indices)], self.video), self.truth[: len(indices)]
+        indices = self.clips[: section.reward_clips]
+        video, truth = self.video(indices), self.truth[: len(indices)]
         rewards, truths = [], []
         for seed in self.run.config.seeds:
             mels, f1 = judged_candidates(
@@ -216,8 +273,8 @@ class Evaluation:
         config = self.run.config
         arms = [name for name in config.arms if methods.method(config, name).role == "system"]
         tuned = {config.arms[name].kind: name for name in reversed(arms)}
-        seed, count = config.seeds[0], min(self.section.examples, len(self.indices))
-        if not count:
+        seed, shown = config.seeds[0], self.clips[: self.section.examples]
+        if not shown:
             return []
         guidance = self.section.reward_guidance
         systems = [RowKey("real")] + [
@@ -226,14 +283,12 @@ class Evaluation:
         ]
         examples = [
             {"id": record["id"], "caption": record["caption"], "frames": record["video"], "events": truth, "tracks": []}
-            for record, truth in zip(self.records[:count], self.truth)
+            for record, truth in zip(map(self.source.__getitem__, shown), self.truth)
         ]
         for system in systems:
-            mels = self.mels(system, count)[:, 0]
-            waveforms = np.stack([r["waveform"] for r in self.records[:count]])
-            if system.name != "real":
-                waveforms = self.codec_and_judge.vocode(mels)
-            found = self.codec_and_judge.detect(mels)[0] if self.codec_and_judge.can_judge else [np.zeros((0, 2))] * count
+            mels = self.mels(system, shown)
+            waveforms, mels = self.waveforms(system, shown, mels)[:, 0], mels[:, 0]
+            found = self.codec_and_judge.detect(mels)[0] if self.codec_and_judge.can_judge else [np.zeros((0, 2))] * len(shown)
             for example, log_mel, waveform, detected in zip(examples, mels, waveforms, found):
                 example["tracks"].append(
                     {"name": system.name, "waveform": waveform, "mel": log_mel, "detected": detected}

@@ -58,7 +58,8 @@ def test_the_list_records_its_rule_and_digest(times, tmp_path, capsys):
     assert multi_event.main([str(times), f"--out={out}", "--kinds=events,overlap", "--min_gap_sec=0.6"]) == 0
     text = out.read_text()
     ids = [line for line in text.splitlines() if not line.startswith("#")]
-    assert ids == ["change", "together", "touch", "twice"] == multi_event.read_ids(out)
+    assert ids == ["twice", "change", "together", "touch"]  # by number of classes
+    assert multi_event.read_list(out) == {"change": 2, "together": 2, "touch": 2, "twice": 1}
     digest = hashlib.sha256(b"change\ntogether\ntouch\ntwice\n").hexdigest()
     for line in (
         "# rule: any of events, overlap", '# parameters: {"min_events": 2, "min_gap_sec": 0.6, "min_overlap_sec": 0.1}',
@@ -73,10 +74,15 @@ def test_the_list_records_its_rule_and_digest(times, tmp_path, capsys):
     head, *rows = TIMES.splitlines()
     shuffled.write_text("\n".join([head, *reversed(rows)]))
     multi_event.main([str(shuffled), f"--out={again}", "--kinds=events,overlap", "--min_gap_sec=0.6"])
-    assert multi_event.read_ids(again) == ids
+    assert multi_event.read_list(again) == multi_event.read_list(out)
     out.write_text(text.replace("twice", "thrice"))
     with pytest.raises(UserError, match="was changed"):
-        multi_event.read_ids(out)
+        multi_event.read_list(out)
+
+
+def test_a_list_without_sections_counts_no_classes(tmp_path):
+    (tmp_path / "ids.txt").write_text("# mine\nb\n\na\n")
+    assert multi_event.read_list(tmp_path / "ids.txt") == {"a": None, "b": None}
 
 
 def test_labels_of_a_split(tmp_path):

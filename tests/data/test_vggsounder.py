@@ -1,3 +1,4 @@
+import collections
 import csv
 import hashlib
 import importlib.util
@@ -70,13 +71,13 @@ def test_an_event_is_off_screen_if_nothing_visible_may_be_its_source(labels, exp
 def test_the_rule_by_hand(annotation, tmp_path):
     out = tmp_path / "ids.txt"
     assert multi_event.main([str(annotation), f"--out={out}"]) == 0
-    assert multi_event.read_ids(out) == ["two_______0_000001"]
+    assert multi_event.read_list(out) == {"two_______0_000001": 2}
     header = out.read_text().splitlines()
     for line in ("# labels: audible and visible; no background_music, static_image, voice_over", "# clips: 1 of 5",
                  '# clips by number of classes: {"2": 1}'):
         assert line in header
     assert multi_event.main([str(annotation), f"--out={out}", "--overwrite", "--offscreen", "--min_classes=1"]) == 0
-    assert multi_event.read_ids(out) == ["two_______0_000001"]
+    assert multi_event.read_list(out) == {"two_______0_000001": 1}
     assert "# labels: audible only; no background_music, static_image, voice_over" in out.read_text().splitlines()
 
 
@@ -115,8 +116,9 @@ def test_the_table_has_one_level():
 @pytest.mark.parametrize("name", LISTS)
 def test_a_published_list_has_its_hash_and_counts(name):
     _, clips, digest, counts = LISTS[name]
-    ids = multi_event.read_ids(DOCS / name)
-    assert len(ids) == clips == sum(counts.values()) and multi_event.list_digest(ids) == digest
+    ids = multi_event.read_list(DOCS / name)
+    assert len(ids) == clips and multi_event.list_digest(list(ids)) == digest
+    assert collections.Counter(map(str, ids.values())) == counts
     assert all(re.fullmatch(r"[\w-]{11}_\d{6}", each) for each in ids)
     header = [line for line in (DOCS / name).read_text().splitlines() if line.startswith("#")]
     assert f"# clips: {clips} of 12014" in header and f"# clips by number of classes: {json.dumps(counts)}" in header

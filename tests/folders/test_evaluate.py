@@ -17,7 +17,7 @@ from msg_jax.convert import av_benchmark, panns, synchformer_full, vggish
 from msg_jax.data import media_writer, scenes
 from msg_jax.errors import UserError
 from msg_jax.evaluation import distribution
-from msg_jax.folders import backbones
+from msg_jax.folders import backbones, evaluate
 from msg_jax.models import synchformer
 from msg_jax.recipes import runs as recipes
 
@@ -85,6 +85,48 @@ def test_rows_by_the_number_of_events(late):
     results = json.loads((late / "results.json").read_text())
     assert [row["event_count"] for row in results["rows"] if row["system"] == "generated"][:2] == [None, "1"]
     assert _row(late, events="1")["desync_spectral_flux"]["value"] == pytest.approx(0.2, abs=0.011)
+
+
+def test_rows_by_the_number_of_classes_of_a_list(folders, tmp_path):
+    """The list counts the classes; three clips are late by 0.2 s."""
+    for index in range(CLIPS):
+        (tmp_path / "some").mkdir(exist_ok=True)
+        name = f"clip {index}.wav" if index < 3 else f"clip {index}.flac"
+        (tmp_path / "some" / name).write_bytes((folders / ("copy" if index < 3 else "late") / name).read_bytes())
+    two, four = ([f"clip {i}" for i in chosen] for chosen in ((0, 1, 2), (3, 4)))
+    sections = "\n".join(["# number of classes: 2", *two, "# number of classes: 3", "clip 5", "# number of classes: 4", four[0],
+                          "# number of classes: 11", four[1]])
+    (tmp_path / "ids.txt").write_text(sections)
+    settings = dict(generated=tmp_path / "some", reference=folders / "real", ids=tmp_path / "ids.txt")
+    rows = _evaluate(tmp_path / "out", **settings)["rows"]
+    found = {row["event_count"]: row["desync_spectral_flux"]["value"] for row in rows if row["system"] == "generated"}
+    assert found == pytest.approx({None: 0.2 * 3 / 6, "2": 0.0, "4 or more": 0.2}, abs=0.011)  # one clip of 3 is too few
+    assert "4 or more events" in (tmp_path / "out" / "table.txt").read_text()
+
+
+def test_processes_share_the_clips(folders, tmp_path, monkeypatch):
+    """Each extracts its half; the first reads the other's from the cache, and writes the same results as one alone."""
+    read = []
+
+    def extract(reader):
+        read.append(reader.paths[0].stem)
+        return {"logmel": np.zeros(3, np.float32), "flux": np.zeros(50, np.float32)}
+
+    monkeypatch.setattr(backbones, "light", lambda: [backbones.Backbone("signal", "sound", "1", extract)])
+    monkeypatch.setattr(backbones, "pesq", lambda: ([], {}))
+    settings = dict(generated=folders / "copy", reference=folders / "copy")
+    config = replace(recipes.evaluate(), **{name: str(value) for name, value in settings.items()}, examples=0)
+    monkeypatch.setattr(evaluate.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(evaluate.runtime, "barrier", lambda name: None)
+    shares = []
+    for process in (1, 0):
+        monkeypatch.setattr(evaluate.jax, "process_index", lambda process=process: process)
+        evaluate.run(config, tmp_path / "both")
+        shares.append(sorted(read))
+        assert (tmp_path / "both" / "results.json").exists() == (process == 0)
+        read.clear()
+    names = [f"clip {index}" for index in range(CLIPS)]
+    assert shares == [sorted(names[1::2] * 2), sorted(names[::2] * 2)]
 
 
 def test_clips_without_a_partner_are_listed(late):

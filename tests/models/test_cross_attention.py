@@ -71,7 +71,8 @@ def trained(steps=3, **changes):
 @pytest.mark.parametrize("changes", [
     dict(features=FEATURES),
     dict(joint=True, features=("clip",)),
-], ids=["every_feature", "joint_frame_encoder"])
+    dict(features=("sync", "text"), position_kind="learnt"),
+], ids=["every_feature", "joint_frame_encoder", "learnt_positions"])
 def test_every_parameter_is_trained(changes):
     """This includes the projections of the features, which VTA-LDM's released code omits from the optimiser."""
     before, after, gradients = trained(**changes)
@@ -79,6 +80,8 @@ def test_every_parameter_is_trained(changes):
     assert not same
     assert all(np.abs(gradients[name]).max() > 0 for name in gradients)
     assert {name for name in before if name.startswith("empty_")} == {f"empty_{name}" for name in changes["features"]}
+    learnt = {"positions_latents", "positions_sync"} if "position_kind" in changes else set()  # text has no time
+    assert {name for name in before if name.startswith("positions_")} == learnt
 
 
 @pytest.mark.parametrize("network", ["mmdit", "cross_attention"])
@@ -108,12 +111,30 @@ def test_the_output_depends_on_the_chosen_features_only():
         assert np.allclose(changed, reference, atol=1e-5) != matters, name
 
 
-@pytest.mark.parametrize(("changes", "sensitive"), [({}, True), ({"positions": False}, False), ({"pooled_tokens": 1}, False)])
+@pytest.mark.parametrize(("changes", "sensitive"), [
+    ({}, True), ({"positions": False}, False), ({"pooled_tokens": 1}, False), ({"position_kind": "learnt"}, True),
+    ({"position_kind": "sinusoidal"}, True),
+])
 def test_feature_order_matters_unless_positions_or_time_are_removed(changes, sensitive):
     _, model, variables, x, conditions = make(features=("sync",), **changes)
     reversed_ = conditions.replace(sync=conditions.sync[:, ::-1])
     same = np.allclose(output(model, variables, x, conditions), output(model, variables, x, reversed_), atol=1e-4)
     assert same != sensitive
+
+
+def test_sinusoidal_positions_of_equal_times_are_equal():
+    """Half as many tokens have the embeddings of every other latent token: sin and cos of t / 10000^(i / D)."""
+    _, model, variables, *_ = make(features=("clip", "sync"), position_kind="sinusoidal")
+    c = model.config
+    zeros = jnp.zeros((1, c.latent_tokens, c.hidden))
+
+    def placed(tokens):
+        return np.asarray(model.apply(variables, "latents", zeros[:, :tokens], method="_placed"))[0]
+
+    latents, half = placed(c.latent_tokens), placed(c.latent_tokens // 2)
+    np.testing.assert_allclose(half, latents[::2], atol=1e-5)
+    frequencies = 10_000.0 ** -(np.arange(0, c.hidden, 2) / c.hidden)
+    np.testing.assert_allclose(latents[3], np.concatenate([np.sin(3 * frequencies), np.cos(3 * frequencies)]), atol=1e-5)
 
 
 def test_dropped_conditions_equal_the_null():

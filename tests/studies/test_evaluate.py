@@ -1,5 +1,7 @@
 """Several samples of every clip in one row of the table."""
 
+import dataclasses
+
 import numpy as np
 
 from msg_jax.config.tree import replace
@@ -10,22 +12,24 @@ from msg_jax.stages import judge
 from msg_jax.studies.evaluate import Evaluation, RowKey
 
 
-def test_a_row_pools_the_samples_of_a_clip(smoke_run):
+def test_a_row_pools_the_samples_of_a_clip(smoke_run, tmp_path):
     cache = str(smoke_run.parent / "scenes")
-    config = replace(presets.get("smoke"), stages=("evaluate",), data=dict(cache=cache), evaluate=dict(samples=2))
-    evaluation = Evaluation(Run.create(config, smoke_run))
+    config = replace(presets.get("smoke"), stages=("evaluate",), data=dict(cache=cache), evaluate=dict(samples=2, batch_size=6))
+    evaluation = Evaluation(dataclasses.replace(Run.create(config, smoke_run), places={"evaluate": tmp_path}))
     system = RowKey("base", 2.0, 0)
-    mels = evaluation.mels(system, samples=2)
+    clips = evaluation.clips
+    assert clips == range(16) and [len(each) for each in evaluation.batches()] == [6, 6, 4]
+    mels = evaluation.mels(system, clips, samples=2)
     assert mels.shape[:2] == (16, 2) and np.abs(mels[:, 0] - mels[:, 1]).mean() > 0.01
     # XLA may round a program of another batch differently; the noise of the first sample is that of a single one.
-    np.testing.assert_allclose(evaluation.mels(system)[:, 0], mels[:, 0], atol=1e-3)
+    np.testing.assert_allclose(evaluation.mels(system, clips)[:, 0], mels[:, 0], atol=1e-3)
 
     row = evaluation.row(system)
     detected = [evaluation.codec_and_judge.detect(mels[:, i]) for i in range(2)]
     each = [events.clip_counts(evaluation.truth, found, 0.08)["event_f1"] for found, _ in detected]
     np.testing.assert_array_equal(row["counts"]["event_f1"], each[0] + each[1])
     assert row["event_f1"]["value"] == events.micro_f1((each[0] + each[1]).sum(axis=0))
-    scores = evaluation.reward_scorer.score(evaluation.video, mels)["reward"]
+    scores = evaluation.reward_scorer.score(evaluation.video(clips), mels)["reward"]
     np.testing.assert_allclose(row["reward"]["value"], scores.mean(), rtol=1e-6)
     distances = [distribution.frechet_distance(embeddings, evaluation.real_embeddings) for _, embeddings in detected]
     assert distances[0] != distances[1] and row["fd_judge"] == np.mean(distances)
@@ -36,7 +40,7 @@ def test_a_row_pools_the_samples_of_a_clip(smoke_run):
     heard = [evaluation.second_judge.detect(evaluation.codec_and_judge.vocode(mels[:, i])) for i in range(2)]
     again = sum(events.clip_counts(evaluation.truth, found, 0.08)["event_f1"] for found in heard)
     np.testing.assert_array_equal(row["counts"]["event_f1_second_judge"], again)
-    recorded = evaluation.second_judge.detect(np.stack([record["waveform"] for record in evaluation.records]))
+    recorded = evaluation.second_judge.detect(np.stack([evaluation.source[i]["waveform"] for i in clips]))
     np.testing.assert_array_equal(
         real["counts"]["event_f1_second_judge"], events.clip_counts(evaluation.truth, recorded, 0.08)["event_f1"]
     )
