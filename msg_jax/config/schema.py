@@ -77,9 +77,9 @@ class Codec:
 class PictureCodec:
     """Latents of frames at the rate of the sound's, for `base.network` joint (models/codec.py)."""
 
-    channels: int = 192
+    channels: int = 96
     fit_clips: int = 512
-    whitening: float = 0.5  # 0: one scale for all channels; 1: each has unit deviation
+    whitening: float = 1.0  # 0: one scale for all channels; 1: each has unit deviation
 
 
 @_section

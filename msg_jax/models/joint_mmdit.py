@@ -7,10 +7,12 @@ that sound and pictures share, and each token is also modulated by the token of 
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import ClassVar, no_type_check
 
 from flax import linen as nn
 from flax import struct
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Float32
@@ -23,6 +25,8 @@ from msg_jax.models.layers import Conv, Dense
 from msg_jax.models.mmdit import AdaLN, Block, GatedMLP, InputProjection, TimeEmbedding, modulate, rope_angles
 from msg_jax.models.stack import run_blocks
 from msg_jax.types import STREAMS, AnyArray, Array, JointConditions
+
+_exact = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +77,7 @@ class JointMMDiT(Generator):
     """The velocity v(x_t, t | conditions) of both streams, as `MMDiT`.
 
     The velocity of a known stream leads straight to what is given: its flow error is zero, and a solver ends there. That of
-    the others is `preconditioned` by the channels' deviations, a collection of `buffers` like the latents' statistics.
+    the others is `preconditioned` by the latents' `deviations`, which are `buffers` like the latents' statistics.
     """
 
     config: JointMMDiTConfig
@@ -106,7 +110,7 @@ class JointMMDiT(Generator):
         ]
         self.empty_text = self.variable("buffers", "empty_text", jnp.zeros, (c.text_tokens, c.text_dim))
         self.add_latent_statistics(c.latent_channels)
-        self.deviations = self.variable("buffers", "deviations", jnp.ones, (c.latent_channels,))
+        self.deviations = self.variable("buffers", "deviations", jnp.ones, (c.latent_tokens, c.latent_channels))
 
     def preprocess(self, conditions: JointConditions) -> ProcessedJointConditions:
         """Do all work that depends on neither x_t nor t, once per clip."""
@@ -122,8 +126,11 @@ class JointMMDiT(Generator):
         """Return the velocity of both streams at x_t and t; known streams are replaced by what is given, at t = 1."""
         c, pooled = self.config, processed.pooled[:, None]
         known = jnp.repeat(processed.known, np.array(c.channels), axis=1, total_repeat_length=c.latent_channels)[:, None]
-        seen = jnp.split(jnp.where(known, processed.given, x_t), [c.sound_channels], axis=-1)
-        tokens = [project(x) for project, x in zip(self.inputs, seen)]
+        guess = linear_guess(x_t, t, self.deviations.value)
+        seen, cleaner = (
+            jnp.split(jnp.where(known, processed.given, x), [c.sound_channels], axis=-1) for x in (x_t, guess)
+        )
+        tokens = [project(jnp.concatenate(pair, axis=-1)) for project, *pair in zip(self.inputs, seen, cleaner)]
         t_of_each = jnp.where(processed.known, 1.0, jnp.asarray(t)[:, None])
         times = [embed(t_of_each[:, i])[:, None] for i, embed in enumerate(self.times)]
         told = [time + align(x) for time, align, x in zip(times, self.aligned, tokens)]  # to the other stream
@@ -145,8 +152,8 @@ class JointMMDiT(Generator):
             final(modulate(x, *adaln(condition)))
             for final, adaln, x, condition in zip(self.final, self.final_adaln, tokens, conditions)
         ]
-        found, t = jnp.concatenate(ends, axis=-1).astype(jnp.float32), jnp.asarray(t)[:, None, None]
-        straight = (processed.given - x_t) / jnp.maximum(1 - t, 1e-3)
+        found = jnp.concatenate(ends, axis=-1).astype(jnp.float32)
+        straight = (processed.given - x_t) / jnp.maximum(1 - jnp.asarray(t)[:, None, None], 1e-3)
         return jnp.where(known, straight, preconditioned(found, x_t, t, self.deviations.value))
 
     def error_weights(self, streams: Sequence[str] = STREAMS) -> Float[np.ndarray, " C"]:
@@ -163,18 +170,45 @@ class JointMMDiT(Generator):
         return JointConditions.from_batch(nothing).replace(alone=jnp.ones(batch, bool))
 
 
-def preconditioned(
-    found: Float[Array, "B T C"], x_t: Float[AnyArray, "B T C"], t: Float[AnyArray, "B 1 1"], deviations: Float[AnyArray, " C"]
-) -> Float[Array, "B T C"]:
-    """The velocity of x_t: the best linear guess, channel by channel, plus what the network `found`, at unit scale.
+def cosines(tokens: int) -> Float32[np.ndarray, "F T"]:
+    """The orthonormal cosine basis over `tokens` (DCT-II): its rows are frequencies, the first one the mean."""
+    frequencies = np.arange(tokens)[:, None]
+    basis = np.sqrt(2 / tokens) * np.cos(np.pi * frequencies * (np.arange(tokens) + 0.5) / tokens)
+    basis[0] /= np.sqrt(2)
+    return basis.astype(np.float32)
 
-    With data of deviation d per channel, x_t has the variance s^2 = t^2 d^2 + (1 - t)^2. The linear guess of data - noise is
-    (t d^2 - (1 - t)) / s^2 x_t, and its error has the deviation d / s (as the preconditioning of Karras et al., arXiv
+
+def deviations(latents: Float[np.ndarray, "N T C"]) -> Float32[np.ndarray, "F C"]:
+    """The root mean square of latents over clips, at each frequency of `cosines` and in each channel."""
+    spectrum = cosines(latents.shape[1]) @ np.asarray(latents, np.float32)
+    return np.sqrt(np.square(spectrum).mean(axis=0))
+
+
+def linear_guess(
+    x_t: Float[AnyArray, "B T C"], t: Float[AnyArray, " B"], deviations: Float[AnyArray, "F C"]
+) -> Float[Array, "B T C"]:
+    """The best linear guess of the data at x_t, frequency by frequency and channel by channel: the filter of Wiener.
+
+    What stands still is told from all tokens, so that a background has its colour while single tokens are mostly noise.
+    """
+    spread, t = jnp.square(jnp.asarray(deviations)), jnp.asarray(t)[:, None, None]
+    basis, variance = cosines(len(spread)), t**2 * spread + (1 - t) ** 2
+    return _exact(basis.T, t * spread / variance * _exact(basis, x_t))
+
+
+def preconditioned(
+    found: Float[Array, "B T C"], x_t: Float[AnyArray, "B T C"], t: Float[AnyArray, " B"], deviations: Float[AnyArray, "F C"]
+) -> Float[Array, "B T C"]:
+    """The velocity of x_t: the best linear guess of it, as `linear_guess`, plus what the network `found`, at unit scale.
+
+    With data of deviation d at a frequency, x_t has the variance s^2 = t^2 d^2 + (1 - t)^2. The linear guess of data - noise
+    is (t d^2 - (1 - t)) / s^2 x_t, and its error has the deviation d / s (as the preconditioning of Karras et al., arXiv
     2206.00364). A velocity holds the noise of all channels, which may be more than the tokens' features can carry.
     """
-    t, deviations = jnp.asarray(t), jnp.asarray(deviations)
-    variance = t**2 * deviations**2 + (1 - t) ** 2
-    return (t * deviations**2 - (1 - t)) / variance * jnp.asarray(x_t) + deviations / jnp.sqrt(variance) * found
+    deviations, t = jnp.asarray(deviations), jnp.asarray(t)[:, None, None]
+    basis, variance = cosines(len(deviations)), t**2 * deviations**2 + (1 - t) ** 2
+    linear = (t * deviations**2 - (1 - t)) / variance * _exact(basis, x_t)
+    return _exact(basis.T, linear + deviations / jnp.sqrt(variance) * _exact(basis, found))
 
 
 def _mask(alone: Bool[Array, " B"], tokens: int, text_tokens: int) -> Bool[Array, "B 1 _ _"]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from msg_jax import networks, train
 from msg_jax.config.schema import Base, Preference
@@ -17,7 +16,7 @@ from msg_jax.errors import UserError
 from msg_jax.infra import mesh
 from msg_jax.losses import flow
 from msg_jax.losses.diffusion import Diffusion
-from msg_jax.models import lora
+from msg_jax.models import joint_mmdit, lora
 from msg_jax.models.mmdit import draw_drops, drop_conditions, example_inputs
 from msg_jax.run.run import Run
 from msg_jax.types import STREAMS, Array, JointConditions, Module, Params, TrainState
@@ -131,9 +130,9 @@ class FlowTask(GeneratorTask):
             if kind == "released":
                 theirs = self.run.load_released("mmdit", "buffers/")["buffers"]
                 buffers |= {name: theirs[name] for name in names}
-        if "deviations" in buffers:  # of the latents' channels
+        if "deviations" in buffers:
             latents = self.source.stack(range(min(len(self.source), DEVIATION_CLIPS)), ("latents",))["latents"]
-            buffers |= {"deviations": jnp.asarray(np.sqrt(np.square(latents).mean(axis=(0, 1))))}
+            buffers |= {"deviations": jnp.asarray(joint_mmdit.deviations(latents))}
         return buffers
 
     def init(self, rng):

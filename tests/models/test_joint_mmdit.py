@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from msg_jax.losses import flow
-from msg_jax.models.joint_mmdit import JointMMDiT, JointMMDiTConfig, preconditioned
+from msg_jax.models.joint_mmdit import (
+    JointMMDiT,
+    JointMMDiTConfig,
+    cosines,
+    deviations,
+    linear_guess,
+    preconditioned,
+)
 from msg_jax.models.mmdit import drop_conditions, example_inputs
 from msg_jax.types import Module
 
@@ -29,7 +36,7 @@ def variables():
     """Random ones: those of `init` make no velocity."""
     shapes = meta.unbox(jax.eval_shape(MODEL.init, jax.random.key(0), *example_inputs(CONFIG)))
     found = jax.tree.map(lambda leaf: 0.3 * normal(leaf.shape, leaf.size), shapes)
-    statistics = {"latent_mean": np.zeros(8), "latent_std": np.ones(8), "deviations": np.full(8, 0.5)}
+    statistics = {"latent_mean": np.zeros(8), "latent_std": np.ones(8), "deviations": np.full((6, 8), 0.5)}
     return found | {"buffers": found["buffers"] | {name: value.astype(np.float32) for name, value in statistics.items()}}
 
 
@@ -79,7 +86,8 @@ def test_known_pictures_are_clean_pictures_at_time_1(velocity, inputs):
     clean = np.concatenate([x_t[..., SOUND], conditions.given[..., PICTURES]], axis=-1)
     end, both = np.ones(BATCH, np.float32), (conditions, known(conditions, False, True))
     joint, for_video = (np.asarray(velocity(clean, end, each)) for each in both)
-    np.testing.assert_allclose(joint[..., SOUND], for_video[..., SOUND], atol=1e-5)
+    joint, for_video = joint[..., SOUND], for_video[..., SOUND]
+    np.testing.assert_allclose(joint, for_video, atol=1e-5 * np.abs(joint).max())  # there and back in the basis of cosines
     # Before it, the time of the pictures differs.
     earlier = np.asarray(velocity(clean, t, conditions))
     assert np.abs(earlier[..., SOUND] - found[..., SOUND]).max() > 0.01
@@ -118,13 +126,35 @@ def test_the_linear_guess_has_the_least_error_of_all_linear_ones():
     rng, t, deviation = np.random.default_rng(0), 0.7, 0.4
     data, noise = deviation * rng.normal(size=200_000), rng.normal(size=200_000)
     x_t = (1 - t) * noise + t * data
-    zero, one, at = jnp.zeros((1, 1, 1)), jnp.ones((1, 1, 1)), jnp.full((1, 1, 1), t)
-    guess = preconditioned(zero, one, at, np.array([deviation], np.float32))
+    zero, one, at = jnp.zeros((1, 1, 1)), jnp.ones((1, 1, 1)), jnp.full(1, t)
+    guess = preconditioned(zero, one, at, np.array([[deviation]], np.float32))
     best = (x_t * (data - noise)).mean() / (x_t**2).mean()
     assert guess.item() == pytest.approx(best, abs=0.01)
     left = (data - noise - best * x_t).std()
-    scale = preconditioned(one, zero, at, np.array([deviation], np.float32))
+    scale = preconditioned(one, zero, at, np.array([[deviation]], np.float32))
     assert scale.item() == pytest.approx(left, rel=0.01)
+
+
+def test_the_guess_of_what_stands_still_is_taken_from_all_tokens():
+    tokens, t, still, moving = 5, 0.3, 4.0, 0.5
+    data = np.float32(moving) * normal((4000, tokens, 1), 6) + np.float32(still) * normal((4000, 1, 1), 7)
+    x_t = t * data + (1 - t) * normal(data.shape, 8)
+    spread = deviations(data)
+    np.testing.assert_allclose(spread[:, 0], [np.sqrt(tokens * still**2 + moving**2), *[moving] * 4], rtol=0.05)
+    # The regression of each token on all others, in closed form for this covariance.
+    covariance = still**2 + moving**2 * np.eye(tokens)
+    best = t * covariance @ np.linalg.inv(t**2 * covariance + (1 - t) ** 2 * np.eye(tokens))
+    guess = np.asarray(linear_guess(x_t, np.full(len(x_t), t, np.float32), spread))
+    np.testing.assert_allclose(guess[..., 0], x_t[..., 0] @ best, atol=0.15)
+    # The velocity leads to the same guess of the data.
+    velocity = preconditioned(jnp.zeros_like(x_t), x_t, np.full(len(x_t), t, np.float32), spread)
+    np.testing.assert_allclose(x_t + (1 - t) * velocity, guess, atol=1e-4)
+
+
+def test_cosines_are_orthonormal_and_begin_with_the_mean():
+    basis = cosines(6)
+    np.testing.assert_allclose(basis @ basis.T, np.eye(6), atol=1e-6)
+    np.testing.assert_allclose(basis @ np.ones(6), [np.sqrt(6), 0, 0, 0, 0, 0], atol=1e-6)
 
 
 def test_the_linear_guess_at_initialisation_and_a_gradient_for_every_parameter(variables, inputs):
