@@ -128,8 +128,10 @@ def read_video(
 
     A damaged file is used as far as it decodes. If decoding fails, or the pictures end well before the declared duration,
     windows before that point are returned as usual, and windows that need more raise UserError. So do a file that cannot be
-    opened and a `start_sec` after the end of the video.
+    opened and a `start_sec` after the end of the video. Without `streams` nothing is opened.
     """
+    if not streams:
+        return []
     with open_media(path) as container:
         video = containers.video_stream(container, path)
         video.thread_type = "AUTO"

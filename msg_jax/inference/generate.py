@@ -383,6 +383,9 @@ def _sounds(
     for i, latents in enumerate(sampled):
         with progress.part(_SAMPLED, 1), progress.part(i / count, (i + 1) / count):
             waveform = system.decode(latents)
+        if not np.isfinite(waveform).all():
+            raise UserError("the model made a sound with samples that are not numbers: try more --steps, or a checkpoint that "
+                            "was trained longer")
         yield media.fit_length(waveform, part.samples), system.pictures(latents)
 
 

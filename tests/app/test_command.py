@@ -43,7 +43,7 @@ def test_it_listens_on_this_machine_alone_and_leaves_no_files(monkeypatch, capsy
         assert exit.value.code == 2 and f"127.0.0.1:{port} cannot be listened on" in capsys.readouterr().err
     flags = ["--weights=w", "--variant=small_16k", "--max_mb=3", "--max_sec=5", f"--port={port}"]
     assert command.main(flags) == 0 and command.parser().parse_args(flags[:1]).port == 7860
-    assert calls == [("w", "small_16k"), ("127.0.0.1", port)] and f"http://127.0.0.1:{port}" in capsys.readouterr().out
+    assert calls == [("w", "small_16k", None), ("127.0.0.1", port)] and f"http://127.0.0.1:{port}" in capsys.readouterr().out
     assert (studios[0].limits.upload_bytes, studios[0].limits.video_sec) == (3_000_000, 5) and not studios[0].folder.exists()
 
 

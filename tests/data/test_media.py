@@ -107,6 +107,7 @@ def test_avi_with_b_frames_begins_a_frame_late(tmp_path, monkeypatch):
 
 
 def test_a_window_past_the_end(videos):
+    assert media.read_video(videos["clip.mp4"], [], 0.5) == []
     (frames,) = media.read_video(videos["clip.mp4"], [media.FrameGrid(25.0, 16, 50)], 2.8)
     assert numbers(frames) == [70, 71, 72, 73, 74] + [74] * 45
     with pytest.raises(UserError, match=r"clip.mp4 ends at 3.00 s: no window can start at 3.50 s"):

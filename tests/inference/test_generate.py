@@ -192,7 +192,7 @@ def test_prompts_change_the_sound_and_negative_ones_need_guidance(untrained, vid
 
 
 def test_the_python_api_makes_the_sounds_of_the_command(untrained, run_folder, videos, finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(api, "load_checkpoint", lambda folder: untrained if folder == run_folder / "base" else None)
+    monkeypatch.setattr(api, "load_checkpoint", lambda folder, precision: untrained if folder == run_folder / "base" else None)
     system, shares = msg_jax.load(run_folder / "base"), []
     asked = dict(steps=2, guidance=1.5, on_progress=shares.append)
     result = system.generate(videos / "short.mp4", variants=2, **asked)
@@ -215,7 +215,7 @@ def test_the_python_api_makes_the_sounds_of_the_command(untrained, run_folder, v
         with pytest.raises(UserError, match=said):
             system.generate(**changes)
     monkeypatch.setattr(api, "load_weights", lambda *source: source)
-    assert msg_jax.load(videos, "small_44k").system == (videos, "small_44k")
+    assert msg_jax.load(videos, "small_44k").system == (videos, "small_44k", None)
     monkeypatch.undo()
     with pytest.raises(UserError, match="has no variants"):
         msg_jax.load(run_folder / "base", "small_16k")
