@@ -1,10 +1,17 @@
 """Optical flow against pictures that move by known amounts."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from msg_jax import networks
+from msg_jax.clip import TINY
+from msg_jax.config.tree import replace
 from msg_jax.data.optical_flow import optical_flow
 from msg_jax.inference.motion import motion
+from msg_jax.models.mmdit import example_inputs
+from msg_jax.recipes import runs
 
 
 def drifting(left: tuple[int, int], right: tuple[int, int], frames: int = 5) -> np.ndarray:
@@ -25,6 +32,15 @@ def test_each_cell_has_its_own_direction():
     for row in range(2):
         np.testing.assert_allclose(flow[1:, row, 0], np.tile([16 / 64, 0], (4, 1)), atol=0.05)
         np.testing.assert_allclose(flow[1:, row, 1], np.tile([0, -32 / 64], (4, 1)), atol=0.07)
+
+
+def test_a_network_takes_it():
+    config = replace(runs.vta_ldm("smoke"), extract=dict(flow_grid=3), base=dict(features=("sync", "motion")))
+    model = networks.generator(config, TINY, {"clip": 6, "sync": 7, "text": 5}, jnp.float32)
+    x, t, conditions = example_inputs(model.config, 2)
+    assert conditions.motion.shape == (2, TINY.sync_tokens, 19)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x, t, conditions)
+    assert jax.eval_shape(model.apply, variables, x, t, conditions).shape == x.shape
 
 
 def test_it_stands_beside_motion_energy():
