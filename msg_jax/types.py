@@ -48,7 +48,7 @@ class Conditions(struct.PyTreeNode):
     clip: Num[Array, "B clip_video_frames D"]  # semantic features of single frames
     sync: Num[Array, "B sync_tokens D"]  # frame-aligned features
     text: Float[Array, "B text_tokens D"]
-    motion: Float[Array, "B sync_tokens 1"] | None = None  # frame-difference energy, for networks that read it
+    motion: Float[Array, "B sync_tokens _"] | None = None  # frame-difference energy, optical flow; for networks that read it
 
     @classmethod
     def from_batch(cls, batch: Mapping[str, Any]) -> "Conditions":

@@ -183,6 +183,7 @@ class Extract:
     batch_size: int = 64
     shard_clips: int = 512
     motion: bool = False  # also extract motion energy, for generators whose `features` name it
+    flow_grid: int = 0  # with motion: also the mean optical flow in so many cells a side; needs the extra `flow`
 
 
 @_section

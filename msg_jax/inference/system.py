@@ -21,9 +21,9 @@ from msg_jax.inference import sampling
 from msg_jax.inference.batching import chunks, map_batches
 from msg_jax.inference.feature_cache import FeatureCache, Features
 from msg_jax.inference.frozen import EmbedText, EncodeFrames, LazyWeights, codec_program
+from msg_jax.inference.motion import motion
 from msg_jax.inference.ranking import Ranker
 from msg_jax.infra import progress, runtime
-from msg_jax.models.motion import motion_energy
 from msg_jax.types import Conditions, Module, Params
 
 FADE_SEC = 0.1  # on either side of a cue's edge
@@ -106,7 +106,7 @@ class System:
         the windows to be `count`. Features of frames are kept in the folder `cache` and taken from there.
         """
         inputs = self.generator.config.features
-        features, motion, rows, size, remaining = [], [], 0, None, iter(windows)
+        features, moving, rows, size, remaining = [], [], 0, None, iter(windows)
         while batch := list(itertools.islice(remaining, WINDOWS_AT_ONCE)):
             rows, size = rows + len(batch), size or len(batch)
             (frames,) = chunks(tuple(np.stack(stream) for stream in zip(*batch)), size)
@@ -114,10 +114,10 @@ class System:
                 features += self._encode(batch, frames, cache)
             progress.report(rows / count)
             if "motion" in inputs:
-                motion.append(np.asarray(motion_energy(frames[0], self.clip.sync_tokens)))
+                moving.append(motion(frames[0], self.clip.sync_tokens, self.generator.config.flow_grid))
         clip, sync = (np.stack(parts) for parts in zip(*features))
         found = {"clip": clip, "sync": sync, "text": self._embed_prompts(prompt, rows)}
-        return Conditions.from_batch(found | ({"motion": np.concatenate(motion)[:rows]} if motion else {}))
+        return Conditions.from_batch(found | ({"motion": np.concatenate(moving)[:rows]} if moving else {}))
 
     def _encode(
         self, batch: Sequence[Sequence[np.ndarray]], frames: Sequence[np.ndarray], cache: pathlib.Path | None

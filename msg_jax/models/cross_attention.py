@@ -47,6 +47,7 @@ class CrossAttentionConfig:
     depth: int = 12
     features: tuple[str, ...] = ("clip", "sync")  # of FEATURES, in the order of the context
     positions: str = "rotary"  # of context tokens, one of POSITIONS
+    flow_grid: int = 0  # cells a side of the optical flow that the feature motion has beside its energy
     pooled_tokens: int = 0  # average each visual feature to this many tokens; 0 disables pooling
     frame_encoder: bool = False  # clip and sync are pixels in 0..255, (B, T, px * px * 3), encoded by a CNN in the network
 
@@ -62,7 +63,7 @@ class CrossAttentionConfig:
         """Number of tokens and width of one of FEATURES."""
         return {
             "clip": (self.clip_tokens, self.clip_dim), "sync": (self.sync_tokens, self.sync_dim),
-            "text": (self.text_tokens, self.text_dim), "motion": (self.sync_tokens, 1),
+            "text": (self.text_tokens, self.text_dim), "motion": (self.sync_tokens, 1 + 2 * self.flow_grid**2),
         }[name]
 
 

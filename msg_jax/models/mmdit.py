@@ -96,7 +96,7 @@ def example_inputs(
         clip=jnp.zeros((batch, config.clip_tokens, config.clip_dim)),
         sync=jnp.zeros((batch, config.sync_tokens, config.sync_dim)),
         text=jnp.zeros((batch, config.text_tokens, config.text_dim)),
-        motion=jnp.zeros((batch, config.sync_tokens, 1)) if "motion" in config.features else None,
+        motion=jnp.zeros((batch, *config.shape("motion"))) if "motion" in config.features else None,
     )
     return x_t, t, conditions
 

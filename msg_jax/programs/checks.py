@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 import dataclasses
+import importlib.util
 import math
 
 from jax.sharding import Mesh
@@ -130,6 +131,11 @@ def _check_generator(config: Config) -> None:
         raise UserError("config.base.features is empty: choose from clip, sync, text, motion.")
     if "motion" in base.features and not config.extract.motion:
         raise UserError("config.base.features names motion, which was not extracted: set config.extract.motion=True.")
+    if config.extract.flow_grid < 0 or (config.extract.flow_grid and not config.extract.motion):
+        raise UserError(f"config.extract.flow_grid={config.extract.flow_grid} is no number of cells of the motion: give 0 or "
+                        "more, with config.extract.motion=True.")
+    if config.extract.flow_grid and importlib.util.find_spec("cv2") is None:
+        raise UserError("config.extract.flow_grid needs OpenCV: pip install 'msg_jax[flow]', or set it to 0.")
     if config.encoders.kind == "joint" and clip.sync_tokens != clip.video_frames:
         raise UserError(f"config.encoders.kind=joint needs one sync token per video frame, and config.clip has "
                         f"{clip.sync_tokens} tokens for {clip.video_frames} frames.")

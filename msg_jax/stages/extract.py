@@ -4,7 +4,6 @@ Clips that cannot be read are left out. The run's `skipped.jsonl` gives the reas
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-import functools
 import itertools
 import json
 from typing import Any
@@ -19,9 +18,9 @@ from msg_jax.data.pipeline import Source, read_ahead, threads_or_cores
 from msg_jax.errors import UnreadableError
 from msg_jax.inference import frozen
 from msg_jax.inference.batching import chunks
+from msg_jax.inference.motion import motion
 from msg_jax.infra import logging, preemption, runtime
 from msg_jax.infra import mesh as mesh_lib
-from msg_jax.models.motion import motion_energy
 from msg_jax.run import build
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
@@ -42,7 +41,6 @@ class Extractor:
             config, run.clip, run.released, self._variables, run.local_mesh
         )
         self._encode_audio = frozen.codec_program(networks.codec(config, run.clip), "encode")
-        self._motion = jax.jit(functools.partial(motion_energy, steps=run.clip.sync_tokens))
         self._released = config.encoders.kind == "released"
         self._size = -config.extract.batch_size // run.local_mesh.size * -run.local_mesh.size  # rounded up: rows must divide
         self._null_text = None
@@ -61,7 +59,7 @@ class Extractor:
         latents = self._encode_audio(self._variables["codec"], padded["mel"])
         found = {"latents": latents, "clip": clip, "sync": sync, "text": text}
         if self._run.config.extract.motion:
-            found["motion"] = self._motion(padded["video"])
+            found["motion"] = motion(padded["video"], self._run.clip.sync_tokens, self._run.config.extract.flow_grid)
         return {name: np.asarray(value)[: len(clips)] for name, value in found.items()}
 
     def _text(self, caption: str) -> np.ndarray:

@@ -49,6 +49,7 @@ def test_a_network_or_objective_that_does_not_fit_is_refused(base, words):
     (dict(encoders=dict(kind="joint"), base=dict(network="mmdit", features=("clip", "sync", "text"))),
      ["config.encoders.kind=joint", "config.base.network=cross_attention"]),
     (dict(extract=dict(motion=False), base=dict(features=("motion",))), ["config.base.features", "config.extract.motion=True"]),
+    (dict(extract=dict(flow_grid=4, motion=False)), ["config.extract.flow_grid=4", "config.extract.motion=True"]),
     (dict(data=dict(source="")), ["config.data.source is not given", "--config.data.source=folder:PATH"]),
     (dict(variant="small_16k", codec=dict(kind="released")), ["config.clip does not fit the released small_16k"]),
     (dict(sampling=dict(guidance_rescale=2.0)), ["config.sampling.guidance_rescale=2.0 is not a share"]),
