@@ -1,5 +1,8 @@
 """Dense optical flow of a video: how far each part of the picture moves, and where to."""
 
+import importlib
+from typing import Any
+
 from jaxtyping import Float32, UInt8
 import numpy as np
 
@@ -15,7 +18,7 @@ def optical_flow(video: UInt8[np.ndarray, "T H W 3"], grid: int) -> Float32[np.n
     The first frame has no predecessor and gets 0. By OpenCV's method of Farneback (2003). Raises UserError without OpenCV.
     """
     try:
-        import cv2  # pyright: ignore[reportMissingImports] an extra
+        cv2: Any = importlib.import_module("cv2")  # an extra
     except ImportError as error:
         raise UserError("config.extract.flow_grid needs OpenCV: pip install 'msg_jax[flow]', or set it to 0.") from error
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in video]
