@@ -20,7 +20,7 @@ def optical_flow(video: UInt8[np.ndarray, "T H W 3"], grid: int) -> Float32[np.n
     try:
         cv2: Any = importlib.import_module("cv2")  # an extra
     except ImportError as error:
-        raise UserError("config.extract.flow_grid needs OpenCV: pip install 'msg_jax[flow]', or set it to 0.") from error
+        raise UserError("optical flow needs OpenCV: pip install 'msg_jax[flow]'") from error
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in video]
     window = max(_LEAST_WINDOW, min(video.shape[1:3]) // _WINDOW_SHARE)
     options = dict(pyr_scale=0.5, levels=3, winsize=window, iterations=3, poly_n=5, poly_sigma=1.1, flags=0)
