@@ -15,7 +15,7 @@ demo: $(VENV)/ready
 	$(VENV)/bin/msg-jax train --config=avp_rpo
 
 test: $(VENV)/ready lint types
-	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile
+	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 # make slow: the tests of a minute and more
 slow: $(VENV)/ready

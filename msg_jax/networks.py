@@ -52,7 +52,7 @@ def codec(config: Config, clip: ClipSpec) -> Module:
 
 def picture_codec(config: Config, clip: ClipSpec) -> Module:
     """A `models.codec.PictureCodec`."""
-    return PictureCodec(clip, config.picture_codec.channels)
+    return PictureCodec(clip, config.picture_codec.channels, config.picture_codec.strips)
 
 
 def picture_judge(class_names: Sequence[str]) -> Module:
@@ -186,8 +186,8 @@ def generator(
     if section.network == "joint":
         return JointMMDiT(
             JointMMDiTConfig.for_clip(
-                clip, picture_channels=config.picture_codec.channels, text_dim=feature_dims["text"], hidden=section.hidden,
-                heads=section.heads, joint_depth=section.joint_depth, fused_depth=section.fused_depth, v2=section.v2,
+                clip, picture_channels=config.picture_codec.channels, strips=config.picture_codec.strips,
+                text_dim=feature_dims["text"], hidden=section.hidden, heads=section.heads, joint_depth=section.joint_depth, fused_depth=section.fused_depth, v2=section.v2,
             ),
             dtype=dtype, remat=section.remat, scan=_SCAN[section.blocks],
             attention_implementation=section.attention_implementation or None,
@@ -233,7 +233,8 @@ def solver(config: Config) -> dict[str, Any]:
     """Keyword arguments of `sampling.sample` that are the same for all networks of a run."""
     objective = diffusion(config)
     flow_or_diffusion = {"diffusion": objective, "solver": config.base.diffusion.solver} if objective else {}
-    return flow_or_diffusion | {"guidance_rescale": config.sampling.guidance_rescale}
+    sampling = config.sampling
+    return flow_or_diffusion | {"guidance_rescale": sampling.guidance_rescale, "time_shift": sampling.time_shift}
 
 
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)

@@ -33,6 +33,17 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 CHECKED_ROOMS = [f"msg_jax.{room}" for room in ("data", "evaluation", "inference", "losses", "models", "preference")]
 install_import_hook(CHECKED_ROOMS, "type_checks.checked")
 SHARED = ROOT.parent / "shared"
+LONGEST = (
+    "programs/test_joint.py", "programs/test_released.py", "programs/test_restart.py", "programs/test_main_job.py",
+    "test_package.py", "inference/test_generate.py", "methods/test_sync_dpo.py",
+)
+"""Files that take minutes; the first two do not wait for the smoke run."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker is left with one of them at the end."""
+    order = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(autouse=True, scope="session")

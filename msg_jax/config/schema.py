@@ -78,6 +78,7 @@ class PictureCodec:
     """Latents of frames at the rate of the sound's, for `base.network` joint (models/codec.py)."""
 
     channels: int = 96
+    strips: int = 1  # of a frame, left to right; each has its own part of the channels, and is a token of the network
     fit_clips: int = 512
     whitening: float = 1.0  # 0: one scale for all channels; 1: each has unit deviation
 
@@ -203,6 +204,7 @@ class Base(Training, Lora):
     initial: Literal["", "released"] = ""  # released: start from MMAudio's network; with steps=0 use it unchanged
     network: Literal["mmdit", "cross_attention", "joint"] = "mmdit"  # cross_attention: VTA-LDM's; joint: makes pictures too
     objective: Literal["flow", "diffusion"] = "flow"
+    time_shift: float = 0.0  # mean logit of the times that flow matching trains at; below 0: nearer to noise
     diffusion: Diffusion = Diffusion()
     hidden: int = 96
     heads: int = 4
@@ -232,6 +234,7 @@ class Sampling:
     """How networks are sampled, for candidates, evaluation and `generate` alike."""
 
     guidance_rescale: float = 0.0  # share by which the level that guidance adds is taken back; 0: as MMAudio samples
+    time_shift: float = 0.0  # added to the logits of the solver's times; below 0: more of the steps near noise
 
 
 @_section

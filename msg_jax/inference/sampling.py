@@ -20,6 +20,7 @@ import numpy as np
 
 from msg_jax.inference.batching import chunks, deinterleave, interleave
 from msg_jax.infra import progress
+from msg_jax.losses import flow
 from msg_jax.losses.diffusion import Diffusion
 from msg_jax.losses.flow import VelocityFn
 from msg_jax.types import Array, Conditions, JointConditions, Params
@@ -97,25 +98,26 @@ def solver_step(solver: str, noise: Any, diffusion: Diffusion | None) -> tuple[S
     return diffusion_step, remember(noise) if remember else None
 
 
-def solver_times(steps: int) -> np.ndarray:
-    """linspace(0, 1, steps + 1) in float32, counted from both ends as PyTorch does.
+def solver_times(steps: int, shift: float = 0.0) -> np.ndarray:
+    """linspace(0, 1, steps + 1) in float32, counted from both ends as PyTorch does, and `flow.shifted`.
 
     MMAudio sampled so, and v2's time embedding multiplies t by 10000, which makes the last bit visible.
     """
     up = np.arange(steps + 1, dtype=np.float32) * (np.float32(1) / np.float32(steps))
-    return np.where(np.arange(steps + 1) < (steps + 1) // 2, up, 1 - up[::-1])
+    times = np.where(np.arange(steps + 1) < (steps + 1) // 2, up, 1 - up[::-1])
+    return flow.shifted(times, shift).astype(np.float32) if shift else times
 
 
 def integrate(
     velocity_fn: VelocityFn, noise: Float[Array | np.ndarray, "B T C"], *, steps: int, solver: str = "",
-    diffusion: Diffusion | None = None,
+    diffusion: Diffusion | None = None, time_shift: float = 0.0,
 ) -> Float[Array, "B T C"]:
-    """Integrate from noise at t = 0 to data at t = 1 in `steps` equal steps.
+    """Integrate from noise at t = 0 to data at t = 1 in `steps` steps, which are equal without a `time_shift`.
 
     Flow matching uses Euler. With a `diffusion`, `solver` is a key of DIFFUSION_SOLVERS; the noise that DDPM adds is a
     function of the initial noise, row by row.
     """
-    times = solver_times(steps)
+    times = solver_times(steps, time_shift)
     step, memory = solver_step(solver, noise, diffusion)
 
     def network_fn(x, t):
@@ -129,9 +131,11 @@ def integrate(
     return jax.lax.scan(scanned, (jnp.asarray(noise), memory), (times[:-1], times[1:]))[0][0]
 
 
-def euler_path(velocity_fn: VelocityFn, noise: Float[Array, "B T C"], steps: int) -> Float[Array, "B {steps}+1 T C"]:
+def euler_path(
+    velocity_fn: VelocityFn, noise: Float[Array, "B T C"], steps: int, time_shift: float = 0.0
+) -> Float[Array, "B {steps}+1 T C"]:
     """All states of `integrate` with Euler's method, from noise at t = 0 to data at t = 1."""
-    times = solver_times(steps)
+    times = solver_times(steps, time_shift)
 
     def step(x, span):
         start, end = span
@@ -174,7 +178,8 @@ def guided(
 def sample(
     model: Any, variables: Params, conditions: Conditions | JointConditions, noise: Float[Array | np.ndarray, "N T C"], *,
     steps: int = 25, guidance_scale: float = 4.5, guidance_rescale: float = 0.0, solver: str = "",
-    diffusion: Diffusion | None = None, negative_text: Float[Array | np.ndarray, "_ L D"] | None = None,
+    diffusion: Diffusion | None = None, time_shift: float = 0.0,
+    negative_text: Float[Array | np.ndarray, "_ L D"] | None = None,
 ) -> Float[Array, "N T C"]:
     """Sample latents for a batch of B clips, N / B candidates of each.
 
@@ -192,7 +197,7 @@ def sample(
         return model.apply(variables, x_t, t, processed, method="velocity")
 
     velocity_fn = guided(velocity, process(conditions), process(null), guidance_scale, guidance_rescale, diffusion)
-    return integrate(velocity_fn, noise, steps=steps, solver=solver, diffusion=diffusion)
+    return integrate(velocity_fn, noise, steps=steps, solver=solver, diffusion=diffusion, time_shift=time_shift)
 
 
 def window_starts(length: int, window: int, hop: int) -> tuple[int, ...]:
@@ -259,7 +264,8 @@ def blend(
 def sample_windows(
     model: Any, variables: Params, conditions: Conditions | JointConditions, noise: Float[Array | np.ndarray, "1 L C"],
     starts: Sequence[int], *, steps: int = 25, guidance_scale: float = 4.5, guidance_rescale: float = 0.0, solver: str = "",
-    diffusion: Diffusion | None = None, negative_text: Float[Array | np.ndarray, "_ P D"] | None = None,
+    diffusion: Diffusion | None = None, time_shift: float = 0.0,
+    negative_text: Float[Array | np.ndarray, "_ P D"] | None = None,
     windows_at_once: int = 4, weights: Float[np.ndarray, "W T"] | None = None,
 ) -> Float[np.ndarray, "1 L C"]:
     """Sample one clip that is longer than the network's window.
@@ -293,7 +299,7 @@ def sample_windows(
 
     x = np.asarray(noise)
     step, memory = solver_step(solver, x, diffusion)
-    for done, (start, end) in enumerate(itertools.pairwise(solver_times(steps)), 1):
+    for done, (start, end) in enumerate(itertools.pairwise(solver_times(steps, time_shift)), 1):
         x, memory = step(velocity, x, start, end, memory)
         progress.report(done / steps)
     return np.asarray(x)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Key
+import numpy as np
 
 from msg_jax.types import AnyArray, Array
 
@@ -31,8 +32,13 @@ def target_velocity(data: Float[Array, "B T C"], noise: Float[Array, "B T C"]) -
 
 
 def sample_t(key: Key[Array, ""], batch: int, mean: float = 0.0, std: float = 1.0) -> Float[Array, " {batch}"]:
-    """Logit-normal times in (0, 1) (Esser et al., arXiv 2403.03206, section 3.1)."""
+    """Logit-normal times in (0, 1) (Esser et al., arXiv 2403.03206, section 3.1); a `mean` below 0 is nearer to noise."""
     return jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch,)))
+
+
+def shifted(t: Float[AnyArray, " N"], shift: float) -> Float[AnyArray, " N"]:
+    """Times in [0, 1] with `shift` added to their logits; below 0 is nearer to noise (Esser et al., section 5.3.2)."""
+    return t / (t + (1 - t) * np.exp(-shift))
 
 
 def flow_error(

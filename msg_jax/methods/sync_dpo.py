@@ -21,7 +21,6 @@ from msg_jax.data.features import FeatureSource
 from msg_jax.errors import UserError
 from msg_jax.infra import logging
 from msg_jax.infra.random import key_for
-from msg_jax.losses import flow
 from msg_jax.losses.preference import PairErrors, margins
 from msg_jax.methods.method import Given, Job, Method, at_once
 from msg_jax.preference import distortions
@@ -160,7 +159,7 @@ class SyncDPOTask(PreferenceTask):
             real, index = batch["latents"], jnp.full(size, rule)
             losers = self.losers(loser_key, real, index, distortions.strengths(strength_key, index, self.rules))
             pairs = PreferenceBatch(winner=real, loser=losers, real=real, conditions=self.model.conditions.from_batch(batch))
-            noise, t = jax.random.normal(noise_key, real.shape), flow.sample_t(time_key, size)
+            noise, t = jax.random.normal(noise_key, real.shape), self.times(time_key, size)
             errors = PairErrors(*self.errors(tuned, pairs, noise, t), *self.errors(reference, pairs, noise, t))
             return margins(errors, self.section.beta)
 

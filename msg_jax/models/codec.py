@@ -42,13 +42,16 @@ class Codec(nn.Module):
 
 
 class PictureCodec(nn.Module):
-    """Frames <-> latents at the rate of the audio codec: `PcaCodec` for pictures. A patch is the frames of one token.
+    """Frames <-> latents at the rate of the audio codec: `PcaCodec` for pictures.
 
+    Frames are cut into `strips` from left to right. A patch is one strip of the frames of one token, and has
+    `channels / strips` components, which are the same for all strips: a thing looks alike wherever it is.
     `fit_pictures` computes the parameters.
     """
 
     clip: ClipSpec
     channels: int
+    strips: int = 1
 
     @property
     def frames(self) -> int:
@@ -56,22 +59,24 @@ class PictureCodec(nn.Module):
         return self.clip.video_frames // self.clip.latent_tokens
 
     def setup(self):
-        patch = self.frames * self.clip.video_px**2 * 3
+        patch, channels = self.frames * self.clip.video_px**2 * 3 // self.strips, self.channels // self.strips
         zeros = nn.initializers.zeros_init()
         self.mean = self.param("mean", zeros, (patch,))
-        self.components = self.param("components", zeros, (patch, self.channels))
-        self.scale = self.param("scale", nn.initializers.ones_init(), (self.channels,))
+        self.components = self.param("components", zeros, (patch, channels))
+        self.scale = self.param("scale", nn.initializers.ones_init(), (channels,))
 
     def encode(self, video: Float[AnyArray, "B T H W 3"]) -> Float[AnyArray, "B N C"]:
         """Encode frames in [-1, 1]."""
-        patches = video.reshape(len(video), video.shape[1] // self.frames, -1)
-        return _exact(patches - self.mean, self.components) / self.scale
+        latents = _exact(_patches(video, self.frames, self.strips) - self.mean, self.components) / self.scale
+        return latents.reshape(*latents.shape[:2], self.channels)
 
     def decode(self, latents: Float[AnyArray, "B N C"]) -> Float[AnyArray, "B T H W 3"]:
         """Decode to frames in [-1, 1]."""
-        patches = _exact(latents * self.scale, self.components.T) + self.mean
-        px = self.clip.video_px
-        return jnp.clip(patches, -1.0, 1.0).reshape(len(latents), -1, px, px, 3)
+        of_strips = latents.reshape(*latents.shape[:2], self.strips, -1)
+        patches = _exact(of_strips * self.scale, self.components.T) + self.mean
+        batch, tokens, px = *latents.shape[:2], self.clip.video_px
+        patches = jnp.clip(patches, -1.0, 1.0).reshape(batch, tokens, self.strips, self.frames, px, -1, 3)
+        return jnp.moveaxis(patches, 2, 4).reshape(batch, -1, px, px, 3)
 
 
 class PcaCodec(Codec):
@@ -126,20 +131,27 @@ def fit_pca(
 
 
 def fit_pictures(
-    videos: UInt8[np.ndarray, "clips T H W 3"], clip: ClipSpec, channels: int, whitening: float
+    videos: UInt8[np.ndarray, "clips T H W 3"], clip: ClipSpec, channels: int, whitening: float, strips: int = 1
 ) -> tuple[Params, float]:
     """Fit the parameters of `PictureCodec` to uint8 frames; also return the share of variance that the channels keep.
 
     `whitening` goes from 0, one scale for all channels, to 1, every channel of unit deviation.
     """
-    frames = clip.video_frames // clip.latent_tokens
-    patches = (videos.astype(np.float32) / 127.5 - 1).reshape(-1, frames * clip.video_px**2 * 3)
-    mean, components, variances = _principal(patches, channels)
+    patches = _patches(videos.astype(np.float32) / 127.5 - 1, clip.video_frames // clip.latent_tokens, strips)
+    channels = channels // strips
+    mean, components, variances = _principal(patches.reshape(-1, patches.shape[-1]), channels)
     deviations = np.sqrt(variances[:channels]) ** whitening
     scale = deviations * np.sqrt(np.mean(variances[:channels] / deviations**2))
     params = {"mean": mean, "components": components, "scale": scale}
     kept = variances[:channels].sum() / variances.sum()
     return {name: np.asarray(value, np.float32) for name, value in params.items()}, float(kept)
+
+
+def _patches(video: Float[AnyArray, "B T H W 3"], frames: int, strips: int) -> Float[AnyArray, "B N S D"]:
+    """The pixels of each strip in each `frames` frames."""
+    batch, _, height, width, _ = video.shape
+    cut = video.reshape(batch, -1, frames, height, strips, width // strips, 3)
+    return cut.transpose(0, 1, 4, 2, 3, 5, 6).reshape(batch, cut.shape[1], strips, -1)
 
 
 def _principal(patches: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

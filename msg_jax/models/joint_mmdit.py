@@ -21,7 +21,7 @@ import numpy as np
 from msg_jax.clip import ClipSpec
 from msg_jax.models.attention import Implementation
 from msg_jax.models.generator import Generator
-from msg_jax.models.layers import Conv, Dense
+from msg_jax.models.layers import Conv, Dense, logical
 from msg_jax.models.mmdit import AdaLN, Block, GatedMLP, InputProjection, TimeEmbedding, modulate, rope_angles
 from msg_jax.models.stack import run_blocks
 from msg_jax.types import STREAMS, AnyArray, Array, JointConditions
@@ -37,6 +37,7 @@ class JointMMDiTConfig:
     picture_channels: int
     latent_tokens: int
     text_tokens: int
+    strips: int = 1  # of the pictures: each is a token, with an equal part of `picture_channels`
     text_dim: int = 64
     hidden: int = 96
     heads: int = 4
@@ -97,7 +98,8 @@ class JointMMDiT(Generator):
         self.text_pooled = Dense(c.hidden, dtype=dtype)
         self.pooled_mlp = GatedMLP(c.hidden, dtype=dtype)
 
-        both, attention = tuple((name, 3) for name in STREAMS), self.attention_implementation
+        # Neighbours in a row of tokens are neighbours in time only where a moment is one token.
+        both, attention = (("sound", 3), ("picture", 3 if c.strips == 1 else 1)), self.attention_implementation
         self.joint = [
             Block(c.hidden, c.heads, (*both, ("text", None if i == c.joint_depth - 1 else 1)), dtype, attention)
             for i in range(c.joint_depth)
@@ -106,8 +108,11 @@ class JointMMDiT(Generator):
         self.final_adaln = [AdaLN(2, dtype) for _ in STREAMS]
         self.final = [
             Conv(channels, (7,), axes=("embed", None), dtype=dtype, kernel_init=nn.initializers.zeros_init())
-            for channels in c.channels
+            for channels in (c.sound_channels, c.picture_channels // c.strips)
         ]
+        if c.strips > 1:
+            places = logical(nn.initializers.normal(0.02), None, "embed")
+            self.places = self.param("places", places, (c.strips, 1, c.hidden))
         self.empty_text = self.variable("buffers", "empty_text", jnp.zeros, (c.text_tokens, c.text_dim))
         self.add_latent_statistics(c.latent_channels)
         self.deviations = self.variable("buffers", "deviations", jnp.ones, (c.latent_tokens, c.latent_channels))
@@ -130,31 +135,47 @@ class JointMMDiT(Generator):
         seen, cleaner = (
             jnp.split(jnp.where(known, processed.given, x), [c.sound_channels], axis=-1) for x in (x_t, guess)
         )
-        tokens = [project(jnp.concatenate(pair, axis=-1)) for project, *pair in zip(self.inputs, seen, cleaner)]
+        tokens = [self._tokens(i, jnp.concatenate(pair, axis=-1)) for i, pair in enumerate(zip(seen, cleaner))]
         t_of_each = jnp.where(processed.known, 1.0, jnp.asarray(t)[:, None])
         times = [embed(t_of_each[:, i])[:, None] for i, embed in enumerate(self.times)]
-        told = [time + align(x) for time, align, x in zip(times, self.aligned, tokens)]  # to the other stream
+        told = [time + align(x).reshape(len(x), -1, c.latent_tokens, c.hidden).mean(axis=1)  # to the other stream
+                for time, align, x in zip(times, self.aligned, tokens)]
         alone = processed.alone[:, None, None]
         conditions = [pooled + times[i] + jnp.where(alone, 0.0, told[1 - i]) for i in range(2)]
-        length = c.latent_tokens
-        angles, mask = rope_angles(length, c.hidden // c.heads), _mask(processed.alone, length, c.text_tokens)
+        conditions[1] = jnp.tile(conditions[1], (1, c.strips, 1))
+        angles = rope_angles(c.latent_tokens, c.hidden // c.heads)
+        angles = angles, np.tile(angles, (c.strips, 1))
+        mask = _mask(processed.alone, [c.latent_tokens, c.strips * c.latent_tokens, c.text_tokens])
 
         def joint(block, xs):
-            return block(xs, (*conditions, pooled), (angles, angles, None), mask)
+            return block(xs, (*conditions, pooled), (*angles, None), mask)
 
         def fused(block, xs):
-            return block(xs, conditions, (angles, angles), mask)
+            return block(xs, conditions, angles, mask)
 
         xs = (*tokens, processed.text)
         *tokens, _ = run_blocks(self.joint, joint, xs, remat=self.remat, scan=self.scan)
         tokens = run_blocks(self.fused, fused, tuple(tokens), remat=self.remat, scan=self.scan)
-        ends = [
-            final(modulate(x, *adaln(condition)))
-            for final, adaln, x, condition in zip(self.final, self.final_adaln, tokens, conditions)
-        ]
+        ends = [self._end(i, modulate(x, *self.final_adaln[i](conditions[i]))) for i, x in enumerate(tokens)]
         found = jnp.concatenate(ends, axis=-1).astype(jnp.float32)
         straight = (processed.given - x_t) / jnp.maximum(1 - jnp.asarray(t)[:, None, None], 1e-3)
         return jnp.where(known, straight, preconditioned(found, x_t, t, self.deviations.value))
+
+    def _tokens(self, stream: int, x: Float[Array, "B T C"]) -> Float[Array, "B _ hidden"]:
+        """The tokens of a stream; those of the pictures are all moments of the first strip, then of the next."""
+        strips = self.config.strips if stream else 1
+        if strips == 1:
+            return self.inputs[stream](x)
+        batch, length, _ = x.shape
+        x = jnp.moveaxis(x.reshape(batch, length, 2, strips, -1), 3, 1)  # of x_t and of the guess, each strip's part
+        found = self.inputs[stream](x.reshape(batch * strips, length, -1)).reshape(batch, strips, length, -1)
+        return (found + self.places).reshape(batch, strips * length, -1)
+
+    def _end(self, stream: int, x: Float[Array, "B _ hidden"]) -> Float[Array, "B T C"]:
+        """What the tokens of a stream have found, for each channel: the inverse of `_tokens`."""
+        strips, batch, length = self.config.strips if stream else 1, len(x), self.config.latent_tokens
+        found = self.final[stream](x.reshape(batch * strips, length, -1)).reshape(batch, strips, length, -1)
+        return jnp.moveaxis(found, 1, 2).reshape(batch, length, -1)
 
     def error_weights(self, streams: Sequence[str] = STREAMS) -> Float[np.ndarray, " C"]:
         weights = [self.config.latent_channels / channels * (name in streams)
@@ -211,11 +232,12 @@ def preconditioned(
     return _exact(basis.T, linear + deviations / jnp.sqrt(variance) * _exact(basis, found))
 
 
-def _mask(alone: Bool[Array, " B"], tokens: int, text_tokens: int) -> Bool[Array, "B 1 _ _"]:
+def _mask(alone: Bool[Array, " B"], tokens: Sequence[int]) -> Bool[Array, "B 1 _ _"]:
     """Which token may see which: all see all, except where streams are `alone` and see themselves and the text.
 
-    There the text sees itself only, because it would tell one stream of the other.
+    There the text sees itself only, because it would tell one stream of the other. `tokens` are those of sound, pictures
+    and text.
     """
-    stream = np.repeat([0, 1, 2], [tokens, tokens, text_tokens])
+    stream = np.repeat([0, 1, 2], tokens)
     apart = (stream[:, None] == stream) | (stream == 2)
     return jnp.where(alone[:, None, None, None], jnp.asarray(apart), True)

@@ -6,7 +6,7 @@ import dataclasses
 import jax
 
 from msg_jax.losses import flow
-from msg_jax.tasks.flow import flow_draws, flow_loss
+from msg_jax.tasks.flow import flow_loss
 from msg_jax.tasks.reference import ReferenceTask
 from msg_jax.types import Array, Conditions, Params
 
@@ -23,8 +23,8 @@ class AdvantageTask(ReferenceTask):
     def draw(self, batch, rng, frozen):
         noise_key, time_key, real_key = jax.random.split(rng, 3)
         noise = jax.random.normal(noise_key, batch["sample"].shape)
-        t = flow.sample_t(time_key, len(noise))
-        return batch | {"noise": noise, "t": t, "flow": flow_draws(real_key, batch["latents"], self.section)}
+        t = self.times(time_key, len(noise))
+        return batch | {"noise": noise, "t": t, "flow": self.flow_draws(real_key, batch["latents"])}
 
     def loss(self, params: Params, rows: dict, frozen: Params) -> tuple[Array, dict[str, Array]]:
         section, policy, reference = self.section, self.variables(params, frozen["reference"]), frozen["reference"]

@@ -1,6 +1,6 @@
 """Training of the generator: flow matching, or the diffusion objective of VTA-LDM."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -90,7 +90,13 @@ class GeneratorTask(train.Task):
 
     def flow_draws(self, rng: Array, latents: Array) -> dict[str, Array]:
         """The random numbers of `flow_loss` for latents (B, T, C)."""
-        return flow_draws(rng, latents, self.section, self.diffusion, self.known_shares)
+        return flow_draws(rng, latents, self.section, self.times, self.known_shares)
+
+    def times(self, key: Array, count: int) -> Array:
+        """Times (count,) at which the network is trained."""
+        if self.diffusion:
+            return self.diffusion.sample_t(key, count)
+        return flow.sample_t(key, count, self.run.config.base.time_shift)
 
     def flow_loss(self, variables: Params, latents: Array, conditions: Any, draws: dict[str, Array]) -> Array:
         """Mean flow-matching error () of the codec's latents (B, T, C), or the diffusion objective's error."""
@@ -151,17 +157,16 @@ class FlowTask(GeneratorTask):
 
 
 def flow_draws(
-    rng: Array, latents: Array, section: Base | Preference, diffusion: Diffusion | None = None,
+    rng: Array, latents: Array, section: Base | Preference, times: Callable[[Array, int], Array] = flow.sample_t,
     known_shares: tuple[float, float] | None = None,
 ) -> dict[str, Array]:
-    """The random numbers of `flow_loss` for latents (B, T, C): noise, times (B,), dropped conditions (B, 2).
+    """The random numbers of `flow_loss` for latents (B, T, C): noise, `times` (B,), dropped conditions (B, 2).
 
     With `known_shares`, also which streams are known (B, 2): the sound of the first share of items, the pictures of the second.
     """
     noise_key, time_key, drop_key = jax.random.split(rng, 3)
-    sample_t = diffusion.sample_t if diffusion else flow.sample_t
     draws = {
-        "noise": jax.random.normal(noise_key, latents.shape), "t": sample_t(time_key, len(latents)),
+        "noise": jax.random.normal(noise_key, latents.shape), "t": times(time_key, len(latents)),
         "drops": draw_drops(drop_key, len(latents), section.condition_dropout, section.text_dropout),
     }
     if known_shares is None:

@@ -25,7 +25,7 @@ class PreferenceTask(ReferenceTask):
     def draw(self, batch, rng, frozen):
         noise_key, time_key, real_key = jax.random.split(rng, 3)
         noise = jax.random.normal(noise_key, batch["winner"].shape)
-        t = flow.sample_t(time_key, len(batch["winner"]))
+        t = self.times(time_key, len(batch["winner"]))
         return batch | {"noise": noise, "t": t, "flow": self.flow_draws(real_key, batch["latents"])}
 
     def loss(self, params: Params, rows: dict, frozen: Params) -> tuple[Array, dict[str, Array]]:

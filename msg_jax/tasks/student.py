@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from msg_jax import train
 from msg_jax.config.schema import Preference
@@ -52,7 +53,7 @@ class StudentTask(GeneratorTask):
         noise_key, time_key, drop_key = jax.random.split(rng, 3)
         latents = batch["latents"]
         drops = jax.random.bernoulli(drop_key, self.section.text_dropout, (len(latents), 1, 1))
-        t = flow.sample_t(time_key, len(latents))
+        t = self.times(time_key, len(latents))
         return batch | {"noise": jax.random.normal(noise_key, latents.shape), "t": t, "drops": drops}
 
     def loss(self, params: Params, rows: Any, frozen: Any) -> tuple[Array, dict[str, Array]]:
@@ -87,9 +88,10 @@ class StudentTask(GeneratorTask):
 
     def _parts_of_its_path(self, guided: VelocityFn, noise: Array) -> tuple[Array, Array, Array]:
         """States (B, N, T, C) at the start of each part of the teacher's path, times (B, N), and mean velocities."""
-        path = sampling.euler_path(guided, noise, self.teacher_steps)[:, :: self.teacher_steps // self.steps]
-        times = jnp.tile(sampling.solver_times(self.steps)[:-1], (len(noise), 1))
-        return path[:, :-1], times, jnp.diff(path, axis=1) * self.steps
+        shift = self.run.config.sampling.time_shift
+        path = sampling.euler_path(guided, noise, self.teacher_steps, shift)[:, :: self.teacher_steps // self.steps]
+        times = sampling.solver_times(self.steps, shift)
+        return path[:, :-1], jnp.tile(times[:-1], (len(noise), 1)), jnp.diff(path, axis=1) / np.diff(times)[:, None, None]
 
     def frozen_base(self, frozen):
         return frozen["teacher"]

@@ -70,6 +70,21 @@ def test_solver_times(steps):
     np.testing.assert_allclose(times, np.linspace(0, 1, steps + 1), atol=1e-7)
 
 
+def test_shifted_solver_times():
+    """A shift of -log 3 puts the middle at 1 / (1 + 3)."""
+    times = sampling.solver_times(4, -np.log(3))
+    np.testing.assert_allclose(times, [0, 0.1, 0.25, 0.5, 1], rtol=1e-6)
+    assert times.dtype == np.float32
+
+    def field(x, t):
+        return jnp.broadcast_to(2 * t[:, None, None], x.shape)
+
+    sums = np.sum(2 * times[:-1] * np.diff(times))  # over the left ends of the steps
+    shift = dict(steps=4, time_shift=-np.log(3))
+    np.testing.assert_allclose(sampling.integrate(field, jnp.zeros((2, 1, 1)), **shift), sums, rtol=1e-6)
+    np.testing.assert_allclose(sampling.euler_path(field, jnp.zeros((2, 1, 1)), 4, shift["time_shift"])[:, -1], sums, rtol=1e-6)
+
+
 def test_guidance_formula_and_no_null_pass_at_one():
     calls = []
 

@@ -76,3 +76,17 @@ def test_the_codec_of_pictures_inverts_itself_and_whitens_as_told():
         left = np.square(rebuilt - unit).sum() / np.square(unit - unit.reshape(240, -1).mean(axis=0).reshape(2, 4, 4, 3)[
             np.arange(80) % 2]).sum()
         assert left <= 1 - kept + 1e-3  # what leaves [-1, 1] is cut, and so nearer
+
+
+def test_strips_of_pictures_have_a_code_of_their_own_that_is_the_same_for_all():
+    clip = dataclasses.replace(TINY, video_px=4)
+    videos = np.random.default_rng(0).integers(0, 256, (6, clip.video_frames, 4, 4, 3)).astype(np.uint8)
+    params, kept = fit_pictures(videos, clip, 96, 1.0, strips=2)  # all of 2 frames x 4 rows x 2 columns x 3
+    assert kept == pytest.approx(1) and params["components"].shape == (48, 48)
+    codec, unit = PictureCodec(clip, 96, strips=2), videos.astype(np.float32) / 127.5 - 1
+    latents = np.asarray(codec.apply({"params": params}, unit, method="encode"))
+    np.testing.assert_allclose(codec.apply({"params": params}, latents, method="decode"), unit, atol=1e-4)
+    moved = np.roll(unit, 2, axis=3)  # the left half to the right
+    np.testing.assert_allclose(
+        codec.apply({"params": params}, moved, method="encode"), np.roll(latents, 48, axis=-1), atol=1e-4
+    )

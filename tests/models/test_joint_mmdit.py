@@ -1,5 +1,7 @@
 """The network of sound and pictures: what each stream sees, the time of each, and its error."""
 
+import dataclasses
+
 from flax.core import meta
 import jax
 import jax.numpy as jnp
@@ -72,6 +74,28 @@ def test_each_stream_sees_the_other_unless_it_is_alone(velocity, inputs):
     # Text is seen either way.
     told = np.asarray(velocity(x_t, t, alone.replace(text=alone.text + 1)))
     assert (np.abs(told - velocity(x_t, t, alone)).max(axis=1) > 1e-3).all()
+
+
+def test_strips_of_pictures_differ_by_their_place_alone(inputs):
+    config = dataclasses.replace(CONFIG, picture_channels=6, strips=3)
+    model: Module = JointMMDiT(config)
+    shapes = meta.unbox(jax.eval_shape(model.init, jax.random.key(0), *example_inputs(config)))
+    params = jax.tree.map(lambda leaf: 0.3 * normal(leaf.shape, leaf.size), shapes["params"])
+    buffers = {"empty_text": normal((4, 7), 4), "latent_mean": np.zeros(9, np.float32), "latent_std": np.ones(9, np.float32),
+               "deviations": np.full((6, 9), 0.5, np.float32)}
+    x_t, t, conditions = normal((BATCH, 6, 9), 3), inputs[1], inputs[2]
+    conditions = conditions.replace(given=normal(x_t.shape, 2))
+    velocity = jax.jit(lambda params, x_t: model.apply({"params": params, "buffers": buffers}, x_t, t, conditions))
+    order, before = np.array([2, 0, 1]), np.asarray(velocity(params, x_t))
+
+    def turned(x):
+        return np.concatenate([x[..., :3], x[..., 3:].reshape(BATCH, 6, 3, 2)[:, :, order].reshape(BATCH, 6, 6)], axis=-1)
+
+    after = velocity(params | {"places": params["places"][order]}, turned(x_t))
+    np.testing.assert_allclose(after, turned(before), atol=1e-4 * np.abs(before).max())
+    assert np.abs(velocity(params, turned(x_t)) - turned(before)).max() > 0.01  # without its place, it is another picture
+    one = velocity(params, change(x_t, slice(3, 5)))  # the first strip: all others see it, and so does the sound
+    assert (np.abs(one - before).reshape(-1, 9).max(axis=0) > 1e-3).all()
 
 
 def test_known_pictures_are_clean_pictures_at_time_1(velocity, inputs):

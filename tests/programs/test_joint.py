@@ -17,6 +17,7 @@ from msg_jax.data.media_writer import encode_video
 from msg_jax.data.scenes import make_scene
 from msg_jax.errors import UserError
 from msg_jax.inference import loading
+from msg_jax.programs import checks
 from msg_jax.recipes import runs
 from tests.conftest import ROOT, environment
 
@@ -94,6 +95,12 @@ def test_mistakes_are_one_sentence(run, tmp_path, capsys, arguments, words):
         generate.main([*arguments, f"--checkpoint={run / 'base'}", f"--out={tmp_path}"])
     said = capsys.readouterr().err.strip()
     assert exit_.value.code == 2 and words in said and "\n" not in said
+
+
+@pytest.mark.parametrize("codec", [dict(strips=5), dict(strips=0), dict(channels=100)])
+def test_strips_divide_pixels_and_channels(codec):
+    with pytest.raises(UserError, match=r"config\.picture_codec\.strips=\d does not divide"):
+        checks.check(replace(runs.joint("smoke"), picture_codec=codec))
 
 
 def test_a_joint_generation_needs_a_prompt(run):
