@@ -199,7 +199,7 @@ def generator(
             cross_attention.CrossAttentionConfig.for_clip(
                 clip, **dims, hidden=section.hidden, heads=section.heads, depth=section.depth,
                 features=section.features, positions=positions, pooled_tokens=section.pooled_tokens,
-                flow_grid=config.extract.flow_grid,
+                modality_tokens=section.modality_tokens, flow_grid=config.extract.flow_grid,
                 frame_encoder=config.encoders.kind == "joint",
             ),
             dtype=dtype, remat=section.remat, scan=_SCAN[section.blocks],

@@ -214,6 +214,7 @@ class Base(Training, Lora):
     positions: bool = True  # cross_attention: time positions of the features
     position_kind: Literal["", "learnt", "sinusoidal"] = ""  # cross_attention: embeddings that are added; "": rotary
     pooled_tokens: int = 0  # cross_attention: average each feature into so many parts of the clip; 0 keeps all steps
+    modality_tokens: int = 0  # cross_attention: learnt tokens before those of each feature in the context
     attention_implementation: Literal["", "xla", "cudnn", "flash", "heads"] = ""  # mmdit; "": by device, type and shape
     blocks: Literal["", "loop", "unrolled"] = ""  # a loop compiles faster; "": a loop on accelerators (models/stack.py)
     remat: bool = False  # recompute each block in the backward pass: a third more time, a fraction of the memory

@@ -16,7 +16,9 @@ from msg_jax.data import scene_sets
 from msg_jax.errors import UserError
 from msg_jax.infra import mesh as mesh_lib
 
-MMDIT_CONTEXT = {"features": ("clip", "sync", "text"), "positions": True, "position_kind": "", "pooled_tokens": 0}
+MMDIT_CONTEXT = {
+    "features": ("clip", "sync", "text"), "positions": True, "position_kind": "", "pooled_tokens": 0, "modality_tokens": 0,
+}
 """What an MM-DiT always sees, in the terms of the cross-attention network."""
 
 
@@ -129,6 +131,8 @@ def _check_generator(config: Config) -> None:
                         "config.base.network=mmdit.")
     if not base.features:
         raise UserError("config.base.features is empty: choose from clip, sync, text, motion.")
+    if base.modality_tokens < 0:
+        raise UserError(f"config.base.modality_tokens={base.modality_tokens} is not a number of learnt tokens: give 0 or more.")
     if "motion" in base.features and not config.extract.motion:
         raise UserError("config.base.features names motion, which was not extracted: set config.extract.motion=True.")
     if config.extract.flow_grid < 0 or (config.extract.flow_grid and not config.extract.motion):
