@@ -178,6 +178,9 @@ def _check_encoders(config: Config) -> None:
             networks.encoder(clip)
         except ValueError as error:
             raise UserError(f"config.encoders.kind=separate does not fit config.clip: {error}.") from error
+    if config.encoders.kind == "vjepa2" and clip.duration_sec > networks.VJEPA2_MOST_SEC:
+        raise UserError(f"config.clip.duration_sec={clip.duration_sec:g} is longer than the {networks.VJEPA2_MOST_SEC:g} s "
+                        "that config.encoders.kind=vjepa2 sees: make it shorter, or choose another encoder.")
     if config.encoders.kind in networks.SF_CAVP_KINDS:
         video = networks.reward_model(config, clip).config.video
         fast = math.ceil(clip.video_frames / video.fast_stride)
