@@ -91,7 +91,7 @@ def report(folder: pathlib.Path | None) -> Iterable[str]:
         return
     import jax
 
-    from msg_jax.convert.bundle import DOCUMENT, EVALUATION, VARIANTS, VOCABULARY, locate, show_size, snapshots
+    from msg_jax.convert.bundle import DOCUMENT, EVALUATION, VARIANTS, VISION, VOCABULARY, locate, show_size, snapshots
     from msg_jax.infra import memory
 
     available = memory.available_bytes()
@@ -115,6 +115,11 @@ def report(folder: pathlib.Path | None) -> Iterable[str]:
         yield "Files for configs/evaluate.py (one per network is enough)\n" + table(
             [("file", "published", "state", "network"), *rows]
         )
+        rows = [
+            (network.file.name, show_size(network.file.bytes), state_of(locate(folder, network.file), network.file), kind)
+            for kind, network in VISION.items()
+        ]
+        yield "Other vision encoders\n" + table([("file", "published", "state", "config.encoders.kind"), *rows])
 
     rows = []
     for name, variant in VARIANTS.items():

@@ -13,10 +13,10 @@ import numpy as np
 
 from msg_jax.clip import ClipSpec
 from msg_jax.config.schema import Config
-from msg_jax.convert.bundle import VARIANTS
+from msg_jax.convert.bundle import VARIANTS, VISION, Variant
 from msg_jax.evaluation.detector import EventDetector, PictureDetector, RecurrentDetector
 from msg_jax.losses.diffusion import Diffusion
-from msg_jax.models import condition_encoder, cross_attention, sf_cavp
+from msg_jax.models import condition_encoder, cross_attention, sf_cavp, vjepa2
 from msg_jax.models.codec import PcaCodec, PictureCodec
 from msg_jax.models.joint_mmdit import JointMMDiT, JointMMDiTConfig
 from msg_jax.models.mmdit import MMDiT, MMDiTConfig, example_inputs
@@ -28,6 +28,9 @@ from msg_jax.types import Array, AVBatch, Module, Params
 SF_CAVP_KINDS = ("sf_cavp", "second_sf_cavp")
 """Values of `encoders.kind` that condition the generator on features of an SF-CAVP."""
 
+VJEPA2_MOST_SEC = vjepa2.MOST_FRAMES / vjepa2.FRAMES_HZ
+"""The longest clips that V-JEPA 2 was trained with."""
+
 _SCAN = {"": None, "loop": True, "unrolled": False}  # base.blocks -> scan of models.stack.run_blocks
 
 
@@ -35,6 +38,18 @@ def released_fields(config: Config) -> list[str]:
     """The fields that choose a released network, from the files in `config.weights` for `config.variant`."""
     chosen = {"codec.kind": config.codec.kind, "encoders.kind": config.encoders.kind, "base.initial": config.base.initial}
     return [field for field, value in chosen.items() if value == "released"]
+
+
+def has_vision_encoder(config: Config) -> bool:
+    """Whether the condition encoder is one of `convert.bundle.VISION`, from a file in `config.weights`."""
+    return config.encoders.kind in VISION
+
+
+def with_vision_encoder(config: Config) -> Variant:
+    """The vision encoder, and the networks of `config.variant` if the run uses any."""
+    kind = config.encoders.kind
+    others = VARIANTS[config.variant].networks if released_fields(config) else {}
+    return Variant(config.clip, {kind: VISION[kind], **others})
 
 
 def released(config: Config) -> Mapping[str, Any]:
@@ -160,6 +175,9 @@ def encode_frames(
 
 def feature_dims(config: Config, clip: ClipSpec, encoder_params: Params | None = None) -> dict[str, int]:
     """Widths of the clip, sync and text features. Encoders that are not released need `encoder_params`."""
+    if has_vision_encoder(config):
+        width = VISION[config.encoders.kind].config.width
+        return {"clip": width, "sync": width, "text": text_dim(config)}
     if config.encoders.kind == "released":
         networks = released(config)
         return {"clip": networks["clip"].features, "sync": networks["synchformer"].width, "text": text_dim(config)}
@@ -199,7 +217,7 @@ def generator(
             cross_attention.CrossAttentionConfig.for_clip(
                 clip, **dims, hidden=section.hidden, heads=section.heads, depth=section.depth,
                 features=section.features, positions=positions, pooled_tokens=section.pooled_tokens,
-                flow_grid=config.extract.flow_grid,
+                modality_tokens=section.modality_tokens, flow_grid=config.extract.flow_grid,
                 frame_encoder=config.encoders.kind == "joint",
             ),
             dtype=dtype, remat=section.remat, scan=_SCAN[section.blocks],

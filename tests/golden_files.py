@@ -13,6 +13,7 @@ from msg_jax.models.panns import PannsConfig
 from msg_jax.models.synchformer import SynchformerConfig
 from msg_jax.models.vae import VAEConfig
 from msg_jax.models.vggish import VGGishConfig
+from msg_jax.models.vjepa2 import VJEPA2Config
 from msg_jax.models.vocoder import VocoderConfig
 
 SMALL = pathlib.Path(__file__).parent / "golden"
@@ -59,6 +60,13 @@ def synchformer_config(config):
     return SynchformerConfig(
         width=config["embed_dim"], depth=config["depth"], heads=config["num_heads"], image_px=config["image"],
         patch_px=config["patch"], frames_per_step=config["patch_t"],
+    )
+
+
+def vjepa2_config(config):
+    return VJEPA2Config(
+        width=config["hidden_size"], depth=config["num_hidden_layers"], heads=config["num_attention_heads"],
+        image_px=config["crop_size"], patch_px=config["patch_size"],
     )
 
 

@@ -223,6 +223,13 @@ MUTANTS = (
            "optax.tree.sub(job.load(name), start)", "job.load(name)", "tests/methods/test_controls.py"),
     Mutant("the control trains on too few clips", "msg_jax/methods/continue_flow.py",
            "batch_size=4 * preference.batch_size", "batch_size=preference.batch_size", "tests/methods/test_controls.py"),
+    Mutant("all modalities have the same learnt tokens", "msg_jax/models/cross_attention.py",
+           "self.modalities[name].astype", "self.modalities[c.features[0]].astype", "tests/models/test_cross_attention.py"),
+    Mutant("V-JEPA 2's pairs turn by one angle", "msg_jax/models/vjepa2.py",
+           "np.tile(_ROPE_THETA ** -(np.arange(part // 2) / (part / 2)), 2)",
+           "np.repeat(_ROPE_THETA ** -(np.arange(part // 2) / (part / 2)), 2)", "tests/models/test_vjepa2.py"),
+    Mutant("phases are pieces of the video", "msg_jax/models/vjepa2.py",
+           "reshape(-1, phases).T", "reshape(phases, -1)", "tests/models/test_vjepa2.py"),
     Mutant("adapters are not scaled", "msg_jax/models/lora.py",
            "scale * leaf if path[-1] == \"b\" else leaf", "leaf", "tests/models/test_lora.py"),
     # The evaluation

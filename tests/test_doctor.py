@@ -61,6 +61,7 @@ def test_the_report_counts_files_and_memory(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(memory, "available_bytes", lambda: 10**10)
     report = printed()
+    assert "vjepa2-vitl-fpc64-256/model.safetensors  1.3 GB     missing  vjepa2" in report
     assert "10.0 GB free" in report and report.count("  found\n") == 5
     assert report.splitlines()[-1].split()[-2:] == ["enough", "ready"] and "done" not in report
     files = Bundle(tmp_path, bundle.VARIANTS["toy"])

@@ -157,10 +157,11 @@ class Encoders(Training):
     """What encodes the frames that condition the generator.
 
     separate: trained to predict audio latents. sf_cavp: the reward's own features. second_sf_cavp: the features of another
-    SF-CAVP, trained with the section `sf_cavp`. joint: trained with the generator. released: CLIP and Synchformer.
+    SF-CAVP, trained with the section `sf_cavp`. joint: trained with the generator. released: CLIP and Synchformer. vjepa2:
+    V-JEPA 2, of both streams of frames.
     """
 
-    kind: Literal["separate", "sf_cavp", "second_sf_cavp", "joint", "released"] = "separate"
+    kind: Literal["separate", "sf_cavp", "second_sf_cavp", "joint", "released", "vjepa2"] = "separate"
     steps: int = 600
     batch_size: int = 32
     optimizer: Optimizer = Optimizer(learning_rate=2e-3, warmup_steps=50)
@@ -216,6 +217,7 @@ class Base(Training, Lora):
     positions: bool = True  # cross_attention: time positions of the features
     position_kind: Literal["", "learnt", "sinusoidal"] = ""  # cross_attention: embeddings that are added; "": rotary
     pooled_tokens: int = 0  # cross_attention: average each feature into so many parts of the clip; 0 keeps all steps
+    modality_tokens: int = 0  # cross_attention: learnt tokens before those of each feature in the context
     attention_implementation: Literal["", "xla", "cudnn", "flash", "heads"] = ""  # mmdit; "": by device, type and shape
     blocks: Literal["", "loop", "unrolled"] = ""  # a loop compiles faster; "": a loop on accelerators (models/stack.py)
     remat: bool = False  # recompute each block in the backward pass: a third more time, a fraction of the memory
@@ -365,7 +367,7 @@ class Config:
     seed: int = 0  # of the data and of the networks that all systems share
     seeds: tuple[int, ...] = (0,)  # one base model and one run of every arm for each
     mesh: tuple[int, ...] = (-1, 1, 1)  # data, fsdp, tensor
-    weights: str = ""  # folder of released files, for networks whose kind is `released`
+    weights: str = ""  # folder of released files, for networks whose kind is `released` or `vjepa2`
     variant: str = ""  # which released system
     clip: ClipSpec = TINY
     data: Data = Data()

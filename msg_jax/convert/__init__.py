@@ -16,6 +16,7 @@ CONVERTERS = {
     "clip": "msg_jax.convert.clip",
     "synchformer": "msg_jax.convert.synchformer",
     "synchformer_full": "msg_jax.convert.synchformer_full",
+    "vjepa2": "msg_jax.convert.vjepa2",
     "panns": "msg_jax.convert.panns",
     "vggish": "msg_jax.convert.vggish",
 }

@@ -24,7 +24,7 @@ import safetensors.numpy
 from msg_jax.clip import MMAUDIO_16K, MMAUDIO_44K, ClipSpec
 from msg_jax.convert import CONVERTERS, from_torch, weights
 from msg_jax.errors import UserError
-from msg_jax.models import clip_encoder, mmdit, synchformer, vae, vocoder
+from msg_jax.models import clip_encoder, mmdit, synchformer, vae, vjepa2, vocoder
 from msg_jax.types import Params
 
 CONVERTED = "converted"
@@ -172,6 +172,14 @@ VARIANTS = {
                              "a6bf693424fbd4ce0244fff8c412347714d5ac586e28dbeffadfa0f2b647af74"),
 }
 
+VISION = {
+    "vjepa2": Network(
+        Released("vjepa2-vitl-fpc64-256/model.safetensors", 1_304_000_000,
+                 licence=f"MIT, not verified here: {HUB}/facebook/vjepa2-vitl-fpc64-256"),
+        vjepa2.PRESETS["vitl"],
+    ),
+}
+"""Vision encoders that no variant has: value of `config.encoders.kind` -> network."""
 
 STAGES = {
     "encoders": {"clip": ("params/image/",), "synchformer": ()},
@@ -259,12 +267,13 @@ def choose(path: pathlib.Path, variant: str | None = None) -> tuple[pathlib.Path
     return path, variant or found[0]
 
 
-def _name_of(variant: Variant) -> str:
-    return next((name for name, each in VARIANTS.items() if each is variant), "VARIANT")
+def _name_of(variant: Variant) -> str | None:
+    return next((name for name, each in VARIANTS.items() if each is variant), None)
 
 
-def _how_to_get(variant: str, folder: pathlib.Path) -> str:
-    return f"`msg-jax weights get {variant} --to={folder}` fetches them, and {DOCUMENT} says where they are published"
+def _how_to_get(variant: str | None, folder: pathlib.Path) -> str:
+    published = f"{DOCUMENT} says where they are published"
+    return f"`msg-jax weights get {variant} --to={folder}` fetches them, and {published}" if variant else published
 
 
 class Bundle:
@@ -285,7 +294,7 @@ class Bundle:
                 problems.append(f"{network.file.name} (has only {show_size(path.stat().st_size)} of {size})")
         if problems:
             raise UserError(
-                f"{folder} lacks {len(problems)} of the files of this variant, {', '.join(problems)}: "
+                f"{folder} lacks {len(problems)} of the files that are needed, {', '.join(problems)}: "
                 f"{_how_to_get(_name_of(variant), folder)}"
             )
 
@@ -345,7 +354,8 @@ class Bundle:
         return sum(self._converted(kind).stat().st_size for kind in self.paths)
 
     def _converted(self, kind: str) -> pathlib.Path:
-        return self.folder / CONVERTED / f"{self.paths[kind].stem}.safetensors"
+        name = pathlib.PurePath(self.variant.networks[kind].file.name).with_suffix("")
+        return self.folder / CONVERTED / f"{'_'.join(name.parts)}.safetensors"
 
     def _metadata(self, kind: str) -> dict[str, str]:
         try:

@@ -33,7 +33,7 @@ def table(config: SynchformerConfig) -> list[Entry]:
     """Conversion table of the visual encoder, without the unused 2-D patch embedding."""
     gather = f"{_ROOT}.spatial_attn_agg"
     entries = [
-        Entry("params/patches/conv/kernel", f"{_ROOT}.patch_embed_3d.proj.weight", _patches),
+        Entry("params/patches/conv/kernel", f"{_ROOT}.patch_embed_3d.proj.weight", tube_kernel),
         Entry("params/patches/conv/bias", f"{_ROOT}.patch_embed_3d.proj.bias"),
         Entry(None, f"{_ROOT}.patch_embed.proj.weight"),
         Entry(None, f"{_ROOT}.patch_embed.proj.bias"),
@@ -59,7 +59,7 @@ def table(config: SynchformerConfig) -> list[Entry]:
     return entries
 
 
-def _patches(weight: np.ndarray) -> np.ndarray:
+def tube_kernel(weight: np.ndarray) -> np.ndarray:
     """Reshape a 3-D kernel (out, colours, frames, H, W) to a 2-D one with frames as channels: (H, W, frames x colours, out)."""
     weight = weight.transpose(3, 4, 2, 1, 0)
     return weight.reshape(*weight.shape[:2], -1, weight.shape[-1])

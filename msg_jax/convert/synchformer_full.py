@@ -64,7 +64,7 @@ def _audio(config: SynchformerConfig) -> list[Entry]:
         path, name = f"audio/block{i}", f"{tower}.encoder.layer.{i}"
         entries += [
             *norm(f"{path}/norm1", f"{name}.layernorm_before"), *norm(f"{path}/norm2", f"{name}.layernorm_after"),
-            *_qkv(path, *(f"{name}.attention.attention.{part}" for part in ("query", "key", "value"))),
+            *joined(f"{path}/qkv", *(f"{name}.attention.attention.{part}" for part in ("query", "key", "value"))),
             *linear(f"{path}/out", f"{name}.attention.output.dense"),
             *linear(f"{path}/mlp_in", f"{name}.intermediate.dense"), *linear(f"{path}/mlp_out", f"{name}.output.dense"),
         ]
@@ -84,18 +84,18 @@ def _offset(config: SynchformerConfig) -> list[Entry]:
         path, name = f"sync/block{i}", f"transformer.blocks.{i}"
         entries += [
             *norm(f"{path}/norm1", f"{name}.ln1"), *norm(f"{path}/norm2", f"{name}.ln2"),
-            *_qkv(path, *(f"{name}.attn.{part}" for part in ("query", "key", "value"))),
+            *joined(f"{path}/qkv", *(f"{name}.attn.{part}" for part in ("query", "key", "value"))),
             *linear(f"{path}/out", f"{name}.attn.proj"),
             *linear(f"{path}/mlp_in", f"{name}.mlp.0"), *linear(f"{path}/mlp_out", f"{name}.mlp.2"),
         ]
     return entries
 
 
-def _qkv(path: str, *names: str) -> list[Entry]:
-    """Entries that join three linear layers into the one of a `TransformerBlock`."""
+def joined(path: str, *names: str) -> list[Entry]:
+    """Entries that join linear layers with equal inputs, such as query, key and value, into one at `path`."""
     return [
-        Entry(f"params/{path}/qkv/dense/kernel", tuple(f"{name}.weight" for name in names),
+        Entry(f"params/{path}/dense/kernel", tuple(f"{name}.weight" for name in names),
               lambda *weights: np.concatenate([kernel(weight) for weight in weights], axis=1)),
-        Entry(f"params/{path}/qkv/dense/bias", tuple(f"{name}.bias" for name in names),
+        Entry(f"params/{path}/dense/bias", tuple(f"{name}.bias" for name in names),
               lambda *biases: np.concatenate(biases)),
     ]

@@ -24,7 +24,9 @@ from msg_jax.infra import logging, memory, progress
 from msg_jax.models import device
 from msg_jax.models.clip_encoder import CLIP
 from msg_jax.models.condition_encoder import embed_text
+from msg_jax.models.mmdit import nearest_exact
 from msg_jax.models.synchformer import Synchformer, cut_segments
+from msg_jax.models.vjepa2 import VJEPA2, cut_phases, join_phases
 from msg_jax.types import Module, Params
 
 Loaders = dict[str, Callable[[], Params]]
@@ -62,11 +64,26 @@ def open_weights(path: str | os.PathLike, variant: str | None = None) -> bundle.
     `variant` is a key of `convert.bundle.VARIANTS`; None takes the only one that the files allow. docs/WEIGHTS.md lists the
     files. Raises UserError, naming every missing or misfitting file.
     """
+    _refuse_bucket(path)
+    folder, name = bundle.choose(pathlib.Path(path), variant)
+    return _converted(bundle.Bundle(folder, bundle.VARIANTS[name]))
+
+
+def open_weights_of(config: Config) -> bundle.Bundle:
+    """Open the released files that a run uses, as `open_weights` does."""
+    if not networks.has_vision_encoder(config):
+        return open_weights(config.weights, config.variant)
+    _refuse_bucket(config.weights)
+    return _converted(bundle.Bundle(pathlib.Path(config.weights), networks.with_vision_encoder(config)))
+
+
+def _refuse_bucket(path: str | os.PathLike) -> None:
     if storage.in_bucket(storage.path(path)):
         raise UserError(f"{path} is in a bucket, but released weights are read from a disk: copy them there, or mount "
                         "the bucket.")
-    folder, name = bundle.choose(pathlib.Path(path), variant)
-    released = bundle.Bundle(folder, bundle.VARIANTS[name])
+
+
+def _converted(released: bundle.Bundle) -> bundle.Bundle:
     for kind in released.paths:
         if not released.is_converted(kind):
             logging.info("Converting %s; this is done once", released.paths[kind])
@@ -92,7 +109,10 @@ def loaders(
         found["encoders"] = dict  # the generator holds them
     if config.base.network == "joint":
         found = {"codec": found["codec"], "picture_codec": lambda: {"params": load("picture_codec")}}
-    if released is not None:
+    if released is not None and networks.has_vision_encoder(config):
+        dtype = networks.compute_dtype()
+        found["encoders"] = lambda: rounded(released.load(config.encoders.kind), dtype)
+    if released is not None and networks.released_fields(config):
         theirs = released_loaders(released, *codec_sides)
         if config.encoders.kind == "released":
             found |= {name: theirs[name] for name in ("encoders", "text")}
@@ -139,6 +159,8 @@ def encoders(
     if config.encoders.kind == "released":
         assert released is not None
         return released_encoders(released, clip, variables, mesh)
+    if networks.has_vision_encoder(config):
+        return vjepa2_encoder(clip, mesh), caption_encoder(config, clip)
 
     @jax.jit
     def encode_frames(params, *frames):
@@ -244,6 +266,31 @@ def released_encoders(
         return np.asarray(programs.text(variables["text"], tokens))
 
     return encode_frames, embed_prompt
+
+
+def vjepa2_encoder(clip: ClipSpec, mesh: Mesh | None = None) -> EncodeFrames:
+    """`encode_frames` of V-JEPA 2: one vector for each frame of `clip_video`, and for each frame of `video` at a sync token.
+
+    With a `mesh`, the work is spread over its devices.
+    """
+    model: Module = VJEPA2(bundle.VISION["vjepa2"].config, networks.compute_dtype())
+
+    @jax.jit
+    def encode(variables, frames):
+        return model.apply(variables, networks.to_unit(frames))
+
+    def features(variables, frames, hz):
+        phases = cut_phases(frames, hz)
+        return join_phases(_per_item(encode, variables, phases, 1, mesh), frames.shape[1])
+
+    def encode_frames(variables, video, clip_video):
+        with progress.part(0, 0.25):
+            semantic = features(variables, clip_video, clip.clip_video_hz)
+        with progress.part(0.25, 1):
+            dense = features(variables, video, clip.video_hz)
+        return semantic, dense[:, nearest_exact(clip.video_frames, clip.sync_tokens)]
+
+    return encode_frames
 
 
 def _per_item(

@@ -88,14 +88,15 @@ def assemble(parts: Parts) -> System:
         return _assemble_joint(parts)
     encode_frames, embed_text = frozen.encoders(config, clip, parts.released, variables)
     with _of_this_version(parts):
-        widths = networks.feature_dims(config, clip, None if config.encoders.kind == "released" else variables["encoders"])
+        of_files = config.encoders.kind == "released" or networks.has_vision_encoder(config)
+        widths = networks.feature_dims(config, clip, None if of_files else variables["encoders"])
         generator = _generator(parts, widths)
     return System(
         clip=clip,
         digest=parts.digest,
         **parts.sampling,
         encode_frames=encode_frames,
-        encoders=_encoders_of(parts.released) if config.encoders.kind == "released" else parts.digest,
+        encoders=_encoders_of(parts.released) if of_files else parts.digest,
         embed_text=embed_text,
         generator=generator,
         codec=networks.codec(config, clip),
@@ -177,7 +178,8 @@ def from_bundle(released: bundle.Bundle) -> System:
 
 def _encoders_of(released: bundle.Bundle | None) -> str:
     assert released is not None
-    return f"{released.sha256('clip')} {released.sha256('synchformer')} {jnp.dtype(networks.compute_dtype()).name}"
+    kinds = [kind for kind in bundle.VISION if kind in released.paths] or ["clip", "synchformer"]
+    return " ".join([*map(released.sha256, kinds), jnp.dtype(networks.compute_dtype()).name])
 
 
 def _finished(folder: Path) -> dict[str, Any]:
@@ -226,11 +228,11 @@ def _ranker_loader(folder: Path, config: Config, clip: ClipSpec) -> Callable[[],
 
 def _released_files(config: Config, upstream: Mapping[str, Path]) -> bundle.Bundle | None:
     """The released files that a run used, if any. Raises UserError if they have changed."""
-    used = [stage for stage in ("codec", "encoders") if getattr(config, stage).kind == "released"]
+    used = [stage for stage in ("codec", "encoders") if getattr(config, stage).kind in ("released", *bundle.VISION)]
     if not used:
         return None
     try:
-        released = frozen.open_weights(config.weights, config.variant)
+        released = frozen.open_weights_of(config)
     except UserError as error:
         raise UserError(f"The run of {upstream['codec']} was made with released files: {error}") from error
     found = released.checksums(*released.paths)

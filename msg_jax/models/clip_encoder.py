@@ -59,7 +59,8 @@ def unit_norm(x: Float[Array, "*batch D"]) -> Float32[Array, "*batch D"]:
 class TransformerBlock(nn.Module):
     """Pre-norm self-attention, then a feed-forward layer of four times the width.
 
-    A call with `first` computes the first tokens only, which attend to all.
+    A call with `first` computes the first tokens only, which attend to all. `rotate` is applied to queries and keys
+    (B, T, heads, D), for rotary positions.
     """
 
     heads: int
@@ -69,7 +70,9 @@ class TransformerBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], first: int | None = None) -> Float[Array, "B first D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], first: int | None = None, rotate: Callable[[Array], Array] = lambda heads: heads
+    ) -> Float[Array, "B first D"]:
         width = x.shape[-1]
 
         def dense(features, axes, name):
@@ -78,7 +81,7 @@ class TransformerBlock(nn.Module):
         y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm1")(x)
         qkv = dense(3 * width, ("embed", "heads"), "qkv")(y).reshape(*x.shape[:2], 3, self.heads, -1)
         x = x[:, :first]
-        y = attend(qkv[:, :first, 0], qkv[:, :, 1], qkv[:, :, 2], causal=self.causal)
+        y = attend(rotate(qkv[:, :, 0])[:, :first], rotate(qkv[:, :, 1]), qkv[:, :, 2], causal=self.causal)
         x = x + dense(width, ("heads", "embed"), "out")(y.reshape(x.shape))
         y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm2")(x)
         y = self.activation(dense(4 * width, ("embed", "mlp"), "mlp_in")(y))

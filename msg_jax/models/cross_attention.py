@@ -1,8 +1,8 @@
 """A transformer over latent tokens that attends to the video by cross-attention (VTA-LDM, arXiv 2407.07464).
 
-Each of the chosen `features` is projected to the network's width. Concatenated, they are the context of every block. Time
-enters through AdaLN. The network has MM-DiT's methods, so either network works with either objective: `velocity` returns
-whatever the objective predicts.
+Each of the chosen `features` is projected to the network's width. Concatenated, they are the context of every block. Learnt
+tokens may stand before those of each feature. Time enters through AdaLN. The network has MM-DiT's methods, so either network
+works with either objective: `velocity` returns whatever the objective predicts.
 """
 
 import dataclasses
@@ -49,6 +49,7 @@ class CrossAttentionConfig:
     positions: str = "rotary"  # of context tokens, one of POSITIONS
     flow_grid: int = 0  # cells a side of the optical flow that the feature motion has beside its energy
     pooled_tokens: int = 0  # average each visual feature to this many tokens; 0 disables pooling
+    modality_tokens: int = 0  # learnt tokens before those of each feature, the same for every clip
     frame_encoder: bool = False  # clip and sync are pixels in 0..255, (B, T, px * px * 3), encoded by a CNN in the network
 
     @classmethod
@@ -118,7 +119,8 @@ class Block(nn.Module):
 class CrossAttentionTransformer(Generator):
     """The network; the collections `params` and `buffers`, `remat` and `scan` are as in `mmdit.MMDiT`.
 
-    Every used feature has a learned null feature of its own width. Unused features have no parameters.
+    Every used feature has a learned null feature of its own width. Unused features have no parameters. `modality_tokens` stand
+    in the context of clips and of null conditions alike: they tell the features apart, not whether a clip has them.
     """
 
     config: CrossAttentionConfig
@@ -144,6 +146,11 @@ class CrossAttentionTransformer(Generator):
                 name: self.param(f"positions_{name}", logical(nn.initializers.normal(0.02), None, None), (tokens, c.hidden))
                 for name, tokens in places.items()
             }
+        if c.modality_tokens:
+            init = logical(nn.initializers.normal(0.02), None, None)
+            self.modalities = {
+                name: self.param(f"modality_{name}", init, (c.modality_tokens, c.hidden)) for name in c.features
+            }
         self.blocks = [Block(c.hidden, c.heads, dtype) for _ in range(c.depth)]
         self.final_adaln = AdaLN(2, dtype)
         self.final = Dense(c.latent_channels, axes=("embed", None), dtype=dtype, kernel_init=zeros)
@@ -160,20 +167,23 @@ class CrossAttentionTransformer(Generator):
     def _tokens(
         self, name: str, values: Num[AnyArray, "B T D"]
     ) -> Float[Array, "B tokens {self.config.hidden}"]:
-        """Project one of the features to context tokens."""
+        """Context tokens of one of the features: `modality_tokens` learnt ones, then the projected feature."""
         c = self.config
         if c.frame_encoder and name in self.frame_encoders:
             px = math.isqrt(values.shape[-1] // 3)
             values = self.frame_encoders[name](values.reshape(*values.shape[:2], px, px, 3) / 127.5 - 1)
         tokens = self.projections[name](values)
-        if name == "text":
-            return tokens
-        if c.pooled_tokens:
-            tokens = jnp.stack([part.mean(axis=1) for part in jnp.array_split(tokens, c.pooled_tokens, axis=1)], axis=1)
-        return self._placed(name, tokens)
+        if name != "text":
+            if c.pooled_tokens:
+                tokens = jnp.stack([part.mean(axis=1) for part in jnp.array_split(tokens, c.pooled_tokens, axis=1)], axis=1)
+            tokens = self._placed(name, tokens)
+        if c.modality_tokens:  # a vector added to the tokens would only repeat the bias of their projection
+            learnt = jnp.broadcast_to(self.modalities[name].astype(tokens.dtype), (len(tokens), c.modality_tokens, c.hidden))
+            tokens = jnp.concatenate([learnt, tokens], axis=1)
+        return tokens
 
     def _length(self, name: str) -> int:
-        """Context tokens of one of the features."""
+        """Context tokens that are made of one of the features."""
         c = self.config
         return c.shape(name)[0] if name == "text" or not c.pooled_tokens else c.pooled_tokens
 
@@ -188,13 +198,15 @@ class CrossAttentionTransformer(Generator):
         return tokens
 
     def _context_angles(self) -> np.ndarray | None:
-        """RoPE angles (N, hidden / heads / 2): equal angles in latent and context mean equal times. Text tokens have none."""
+        """RoPE angles (N, hidden / heads / 2): equal angles in latent and context mean equal times. Text tokens and learnt ones
+        have none."""
         c = self.config
         if c.positions != "rotary":
             return None
         angles = []
         for name in c.features:
             tokens = self._length(name)
+            angles.append(rope_angles(c.modality_tokens, c.hidden // c.heads, scale=0.0))
             angles.append(rope_angles(tokens, c.hidden // c.heads, scale=0.0 if name == "text" else c.latent_tokens / tokens))
         return np.concatenate(angles)
 

@@ -16,7 +16,9 @@ from msg_jax.data import scene_sets
 from msg_jax.errors import UserError
 from msg_jax.infra import mesh as mesh_lib
 
-MMDIT_CONTEXT = {"features": ("clip", "sync", "text"), "positions": True, "position_kind": "", "pooled_tokens": 0}
+MMDIT_CONTEXT = {
+    "features": ("clip", "sync", "text"), "positions": True, "position_kind": "", "pooled_tokens": 0, "modality_tokens": 0,
+}
 """What an MM-DiT always sees, in the terms of the cross-attention network."""
 
 
@@ -129,6 +131,8 @@ def _check_generator(config: Config) -> None:
                         "config.base.network=mmdit.")
     if not base.features:
         raise UserError("config.base.features is empty: choose from clip, sync, text, motion.")
+    if base.modality_tokens < 0:
+        raise UserError(f"config.base.modality_tokens={base.modality_tokens} is not a number of learnt tokens: give 0 or more.")
     if "motion" in base.features and not config.extract.motion:
         raise UserError("config.base.features names motion, which was not extracted: set config.extract.motion=True.")
     if config.extract.flow_grid < 0 or (config.extract.flow_grid and not config.extract.motion):
@@ -178,6 +182,9 @@ def _check_encoders(config: Config) -> None:
             networks.encoder(clip)
         except ValueError as error:
             raise UserError(f"config.encoders.kind=separate does not fit config.clip: {error}.") from error
+    if config.encoders.kind == "vjepa2" and clip.duration_sec > networks.VJEPA2_MOST_SEC:
+        raise UserError(f"config.clip.duration_sec={clip.duration_sec:g} is longer than the {networks.VJEPA2_MOST_SEC:g} s "
+                        "that config.encoders.kind=vjepa2 sees: make it shorter, or choose another encoder.")
     if config.encoders.kind in networks.SF_CAVP_KINDS:
         video = networks.reward_model(config, clip).config.video
         fast = math.ceil(clip.video_frames / video.fast_stride)

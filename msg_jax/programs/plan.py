@@ -29,6 +29,8 @@ def plan(config: Config) -> Plan:
     encoder_needs = {"separate": ("codec",), "sf_cavp": ("sf_cavp",)}.get(config.encoders.kind, ("prepare",))
     encoder_sections = ("encoders", "sf_cavp") if config.encoders.kind == "second_sf_cavp" else ("encoders",)
     encoder_files = files("encoders.kind", "clip", "synchformer")
+    if networks.has_vision_encoder(config):
+        encoder_files = (config.encoders.kind,)
     filtered = ("alignment",) if config.base.keep_share < 1 and config.base.keep_by == "alignment" else ()
     # The released MM-DiT's file also holds the features of the empty text, and the latents' mean and standard deviation.
     null_text, statistics = files("encoders.kind", "mmdit"), files("codec.kind", "mmdit")

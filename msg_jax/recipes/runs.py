@@ -143,6 +143,7 @@ VTA_LDM_STUDY = {
         "learnt_positions": dict(base=dict(position_kind="learnt")),
         "sinusoidal_positions": dict(base=dict(position_kind="sinusoidal")),
         "motion": dict(base=dict(features=("clip", "sync", "motion"))),
+        "modality_tokens": dict(base=dict(modality_tokens=4)),
     },
     "augmentation": {
         "concat": dict(augment=dict(concat=0.5)),
@@ -159,7 +160,7 @@ VTA_LDM_STUDY = {
 
 
 def vta_ldm_study(preset: str = "tiny") -> Config:
-    """VTA-LDM's study: twenty-two trainings with one change each, three seeds, one table."""
+    """VTA-LDM's study: twenty-three trainings with one change each, three seeds, one table."""
     config = replace(
         vta_ldm(preset), program="sweep", stages=(), sweep=dict(cells=VTA_LDM_STUDY),
         sound_events=dict(kinds=0), reward=dict(events=0.0), evaluate=dict(guidance_scales=(2.0,)),

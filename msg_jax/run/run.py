@@ -123,16 +123,17 @@ class Run:
     def released(self) -> Bundle | None:
         """The converted files of `config.weights`; None if the config uses none of their networks.
 
-        Raises UserError if the folder is not given, or as `frozen.open_weights` does.
+        Raises UserError if the folder is not given, or as `frozen.open_weights_of` does.
         """
-        if not networks.released_fields(self.config):
+        config, vision = self.config, networks.has_vision_encoder(self.config)
+        if not (vision or networks.released_fields(config)):
             return None
-        folder, variant = self.config.weights, self.config.variant
-        if not folder:
-            raise UserError(f"config.variant={variant} needs released files: name their folder with --config.weights=FOLDER "
+        if not config.weights:
+            field = f"encoders.kind={config.encoders.kind}" if vision else f"variant={config.variant}"
+            raise UserError(f"config.{field} needs released files: name their folder with --config.weights=FOLDER "
                             f"({DOCUMENT} lists the files and where they are published).")
-        runtime.first_process_alone(lambda: frozen.open_weights(folder, variant), folder)  # converts the files
-        return frozen.open_weights(folder, variant)
+        runtime.first_process_alone(lambda: frozen.open_weights_of(config), config.weights)  # converts the files
+        return frozen.open_weights_of(config)
 
     def load_released(self, kind: str, *prefixes: str) -> Params:
         """Variables of a released network (`Bundle.load`), whole on every device of this process."""

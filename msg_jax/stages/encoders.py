@@ -57,6 +57,10 @@ def make(run: Run, folder: Path, seed: int | None) -> str:
         assert run.released is not None
         logging.info("%-13s CLIP and Synchformer", "encoders")
         return text_digest(*run.released.checksums("clip", "synchformer").values())
+    if networks.has_vision_encoder(config):
+        assert run.released is not None
+        logging.info("%-13s %s", "encoders", kind)
+        return text_digest(*run.released.checksums(kind).values())
     if kind == "joint":
         logging.info("%-13s trained jointly with the generator", "encoders")
         return text_digest("joint")

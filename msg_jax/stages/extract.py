@@ -41,10 +41,11 @@ class Extractor:
             config, run.clip, run.released, self._variables, run.local_mesh
         )
         self._encode_audio = frozen.codec_program(networks.codec(config, run.clip), "encode")
-        self._released = config.encoders.kind == "released"
+        released = config.encoders.kind == "released"
+        self._pads_frames = not (released or networks.has_vision_encoder(config))  # the others cut batches of their own
         self._size = -config.extract.batch_size // run.local_mesh.size * -run.local_mesh.size  # rounded up: rows must divide
         self._null_text = None
-        if self._released:
+        if released:
             assert run.released is not None
             self._null_text = np.asarray(run.released.load("mmdit", "buffers/empty_text")["buffers"]["empty_text"])[None]
 
@@ -53,7 +54,7 @@ class Extractor:
         batch = {name: np.stack([each[name] for each in clips]) for name in ("video", "clip_video", "mel")}
         (padded,) = chunks(batch, self._size)  # one shape, one compilation
         padded = mesh_lib.spread(padded, self._run.local_mesh)
-        frames = batch if self._released else padded  # the released encoders cut their own batches, without padding
+        frames = padded if self._pads_frames else batch
         text = np.concatenate([self._text(clip["caption"]) for clip in clips])
         clip, sync = self._encode_frames(self._variables["encoders"], frames["video"], frames["clip_video"])
         latents = self._encode_audio(self._variables["codec"], padded["mel"])

@@ -1,5 +1,5 @@
 import chex
-from golden_files import MMDIT, clip_config, load, synchformer_config, vae_config, vocoder_config, weights
+from golden_files import MMDIT, clip_config, load, synchformer_config, vae_config, vjepa2_config, vocoder_config, weights
 import numpy as np
 import pytest
 
@@ -22,6 +22,10 @@ NETWORKS = [
     ("synchformer", "synchformer_visual", "param", synchformer_config,
      "vfeat_extractor.temp_embed", "vfeat_extractor.norm.bias", "vfeat_extractor.blocks.0.timeattn.qkv.weight",
      ("vfeat_extractor.patch_embed_3d.proj.weight", "vfeat_extractor.cls_token", "vfeat_extractor.pos_embed")),
+    ("vjepa2", "vjepa2", "param", vjepa2_config,
+     "encoder.layer.1.mlp.fc1.bias", "encoder.layer.0.attention.key.weight", "encoder.layer.1.mlp.fc2.weight",
+     ("encoder.embeddings.patch_embeddings.proj.weight", "encoder.layer.0.norm1.weight",
+      "encoder.layer.1.attention.query.bias")),
     ("mmdit", "mmdit_v1", "param", lambda config: MMDIT,
      "latent_mean", "final_layer.conv.bias", "t_embed.mlp.0.weight",
      ("joint_blocks.0.latent_block.attn.qkv.weight", "joint_blocks.0.clip_block.attn.qkv.bias", "sync_pos_emb",

@@ -72,7 +72,8 @@ def trained(steps=3, **changes):
     dict(features=FEATURES),
     dict(joint=True, features=("clip",)),
     dict(features=("sync", "text"), position_kind="learnt"),
-], ids=["every_feature", "joint_frame_encoder", "learnt_positions"])
+    dict(features=("sync", "text"), modality_tokens=2),
+], ids=["every_feature", "joint_frame_encoder", "learnt_positions", "modality_tokens"])
 def test_every_parameter_is_trained(changes):
     """This includes the projections of the features, which VTA-LDM's released code omits from the optimiser."""
     before, after, gradients = trained(**changes)
@@ -82,6 +83,8 @@ def test_every_parameter_is_trained(changes):
     assert {name for name in before if name.startswith("empty_")} == {f"empty_{name}" for name in changes["features"]}
     learnt = {"positions_latents", "positions_sync"} if "position_kind" in changes else set()  # text has no time
     assert {name for name in before if name.startswith("positions_")} == learnt
+    modalities = {"modality_sync", "modality_text"} if "modality_tokens" in changes else set()
+    assert {name for name in before if name.startswith("modality_")} == modalities
 
 
 @pytest.mark.parametrize("network", ["mmdit", "cross_attention"])
@@ -135,6 +138,44 @@ def test_sinusoidal_positions_of_equal_times_are_equal():
     np.testing.assert_allclose(half, latents[::2], atol=1e-5)
     frequencies = 10_000.0 ** -(np.arange(0, c.hidden, 2) / c.hidden)
     np.testing.assert_allclose(latents[3], np.concatenate([np.sin(3 * frequencies), np.cos(3 * frequencies)]), atol=1e-5)
+
+
+def test_modality_tokens_stand_before_those_of_their_feature_and_change_nothing_else():
+    """Both networks have equal parameters but for the learnt tokens; the other tokens of the context are equal too."""
+    _, model, variables, x, conditions = make(features=("sync", "text"), modality_tokens=3)
+    _, without, plain, *_ = make(features=("sync", "text"))
+    params = {name: value for name, value in variables["params"].items() if not name.startswith("modality_")}
+    assert jax.tree.structure(params) == jax.tree.structure(plain["params"])
+
+    c = model.config
+    context = np.asarray(model.apply(variables, conditions, method="preprocess"))
+    assert context.shape == (BATCH, 3 + c.sync_tokens + 3 + c.text_tokens, c.hidden)
+    sync, learnt = np.split(context, [3 + c.sync_tokens], axis=1)[0], leaves(variables["params"])
+    for tokens, name in ((sync, "sync"), (context[:, 3 + c.sync_tokens :], "text")):
+        np.testing.assert_array_equal(tokens[:, :3], np.broadcast_to(learnt[f"modality_{name}"], (BATCH, 3, c.hidden)))
+    places = np.r_[3 : 3 + c.sync_tokens, 6 + c.sync_tokens : context.shape[1]]
+    angles, plain_angles = (network.bind(variables)._context_angles() for network in (model, without))
+    np.testing.assert_array_equal(angles[places], plain_angles)
+    assert not np.delete(angles, places, axis=0).any()  # they have no time
+    expected = without.apply({**variables, "params": params}, conditions, method="preprocess")
+    np.testing.assert_array_equal(context[:, places], expected)
+
+    moved = jax.tree.map(lambda leaf: leaf, variables)
+    moved["params"]["modality_text"] = jax.tree.map(lambda leaf: leaf + 1, variables["params"]["modality_text"])
+    assert not np.allclose(output(model, moved, x, conditions), output(model, variables, x, conditions), atol=1e-3)
+
+
+def test_modality_tokens_are_the_same_for_null_conditions():
+    """Guidance compares a video with none; where neither is given, nothing is left to compare."""
+    _, model, variables, x, conditions = make(features=("sync", "text"), modality_tokens=3)
+    null = model.apply(variables, BATCH, method="null_conditions")
+    dropped = drop_conditions(jnp.ones((BATCH, 2), bool), conditions, null)
+    with_video, without = (model.apply(variables, each, method="preprocess") for each in (conditions, dropped))
+    np.testing.assert_array_equal(with_video[:, :3], without[:, :3])
+    assert (np.asarray(with_video[:, 3:]) != np.asarray(without[:, 3:])).any()
+    sample = functools.partial(sampling.sample, model, variables, steps=2)
+    guided, plain = sample(null, x, guidance_scale=3.0), sample(null, x, guidance_scale=1.0)
+    np.testing.assert_allclose(guided, plain, atol=1e-5)
 
 
 def test_dropped_conditions_equal_the_null():

@@ -30,6 +30,8 @@ def refusal(config):
     (dict(network="mmdit"), ["config.base.features", "'text'"]),
     (dict(network="mmdit", features=("clip", "sync", "text"), positions=False), ["config.base.positions=False", "True"]),
     (dict(network="mmdit", features=("clip", "sync", "text"), pooled_tokens=2), ["config.base.pooled_tokens=2", "0"]),
+    (dict(network="mmdit", features=("clip", "sync", "text"), modality_tokens=2), ["config.base.modality_tokens=2", "0"]),
+    (dict(modality_tokens=-1), ["config.base.modality_tokens=-1", "0 or more"]),
     (dict(features=("clip", "smell")), ["config.base.features='smell'", "'motion'"]),
     (dict(features=()), ["config.base.features is empty"]),
     (dict(diffusion=dict(solver="euler")), ["config.base.diffusion.solver='euler'", "'ddim'"]),
