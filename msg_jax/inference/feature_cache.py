@@ -7,14 +7,14 @@ import pathlib
 import zipfile
 
 import jax
-from jaxtyping import Float, UInt8
+from jaxtyping import Num, UInt8
 import numpy as np
 
 from msg_jax.data.files import new_file
 from msg_jax.errors import UserError
 from msg_jax.infra import logging
 
-Features = tuple[Float[np.ndarray, "frames Dc"], Float[np.ndarray, "steps Ds"]]
+Features = tuple[Num[np.ndarray, "frames Dc"], Num[np.ndarray, "steps Ds"]]
 """Of a window: CLIP's, or those in its place, and Synchformer's."""
 
 
