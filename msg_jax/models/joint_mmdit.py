@@ -78,7 +78,8 @@ class JointMMDiT(Generator):
     """The velocity v(x_t, t | conditions) of both streams, as `MMDiT`.
 
     The velocity of a known stream leads straight to what is given: its flow error is zero, and a solver ends there. That of
-    the others is `preconditioned` by the latents' `deviations`, which are `buffers` like the latents' statistics.
+    the others is `preconditioned` by the `deviations` of the latents in `channel_basis`, which are `buffers` like their
+    statistics.
     """
 
     config: JointMMDiTConfig
@@ -131,7 +132,9 @@ class JointMMDiT(Generator):
         """Return the velocity of both streams at x_t and t; known streams are replaced by what is given, at t = 1."""
         c, pooled = self.config, processed.pooled[:, None]
         known = jnp.repeat(processed.known, np.array(c.channels), axis=1, total_repeat_length=c.latent_channels)[:, None]
-        guess = linear_guess(x_t, t, self.deviations.value)
+        basis = channel_basis(c)
+        turned = _exact(x_t, basis.T)
+        guess = _exact(linear_guess(turned, t, self.deviations.value), basis)
         seen, cleaner = (
             jnp.split(jnp.where(known, processed.given, x), [c.sound_channels], axis=-1) for x in (x_t, guess)
         )
@@ -159,7 +162,8 @@ class JointMMDiT(Generator):
         ends = [self._end(i, modulate(x, *self.final_adaln[i](conditions[i]))) for i, x in enumerate(tokens)]
         found = jnp.concatenate(ends, axis=-1).astype(jnp.float32)
         straight = (processed.given - x_t) / jnp.maximum(1 - jnp.asarray(t)[:, None, None], 1e-3)
-        return jnp.where(known, straight, preconditioned(found, x_t, t, self.deviations.value))
+        velocity = preconditioned(_exact(found, basis.T), turned, t, self.deviations.value)
+        return jnp.where(known, straight, _exact(velocity, basis))
 
     def _tokens(self, stream: int, x: Float[Array, "B T C"]) -> Float[Array, "B _ hidden"]:
         """The tokens of a stream; those of the pictures are all moments of the first strip, then of the next."""
@@ -197,6 +201,18 @@ def cosines(tokens: int) -> Float32[np.ndarray, "F T"]:
     basis = np.sqrt(2 / tokens) * np.cos(np.pi * frequencies * (np.arange(tokens) + 0.5) / tokens)
     basis[0] /= np.sqrt(2)
     return basis.astype(np.float32)
+
+
+def channel_basis(config: JointMMDiTConfig) -> Float32[np.ndarray, "C C"]:
+    """The orthonormal basis of latent channels that guesses are made in: of pictures, the `cosines` across strips.
+
+    A background has one colour in all strips, which is then one channel.
+    """
+    across = np.kron(cosines(config.strips), np.eye(config.picture_channels // config.strips, dtype=np.float32))
+    return np.block([
+        [np.eye(config.sound_channels, dtype=np.float32), np.zeros((config.sound_channels, len(across)), np.float32)],
+        [np.zeros((len(across), config.sound_channels), np.float32), across],
+    ])
 
 
 def deviations(latents: Float[np.ndarray, "N T C"]) -> Float32[np.ndarray, "F C"]:

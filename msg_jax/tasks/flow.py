@@ -138,7 +138,8 @@ class FlowTask(GeneratorTask):
                 buffers |= {name: theirs[name] for name in names}
         if "deviations" in buffers:
             latents = self.source.stack(range(min(len(self.source), DEVIATION_CLIPS)), ("latents",))["latents"]
-            buffers |= {"deviations": jnp.asarray(joint_mmdit.deviations(latents))}
+            turned = latents @ joint_mmdit.channel_basis(self.model.config).T
+            buffers |= {"deviations": jnp.asarray(joint_mmdit.deviations(turned))}
         return buffers
 
     def init(self, rng):

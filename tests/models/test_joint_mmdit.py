@@ -98,6 +98,28 @@ def test_strips_of_pictures_differ_by_their_place_alone(inputs):
     assert (np.abs(one - before).reshape(-1, 9).max(axis=0) > 1e-3).all()
 
 
+def test_what_all_strips_share_is_guessed_from_all_of_them(inputs):
+    config = dataclasses.replace(CONFIG, picture_channels=6, strips=3)
+    model: Module = JointMMDiT(config)
+    params = meta.unbox(jax.eval_shape(model.init, jax.random.key(0), *example_inputs(config)))["params"]
+    shared, apart = 3.0, 0.1  # deviations of what the strips share, in their two channels, and of what differs
+    spread = np.tile(np.array([1.0] * 3 + [shared] * 2 + [apart] * 4, np.float32), (6, 1))
+    buffers = {"empty_text": normal((4, 7), 4), "latent_mean": np.zeros(9, np.float32), "latent_std": np.ones(9, np.float32),
+               "deviations": spread}
+    still = {"params": jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params), "buffers": buffers}
+    x_t, t = normal((BATCH, 6, 9), 3), inputs[1]
+    velocity = model.apply(still, x_t, t, inputs[2].replace(given=x_t))
+    at = t[:, None, None, None]
+
+    def slope(deviation):
+        return (at * deviation**2 - (1 - at)) / (at**2 * deviation**2 + (1 - at) ** 2)
+
+    strips = x_t[..., 3:].reshape(BATCH, 6, 3, 2)
+    mean = strips.mean(axis=2, keepdims=True)
+    expected = slope(shared) * mean + slope(apart) * (strips - mean)
+    np.testing.assert_allclose(velocity[..., 3:].reshape(strips.shape), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_known_pictures_are_clean_pictures_at_time_1(velocity, inputs):
     x_t, t, conditions = inputs
     found = np.asarray(velocity(x_t, t, known(conditions, False, True)))
