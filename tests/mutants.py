@@ -205,7 +205,11 @@ MUTANTS = (
     Mutant("the student learns the teacher without guidance", "msg_jax/tasks/student.py",
            "sampling.guided(velocity, cond, null, self.guidance,", "sampling.guided(velocity, cond, null, 1.0,", LOSSES),
     Mutant("a part of the path has the velocity of a whole", "msg_jax/tasks/student.py",
-           "jnp.diff(path, axis=1) * self.steps", "jnp.diff(path, axis=1)", LOSSES),
+           "jnp.diff(path, axis=1) / np.diff(times)[:, None, None]", "jnp.diff(path, axis=1)", LOSSES),
+    Mutant("shifted times go towards data", "msg_jax/losses/flow.py", "np.exp(-shift)", "np.exp(shift)",
+           "tests/inference/test_sampling.py"),
+    Mutant("strips are guessed one by one", "msg_jax/models/joint_mmdit.py", "turned = _exact(x_t, basis.T)", "turned = x_t",
+           "tests/models/test_joint_mmdit.py"),
     Mutant("a student is sampled with guidance", "msg_jax/methods/method.py",
            "candidate_guidance=1.0, candidate_steps=own", "candidate_steps=own", "tests/methods/test_methods.py"),
     # SyncDPO, merging, adapters

@@ -114,7 +114,9 @@ def test_network_and_objective_are_independent():
 def test_the_default_is_mmdit_with_flow_matching():
     config = Config()
     checks.check(config)
-    rescale = config.sampling.guidance_rescale
-    assert networks.diffusion(config) is None and networks.solver(config) == {"guidance_rescale": rescale}
+    assert networks.diffusion(config) is None
+    assert networks.solver(config) == {"guidance_rescale": 0.0, "time_shift": 0.0}
+    nearer = networks.solver(replace(config, sampling=dict(time_shift=-1.0)))
+    assert nearer["time_shift"] == -1
     assert type(networks.generator(config, TINY, dict(clip=1, sync=1, text=1), np.float32)).__name__ == "MMDiT"
     assert presets.get("tiny").base == config.base
