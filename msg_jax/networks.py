@@ -205,7 +205,8 @@ def generator(
         return JointMMDiT(
             JointMMDiTConfig.for_clip(
                 clip, picture_channels=config.picture_codec.channels, strips=config.picture_codec.strips,
-                text_dim=feature_dims["text"], hidden=section.hidden, heads=section.heads, joint_depth=section.joint_depth, fused_depth=section.fused_depth, v2=section.v2,
+                text_dim=feature_dims["text"], hidden=section.hidden, heads=section.heads,
+                joint_depth=section.joint_depth, fused_depth=section.fused_depth, v2=section.v2,
             ),
             dtype=dtype, remat=section.remat, scan=_SCAN[section.blocks],
             attention_implementation=section.attention_implementation or None,

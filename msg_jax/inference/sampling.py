@@ -105,7 +105,7 @@ def solver_times(steps: int, shift: float = 0.0) -> np.ndarray:
     """
     up = np.arange(steps + 1, dtype=np.float32) * (np.float32(1) / np.float32(steps))
     times = np.where(np.arange(steps + 1) < (steps + 1) // 2, up, 1 - up[::-1])
-    return flow.shifted(times, shift).astype(np.float32) if shift else times
+    return np.asarray(flow.shifted(times, shift), np.float32) if shift else times
 
 
 def integrate(

@@ -139,7 +139,7 @@ def fit_pictures(
     """
     patches = _patches(videos.astype(np.float32) / 127.5 - 1, clip.video_frames // clip.latent_tokens, strips)
     channels = channels // strips
-    mean, components, variances = _principal(patches.reshape(-1, patches.shape[-1]), channels)
+    mean, components, variances = _principal(np.asarray(patches).reshape(-1, patches.shape[-1]), channels)
     deviations = np.sqrt(variances[:channels]) ** whitening
     scale = deviations * np.sqrt(np.mean(variances[:channels] / deviations**2))
     params = {"mean": mean, "components": components, "scale": scale}
