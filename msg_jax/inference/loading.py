@@ -88,7 +88,8 @@ def assemble(parts: Parts) -> System:
         return _assemble_joint(parts)
     encode_frames, embed_text = frozen.encoders(config, clip, parts.released, variables)
     with _of_this_version(parts):
-        of_files = config.encoders.kind == "released" or networks.has_vision_encoder(config)
+        kind = config.encoders.kind
+        of_files = kind == "released" or networks.has_vision_encoder(config)
         widths = networks.feature_dims(config, clip, None if of_files else variables["encoders"])
         generator = _generator(parts, widths)
     return System(
@@ -96,7 +97,7 @@ def assemble(parts: Parts) -> System:
         digest=parts.digest,
         **parts.sampling,
         encode_frames=encode_frames,
-        encoders=_encoders_of(parts.released) if of_files else parts.digest,
+        encoders=_encoders_of(parts.released, *_FILES_OF.get(kind, (kind,))) if of_files else parts.digest,
         embed_text=embed_text,
         generator=generator,
         codec=networks.codec(config, clip),
@@ -165,7 +166,7 @@ def from_bundle(released: bundle.Bundle) -> System:
         steps=25,
         guidance_scale=4.5,
         encode_frames=encode_frames,
-        encoders=_encoders_of(released),
+        encoders=_encoders_of(released, *_FILES_OF["released"]),
         embed_text=embed_prompt,
         generator=MMDiT(configs["mmdit"], networks.compute_dtype()),
         codec=NeuralCodec(clip, configs["vae"], configs["bigvgan"]),
@@ -176,9 +177,12 @@ def from_bundle(released: bundle.Bundle) -> System:
     )
 
 
-def _encoders_of(released: bundle.Bundle | None) -> str:
+_FILES_OF = {"released": ("clip", "synchformer")}
+
+
+def _encoders_of(released: bundle.Bundle | None, *kinds: str) -> str:
+    """A digest of the encoders' files, and of the type that they compute in."""
     assert released is not None
-    kinds = [kind for kind in bundle.VISION if kind in released.paths] or ["clip", "synchformer"]
     return " ".join([*map(released.sha256, kinds), jnp.dtype(networks.compute_dtype()).name])
 
 

@@ -22,7 +22,7 @@ def losers(tmp_path, distorted, rule):
     """Two clips, and their losers under one rule."""
     run = Run.create(runs.joint("smoke"), tmp_path)
     task = SyncDPOTask(run, None, run.config.preference, 0, {}, {"text": 64}, "tuned", distorted=distorted)
-    latents = jnp.asarray(np.random.default_rng(0).normal(size=(2, 40, 32 + 16)).astype(np.float32))
+    latents = jnp.asarray(np.random.default_rng(0).normal(size=(2, 40, 32 + 18)).astype(np.float32))
     index = jnp.full(2, RULES.index(rule))
     made = task.losers(jax.random.key(0), latents, index, distortions.strengths(jax.random.key(1), index, task.rules))
     assert made.shape == latents.shape
@@ -53,7 +53,7 @@ def test_another_rule_is_of_the_same_level():
 def test_pairs_are_compared_by_the_streams_that_are_scored(tmp_path):
     run = Run.create(runs.joint("smoke"), tmp_path)
     task = SyncDPOTask(run, None, run.config.preference, 0, {}, {"text": 64}, "tuned", scored=("picture",))
-    np.testing.assert_allclose(task.model.error_weights(task.scored), [0] * 32 + [48 / 16] * 16)
+    np.testing.assert_allclose(task.model.error_weights(task.scored), [0] * 32 + [50 / 18] * 18)
 
 
 def test_settings_that_contradict_each_other_are_refused():
@@ -76,7 +76,7 @@ def test_settings_that_contradict_each_other_are_refused():
 
 def test_the_mixture_of_what_is_known():
     section, latents = runs.joint("smoke").base, jnp.zeros((4000, 2, 3))
-    draws = flow_draws(jax.random.key(0), latents, section, None, (0.15, 0.25))
+    draws = flow_draws(jax.random.key(0), latents, section, known_shares=(0.15, 0.25))
     plain = flow_draws(jax.random.key(0), latents, section)
     known = np.asarray(draws.pop("known"))
     np.testing.assert_allclose(known.mean(axis=0), [0.15, 0.25], atol=0.02)
