@@ -57,7 +57,8 @@ def trained(steps=3, **changes):
 
     @functools.partial(jax.jit, compiler_options=FAST)
     def step(state, key):
-        draws = flow_draws(key, x, section, diffusion.sample_t) | {"drops": jnp.array([[True, False], [False, True]] * (BATCH // 2))}
+        drops = jnp.array([[True, False], [False, True]] * (BATCH // 2))
+        draws = flow_draws(key, x, section, diffusion.sample_t) | {"drops": drops}
         gradients = jax.grad(
             lambda params: flow_loss(model, {"params": params, "buffers": buffers}, x, conditions, draws, diffusion)
         )(state.params)
