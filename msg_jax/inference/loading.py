@@ -97,7 +97,7 @@ def assemble(parts: Parts) -> System:
         digest=parts.digest,
         **parts.sampling,
         encode_frames=encode_frames,
-        encoders=_encoders_of(parts.released, *_FILES_OF.get(kind, (kind,))) if of_files else parts.digest,
+        encoders=_encoders_of(parts.released, kind) if of_files else parts.digest,
         embed_text=embed_text,
         generator=generator,
         codec=networks.codec(config, clip),
@@ -166,7 +166,7 @@ def from_bundle(released: bundle.Bundle) -> System:
         steps=25,
         guidance_scale=4.5,
         encode_frames=encode_frames,
-        encoders=_encoders_of(released, *_FILES_OF["released"]),
+        encoders=_encoders_of(released, "released"),
         embed_text=embed_prompt,
         generator=MMDiT(configs["mmdit"], networks.compute_dtype()),
         codec=NeuralCodec(clip, configs["vae"], configs["bigvgan"]),
@@ -177,13 +177,11 @@ def from_bundle(released: bundle.Bundle) -> System:
     )
 
 
-_FILES_OF = {"released": ("clip", "synchformer")}
-
-
-def _encoders_of(released: bundle.Bundle | None, *kinds: str) -> str:
-    """A digest of the encoders' files, and of the type that they compute in."""
+def _encoders_of(released: bundle.Bundle | None, kind: str) -> str:
+    """The digests of the files of `config.encoders.kind`, and the type that the encoders compute in."""
     assert released is not None
-    return " ".join([*map(released.sha256, kinds), jnp.dtype(networks.compute_dtype()).name])
+    files = ("clip", "synchformer") if kind == "released" else (kind,)
+    return " ".join([*map(released.sha256, files), jnp.dtype(networks.compute_dtype()).name])
 
 
 def _finished(folder: Path) -> dict[str, Any]:

@@ -165,14 +165,15 @@ class Local(Toy):
 def test_windows_do_not_change_a_field_that_ignores_position(hop):
     starts = sampling.window_starts(107, WINDOW, hop)
     noise = normal(1, 107, 2)
-    whole = sampling.integrate(lambda x, t: Local().velocity(x, t, None), noise, steps=5)
-    blended = sampling.sample_windows(Local(), {}, random_conditions(len(starts)), noise, starts, steps=5)
+    settings = dict(steps=5, time_shift=-1.0)
+    whole = sampling.integrate(lambda x, t: Local().velocity(x, t, None), noise, **settings)
+    blended = sampling.sample_windows(Local(), {}, random_conditions(len(starts)), noise, starts, **settings)
     np.testing.assert_allclose(blended, whole, atol=1e-4)
 
 
 def test_one_window_is_the_plain_sample():
     conditions, noise = random_conditions(1), normal(1, WINDOW, 3)
-    settings = dict(steps=3, guidance_scale=2.0)
+    settings = dict(steps=3, guidance_scale=2.0, time_shift=-1.0)
     plain = sampling.sample(MODEL, {}, conditions, noise, **settings)
     windows = sampling.sample_windows(MODEL, {}, conditions, noise, (0,), **settings)
     np.testing.assert_allclose(windows, plain, rtol=1e-4, atol=1e-4)

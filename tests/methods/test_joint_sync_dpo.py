@@ -74,6 +74,13 @@ def test_settings_that_contradict_each_other_are_refused():
         assert "\n" not in str(raised.value)
 
 
+def test_trainings_draw_times_nearer_to_noise(tmp_path):
+    config = runs.joint("smoke")
+    task = SyncDPOTask(Run.create(config, tmp_path), None, config.preference, 0, {}, {"text": 64}, "tuned")
+    for t in (task.times(jax.random.key(0), 4000), task.flow_draws(jax.random.key(0), jnp.zeros((4000, 2, 3)))["t"]):
+        assert float(jnp.log(t / (1 - t)).mean()) == pytest.approx(-0.5, abs=0.05)  # the recipe's base.time_shift
+
+
 def test_the_mixture_of_what_is_known():
     section, latents = runs.joint("smoke").base, jnp.zeros((4000, 2, 3))
     draws = flow_draws(jax.random.key(0), latents, section, known_shares=(0.15, 0.25))
