@@ -67,7 +67,8 @@ def codec(config: Config, clip: ClipSpec) -> Module:
 
 def picture_codec(config: Config, clip: ClipSpec) -> Module:
     """A `models.codec.PictureCodec`."""
-    return PictureCodec(clip, config.picture_codec.channels, config.picture_codec.strips)
+    section = config.picture_codec
+    return PictureCodec(clip, section.channels, section.strips, section.motion)
 
 
 def picture_judge(class_names: Sequence[str]) -> Module:

@@ -80,6 +80,7 @@ class PictureCodec:
     channels: int = 96
     strips: int = 1  # of a frame, left to right; each has its own part of the channels, and is a token of the network
     fit_clips: int = 512
+    motion: float = 1.0  # above 1: more of the channels hold what changes between a token's frames
     whitening: float = 1.0  # 0: one scale for all channels; 1: each has unit deviation
 
 

@@ -45,13 +45,15 @@ class PictureCodec(nn.Module):
     """Frames <-> latents at the rate of the audio codec: `PcaCodec` for pictures.
 
     Frames are cut into `strips` from left to right. A patch is one strip of the frames of one token, and has
-    `channels / strips` components, which are the same for all strips: a thing looks alike wherever it is.
-    `fit_pictures` computes the parameters.
+    `channels / strips` components, which are the same for all strips: a thing looks alike wherever it is. Before they
+    are chosen, what changes between the frames of a token is multiplied by `motion`: it has few pixels, and tells the
+    events. `fit_pictures` computes the parameters.
     """
 
     clip: ClipSpec
     channels: int
     strips: int = 1
+    motion: float = 1.0
 
     @property
     def frames(self) -> int:
@@ -67,13 +69,15 @@ class PictureCodec(nn.Module):
 
     def encode(self, video: Float[AnyArray, "B T H W 3"]) -> Float[AnyArray, "B N C"]:
         """Encode frames in [-1, 1]."""
-        latents = _exact(_patches(video, self.frames, self.strips) - self.mean, self.components) / self.scale
+        patches = _weigh_motion(_patches(video, self.frames, self.strips) - self.mean, self.frames, self.motion)
+        latents = _exact(patches, self.components) / self.scale
         return latents.reshape(*latents.shape[:2], self.channels)
 
     def decode(self, latents: Float[AnyArray, "B N C"]) -> Float[AnyArray, "B T H W 3"]:
         """Decode to frames in [-1, 1]."""
         of_strips = latents.reshape(*latents.shape[:2], self.strips, -1)
-        patches = _exact(of_strips * self.scale, self.components.T) + self.mean
+        patches = _exact(of_strips * self.scale, self.components.T)
+        patches = _weigh_motion(patches, self.frames, 1 / self.motion) + self.mean
         batch, tokens, px = *latents.shape[:2], self.clip.video_px
         patches = jnp.clip(patches, -1.0, 1.0).reshape(batch, tokens, self.strips, self.frames, px, -1, 3)
         return jnp.moveaxis(patches, 2, 4).reshape(batch, -1, px, px, 3)
@@ -131,15 +135,19 @@ def fit_pca(
 
 
 def fit_pictures(
-    videos: UInt8[np.ndarray, "clips T H W 3"], clip: ClipSpec, channels: int, whitening: float, strips: int = 1
+    videos: UInt8[np.ndarray, "clips T H W 3"], clip: ClipSpec, channels: int, whitening: float, strips: int = 1,
+    motion: float = 1.0,
 ) -> tuple[Params, float]:
     """Fit the parameters of `PictureCodec` to uint8 frames; also return the share of variance that the channels keep.
 
-    `whitening` goes from 0, one scale for all channels, to 1, every channel of unit deviation.
+    The variance is that with `motion`. `whitening` goes from 0, one scale for all channels, to 1, every channel of unit
+    deviation.
     """
-    patches = _patches(videos.astype(np.float32) / 127.5 - 1, clip.video_frames // clip.latent_tokens, strips)
-    channels = channels // strips
-    mean, components, variances = _principal(np.asarray(patches).reshape(-1, patches.shape[-1]), channels)
+    frames, channels = clip.video_frames // clip.latent_tokens, channels // strips
+    patches = np.asarray(_patches(videos.astype(np.float32) / 127.5 - 1, frames, strips))
+    patches = patches.reshape(-1, patches.shape[-1])
+    mean = patches.mean(0)
+    _, components, variances = _principal(_weigh_motion(patches - mean, frames, motion), channels)
     deviations = np.sqrt(variances[:channels]) ** whitening
     scale = deviations * np.sqrt(np.mean(variances[:channels] / deviations**2))
     params = {"mean": mean, "components": components, "scale": scale}
@@ -152,6 +160,13 @@ def _patches(video: Float[AnyArray, "B T H W 3"], frames: int, strips: int) -> F
     batch, _, height, width, _ = video.shape
     cut = video.reshape(batch, -1, frames, height, strips, width // strips, 3)
     return cut.transpose(0, 1, 4, 2, 3, 5, 6).reshape(batch, cut.shape[1], strips, -1)
+
+
+def _weigh_motion(patches: Float[AnyArray, "*batch D"], frames: int, weight: float) -> Float[AnyArray, "*batch D"]:
+    """Multiply the difference of each of the `frames` in a patch to their mean."""
+    each = patches.reshape(*patches.shape[:-1], frames, -1)
+    mean = each.mean(axis=-2, keepdims=True)
+    return (mean + weight * (each - mean)).reshape(patches.shape)
 
 
 def _principal(patches: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -164,6 +164,9 @@ def _check_joint(config: Config) -> None:
     if strips < 1 or channels % strips or clip.video_px % strips:
         raise UserError(f"config.picture_codec.strips={strips} does not divide config.picture_codec.channels={channels} and "
                         f"config.clip.video_px={clip.video_px}: choose a number that divides both.")
+    if config.picture_codec.motion <= 0:
+        raise UserError(f"config.picture_codec.motion={config.picture_codec.motion} is the weight of what changes between "
+                        "frames: make it greater than 0.")
     if min(section.video_to_audio, section.audio_to_video) < 0 or section.video_to_audio + section.audio_to_video > 1:
         raise UserError(f"config.joint.video_to_audio={section.video_to_audio} and audio_to_video={section.audio_to_video} "
                         "are shares of the training items: make them 0 or more, with a sum of at most 1.")

@@ -83,8 +83,10 @@ def joint(preset: str = "tiny") -> Config:
     return replace(
         config, arms=arms, stages=(*arms, "evaluate"), clip=JOINT_CLIP,
         preset="joint" if config.preset == "tiny" else f"joint_{config.preset}",  # its own default folder
-        base=dict(network="joint", text_dropout=0.2, condition_dropout=0.2, time_shift=-0.5) | long(1600),
-        picture_codec=dict(strips=3) | (dict(channels=18, fit_clips=16) if smoke else dict(channels=120)),
+        base=dict(
+            network="joint", text_dropout=0.2, condition_dropout=0.2, time_shift=-0.5, optimizer=dict(learning_rate=3e-3)
+        ) | long(1600),
+        picture_codec=dict(strips=3, motion=3.0) | (dict(channels=18, fit_clips=16) if smoke else dict(channels=144)),
         picture_judge=dict(steps=6, batch_size=8, optimizer=dict(warmup_steps=2)) if smoke else long(800),
         preference=dict(prompts=True, text_dropout=0.2, condition_dropout=0.2),
         evaluate=dict(prompts=True, guidance_scales=(2.0,) if smoke else (2.0, 3.0, 4.0), reward_guidance=2.0,

@@ -26,7 +26,7 @@ def make(run: Run, folder: Path, seed: int | None) -> str:
 def make_pictures(run: Run, folder: Path, seed: int | None) -> str:
     section = run.config.picture_codec
     videos = np.stack([clip["video"] for clip in _some(run, section.fit_clips)])
-    params, kept = fit_pictures(videos, run.clip, section.channels, section.whitening, section.strips)
+    params, kept = fit_pictures(videos, run.clip, section.channels, section.whitening, section.strips, section.motion)
     logging.info("%-13s %d channels keep %.1f %% of the variance", "picture_codec", section.channels, 100 * kept)
     return checkpoint.export(folder / "params", params)
 

@@ -78,6 +78,31 @@ def test_the_codec_of_pictures_inverts_itself_and_whitens_as_told():
         assert left <= 1 - kept + 1e-3  # what leaves [-1, 1] is cut, and so nearer
 
 
+def test_motion_moves_components_to_what_changes_within_a_token():
+    clip = dataclasses.replace(TINY, video_px=4)
+    random = np.random.default_rng(0)
+    still = np.repeat(random.normal(0, 0.3, (20, clip.latent_tokens, 1, 4, 4, 3)), 2, axis=2)
+    moving = random.normal(0, 0.1, still.shape) * np.array([1, -1])[:, None, None, None]
+    moving[..., 1:] = 0  # in red alone: 16 of 96 dimensions change
+    unit = np.clip(still + moving, -1, 1).reshape(20, -1, 4, 4, 3)
+    videos = np.round((unit + 1) * 127.5).astype(np.uint8)
+
+    def lost(motion: float) -> np.ndarray:
+        """The lost share of the sum and of the difference of a token's frames, with 48 components."""
+        params, _ = fit_pictures(videos, clip, 48, 1.0, motion=motion)
+        codec = PictureCodec(clip, 48, motion=motion)
+        latents = codec.apply({"params": params}, unit, method="encode")
+        np.testing.assert_allclose(np.asarray(latents).reshape(-1, 48).std(axis=0), 1, atol=0.01)
+        rebuilt = codec.apply({"params": params}, latents, method="decode").reshape(-1, 2, 48)
+        frames = unit.reshape(-1, 2, 48)
+        parts = [(x[:, 0] + sign * x[:, 1]) for x in (frames, rebuilt - frames) for sign in (1, -1)]
+        return np.array([np.square(parts[2 + i]).sum() / np.square(parts[i] - parts[i].mean(0)).sum() for i in (0, 1)])
+
+    plain, weighed = lost(1.0), lost(10.0)
+    assert plain[0] < 0.05 and plain[1] > 0.9  # 48 components hold the 48 dimensions of what stands still
+    assert weighed[1] < 0.05 and 0.1 < weighed[0] < 0.5
+
+
 def test_strips_of_pictures_have_a_code_of_their_own_that_is_the_same_for_all():
     clip = dataclasses.replace(TINY, video_px=4)
     videos = np.random.default_rng(0).integers(0, 256, (6, clip.video_frames, 4, 4, 3)).astype(np.uint8)
