@@ -214,6 +214,11 @@ MUTANTS = (
            "pairwise(solver_times(steps, time_shift))", "pairwise(solver_times(steps))", "tests/inference/test_sampling.py"),
     Mutant("strips are guessed one by one", "msg_jax/models/joint_mmdit.py", "turned = _exact(x_t, basis.T)", "turned = x_t",
            "tests/models/test_joint_mmdit.py"),
+    Mutant("frames are decoded with the weight of motion", "msg_jax/models/codec.py", "self.frames, 1 / self.motion)",
+           "self.frames, self.motion)", "tests/models/test_codec.py"),
+    Mutant("a joint row counts its first sample alone", "msg_jax/studies/joint.py",
+           "np.sum([each.counts[name] for each in samples], axis=0)", "samples[0].counts[name]",
+           "tests/programs/test_joint.py"),
     Mutant("a student is sampled with guidance", "msg_jax/methods/method.py",
            "candidate_guidance=1.0, candidate_steps=own", "candidate_steps=own", "tests/methods/test_methods.py"),
     # SyncDPO, merging, adapters

@@ -161,7 +161,9 @@ def _three_taps(x: Array, axis: int) -> Array:
     return 0.25 * before + 0.5 * x + 0.25 * after
 
 
-def detect(detector: nn.Module, params: Params, mel: LogMel) -> tuple[Float[Array, "B T K"], Float[Array, "B D"]]:
-    """Return onset probabilities (B, T, K) and embeddings (B, D) of log-mels (B, T, M)."""
-    logits, embedding = cast(tuple[Array, Array], detector.apply({"params": params}, mel))
+def detect(
+    detector: nn.Module, params: Params, clips: Float[Array | np.ndarray, "B T *_"]
+) -> tuple[Float[Array, "B T K"], Float[Array, "B D"]]:
+    """Return onset probabilities (B, T, K) and embeddings (B, D) of log-mels (B, T, M) or of frames (B, T, H, W, 3)."""
+    logits, embedding = cast(tuple[Array, Array], detector.apply({"params": params}, clips))
     return nn.sigmoid(logits), embedding

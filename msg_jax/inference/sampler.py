@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import functools
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 import numpy as np
 
-from msg_jax.data.features import FeatureSource
 from msg_jax.inference import sampling
 from msg_jax.inference.batching import chunks
 from msg_jax.infra import mesh as mesh_lib
@@ -35,6 +34,18 @@ def sample_program(model: Any, solver: Mapping[str, Any]) -> Any:
     return sample
 
 
+@runtime_checkable
+class Conditioned(Protocol):
+    """Clips with the features that networks see, as a `data.features.FeatureSource`."""
+
+    @property
+    def dims(self) -> Mapping[str, int]:
+        """Width of each feature."""
+
+    def stack(self, indices: Sequence[int] | np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """The named features of some clips."""
+
+
 class Sampler:
     """Samples from any variables of one generator network.
 
@@ -42,7 +53,7 @@ class Sampler:
     `mesh` holds this process's devices; `solver` are keyword arguments of `sampling.sample`.
     """
 
-    def __init__(self, model: Any, source: FeatureSource, mesh: Mesh, solver: Mapping[str, Any]):
+    def __init__(self, model: Any, source: Conditioned, mesh: Mesh, solver: Mapping[str, Any]):
         self.model, self.source, self._mesh, self._solver = model, source, mesh, solver
 
     @functools.cached_property

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import functools
-from typing import Any
 
 import numpy as np
 
@@ -11,13 +10,13 @@ from msg_jax.data import scene_sets, scenes
 from msg_jax.data.pipeline import Chosen, Source
 from msg_jax.inference import frozen
 from msg_jax.inference.batching import map_batches
-from msg_jax.inference.sampler import Sampler
+from msg_jax.inference.sampler import Conditioned, Sampler
 from msg_jax.inference.scorer import CodecAndJudge, PictureCodecAndJudge, RewardScorer, WaveformJudge
 from msg_jax.run.run import Run
 
 
-def sampler(run: Run, features: Any) -> Sampler:
-    """Samples the run's generator for extracted clips, a `FeatureSource` or another with its `dims` and `stack`."""
+def sampler(run: Run, features: Conditioned) -> Sampler:
+    """Samples the run's generator for extracted clips."""
     model = networks.generator(run.config, run.clip, features.dims, networks.compute_dtype())
     return Sampler(model, features, run.local_mesh, networks.solver(run.config))
 

@@ -76,6 +76,15 @@ class Clips:
         return {name: self.features[name][np.asarray(indices)] for name in names}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """What was measured of one sample of each clip."""
+
+    counts: dict[str, np.ndarray]  # (N, 3) of each metric
+    offsets: np.ndarray
+    embeddings: tuple[np.ndarray, np.ndarray]  # of sound and pictures
+
+
 class JointEvaluation:
     """The frozen networks that measure sound and pictures."""
 
@@ -88,8 +97,9 @@ class JointEvaluation:
         self.sound = build.codec_and_judge(run, self.class_names)
         self.pictures = build.picture_judge(run, self.class_names)
         self.clips = functools.cache(self._clips)
+        self._sampler = functools.cache(lambda name: build.sampler(run, self.clips(name)))  # traced once for all rows
         self._variables = functools.lru_cache(maxsize=2)(run.load)
-        self._cost = functools.cache(functools.partial(cost.total, run))
+        self._cost = functools.cache(functools.partial(cost.total, run, counted={}))
 
     def _clips(self, name: str) -> Clips:
         run = self.run
@@ -120,45 +130,41 @@ class JointEvaluation:
             rows.append(JointKey("base", usual, seed, clips=split, mode="sound_given"))
         return rows
 
-    def made(self, row: JointKey, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Log-mels (B, T, M) and frames (B, T, H, W, 3) of the first `count` clips, by default of all."""
+    def made(self, row: JointKey, count: int | None = None, samples: int = 1) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Log-mels (B, T, M) and frames (B, T, H, W, 3) of each sample of the first `count` clips, by default of all.
+
+        References have one sample.
+        """
         clips = self.clips(row.clips)
         if row.name == "real":
-            return clips.mels[:count], clips.video[:count]
+            return [(clips.mels[:count], clips.video[:count])]
         if row.name == "random_clip":
-            return np.roll(clips.mels, 1, axis=0)[:count], clips.video[:count]
-        latents = clips.features["latents"][:count]
+            return [(np.roll(clips.mels, 1, axis=0)[:count], clips.video[:count])]
+        latents = clips.features["latents"][:count, None]
         if row.name != "reconstructed":
             assert row.seed is not None and row.guidance is not None
             indices = range(len(clips.records))[:count]
-            sampled = build.sampler(self.run, clips).latents(
+            sampled = self._sampler(row.clips).latents(
                 self._variables(row.name, row.seed), indices, seed=row.seed, purpose=row.clips,
                 guidance_scale=row.guidance, steps=self.section.steps, batch_size=self.section.batch_size, prompts=True,
-                known=MODES[row.mode],
+                known=MODES[row.mode], candidates=samples,
             )
-            latents = np.concatenate([each[:, 0] for each in sampled])
+            latents = np.concatenate(list(sampled))
         channels = self.run.clip.latent_channels
-        sound, pictures = self.sound.decode(latents[..., :channels]), self.pictures.decode(latents[..., channels:])
-        if row.mode == "video_given":
-            pictures = clips.video[:count]
-        if row.mode == "sound_given":
-            sound = clips.mels[:count]
-        return sound, pictures
+        found = []
+        for sample in np.moveaxis(latents, 1, 0):
+            sound, pictures = self.sound.decode(sample[..., :channels]), self.pictures.decode(sample[..., channels:])
+            if row.mode == "video_given":
+                pictures = clips.video[:count]
+            if row.mode == "sound_given":
+                sound = clips.mels[:count]
+            found.append((sound, pictures))
+        return found
 
     def row(self, row: JointKey) -> dict[str, Any]:
-        clips, (sound, pictures) = self.clips(row.clips), self.made(row)
-        heard, heard_as = self.sound.detect(sound)
-        seen, seen_as = self.pictures.detect(pictures)
-        counts = sync.counts(seen, heard, self.section.tolerance_sec)
-        counts |= {"heard_caption_f1": sync.agreement(clips.told, heard), "seen_caption_f1": sync.agreement(clips.told, seen)}
-        generated = row.name not in ("real", "reconstructed", "random_clip")
-        if row.mode != "joint" or not generated:  # the clip's own events are to be heard, or seen
-            judged = seen if row.mode == "sound_given" else heard
-            against = event_metrics.counts(clips.truth, judged, self.section.tolerance_sec)
-            counts |= {name: against[name] for name in _AGAINST_TRUTH}
-            if not generated:
-                counts["seen_event_f1"] = event_metrics.counts(clips.truth, seen, self.section.tolerance_sec)["event_f1"]
-        late = sync.offsets(seen, heard, self.section.tolerance_sec)
+        samples = [self._measure(row, *made) for made in self.made(row, samples=self.section.samples)]
+        counts = {name: np.sum([each.counts[name] for each in samples], axis=0) for name in samples[0].counts}
+        late = np.concatenate([each.offsets for each in samples])
         found: dict[str, Any] = {
             "system": row.name, "guidance": row.guidance, "split": row.split, "seed": row.seed,
             "cost_tflop": self._cost(row.name, row.seed) / 1e12 if row.seed is not None else None,
@@ -173,13 +179,28 @@ class JointEvaluation:
             if name not in found:
                 found |= {name: None, f"{name}_reason": "what is generated has no other truth than its caption"}
         if row.clips == self.section.split:
-            found["fd_sound"] = distribution.frechet_distance(heard_as, self._real_embeddings[0])
-            found["fd_picture"] = distribution.frechet_distance(seen_as, self._real_embeddings[1])
+            for i, name in enumerate(("fd_sound", "fd_picture")):
+                found[name] = np.mean([
+                    distribution.frechet_distance(each.embeddings[i], self._real_embeddings[i]) for each in samples
+                ])
         else:
             for name in ("fd_sound", "fd_picture"):
                 found |= {name: None, f"{name}_reason": "the set has few clips"}
         found["counts"] = {name: counts[name].tolist() for name in sync.SYNC_METRICS}
         return found
+
+    def _measure(self, row: JointKey, sound: np.ndarray, pictures: np.ndarray) -> "_Measured":
+        clips, tolerance = self.clips(row.clips), self.section.tolerance_sec
+        (heard, heard_as), (seen, seen_as) = self.sound.detect(sound), self.pictures.detect(pictures)
+        counts = sync.counts(seen, heard, tolerance)
+        counts |= {"heard_caption_f1": sync.agreement(clips.told, heard), "seen_caption_f1": sync.agreement(clips.told, seen)}
+        if row.mode != "joint" or row.seed is None:  # the clip's own events are to be heard, or seen
+            judged = seen if row.mode == "sound_given" else heard
+            against = event_metrics.counts(clips.truth, judged, tolerance)
+            counts |= {name: against[name] for name in _AGAINST_TRUTH}
+            if row.seed is None:
+                counts["seen_event_f1"] = event_metrics.counts(clips.truth, seen, tolerance)["event_f1"]
+        return _Measured(counts, sync.offsets(seen, heard, tolerance), (heard_as, seen_as))
 
     @functools.cached_property
     def _real_embeddings(self) -> tuple[np.ndarray, np.ndarray]:
@@ -202,7 +223,7 @@ class JointEvaluation:
             for record, truth in zip(clips.records, clips.truth)
         ][:count]
         for row in rows:
-            sound, pictures = self.made(row, count)
+            ((sound, pictures),) = self.made(row, count)
             waveforms = self.sound.vocode(sound)
             if row.name == "real":
                 waveforms = np.stack([record["waveform"] for record in clips.records[:count]])

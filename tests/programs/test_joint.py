@@ -19,6 +19,8 @@ from msg_jax.errors import UserError
 from msg_jax.inference import loading
 from msg_jax.programs import checks
 from msg_jax.recipes import runs
+from msg_jax.run.run import Run
+from msg_jax.studies.joint import JointEvaluation, JointKey
 from tests.conftest import ROOT, environment
 
 
@@ -47,6 +49,21 @@ def test_every_stage_is_made_and_every_row_is_there(run):
     assert costs["continue_equal"] == pytest.approx(costs["sync_dpo"], rel=0.2)
     page = (run / "report" / "index.html").read_text()
     assert page.count("<video") >= 4 and "for the real pictures" in page
+
+
+def test_a_row_pools_the_samples_of_a_clip(run, scenes_cache, monkeypatch):
+    config = replace(runs.joint("smoke"), data=dict(cache=str(scenes_cache)), evaluate=dict(clips=4, batch_size=4, samples=2))
+    evaluation = JointEvaluation(Run.create(config, run))
+    key = JointKey("base", 2.0, 0, mode="video_given")
+    (first, pictures), (second, same) = evaluation.made(key, samples=2)
+    assert first.shape[0] == 4 and np.abs(first - second).mean() > 0.01
+    np.testing.assert_array_equal(pictures, same)  # those of the clips
+    (alone, _), = evaluation.made(key)
+    np.testing.assert_allclose(alone, first, atol=1e-3)  # the noise of the first sample is that of a single one
+    truth, embeddings = evaluation.clips("test").truth, evaluation.sound.detect(first)[1]
+    heard = iter((truth, [each[:0] for each in truth], truth))  # of the first sample, the second, and the real sound
+    monkeypatch.setattr(evaluation.sound, "detect", lambda sound: (next(heard), embeddings))
+    assert evaluation.row(key)["event_f1"]["value"] == pytest.approx(2 / 3)
 
 
 def test_a_prompt_gives_sound_and_pictures(run, tmp_path, capsys):
@@ -97,9 +114,12 @@ def test_mistakes_are_one_sentence(run, tmp_path, capsys, arguments, words):
     assert exit_.value.code == 2 and words in said and "\n" not in said
 
 
-@pytest.mark.parametrize("codec", [dict(strips=5), dict(strips=0), dict(channels=100)])
-def test_strips_divide_pixels_and_channels(codec):
-    with pytest.raises(UserError, match=r"config\.picture_codec\.strips=\d does not divide"):
+@pytest.mark.parametrize(("codec", "words"), [
+    (dict(strips=5), "strips=5 does not divide"), (dict(strips=0), "strips=0 does not divide"),
+    (dict(channels=100), "strips=3 does not divide"), (dict(motion=0.0), "motion=0.0"),
+])
+def test_a_codec_of_pictures_that_cannot_be_is_refused(codec, words):
+    with pytest.raises(UserError, match=rf"config\.picture_codec\.{words}"):
         checks.check(replace(runs.joint("smoke"), picture_codec=codec))
 
 
