@@ -83,7 +83,7 @@ def smoke(config: Config) -> Config:
         base=dict(hidden=32, heads=2, joint_depth=1, fused_depth=1, depth=1, **short(8)),
         preference=dict(videos=8, candidates=3, candidate_steps=2, rounds=2, **short(4)),
         evaluate=dict(
-            clips=16, guidance_scales=(1.0, 2.0), steps=2, batch_size=16, reward_clips=8, reward_candidates=3, bootstrap=100,
+            clips=8, guidance_scales=(1.0, 2.0), steps=2, batch_size=8, reward_clips=8, reward_candidates=3, bootstrap=100,
             examples=1,
         ),
         every=dict(log=2, checkpoint=3, held_out=4),

@@ -92,7 +92,7 @@ class Evaluation:
         self.groups = event_metrics.groups(known)
         self._videos = self._embed_videos(run.folder("evaluate") / "videos")
         self._variables = functools.lru_cache(maxsize=2)(run.load)
-        self._cost = functools.cache(functools.partial(cost.total, run))
+        self._cost = functools.cache(functools.partial(cost.total, run, counted={}))
 
     def _embed_videos(self, folder: Path) -> FeatureSource:
         """The reward's embeddings of every video, on disk."""

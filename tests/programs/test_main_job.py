@@ -44,7 +44,7 @@ def test_results_have_a_row_for_every_system_and_guidance(smoke_run):
             assert row[name]["low"] <= row[name]["value"] <= row[name]["high"], (row["system"], name)
         for name in ("event_f1", "onset_f1"):
             assert row[f"{name}_40ms"]["value"] <= row[name]["value"]
-    # One R@1 of 64 needs 64 clips, and smoke has 16: null, with the reason beside it.
+    # One R@1 of 64 needs 64 clips, and smoke has 8: null, with the reason beside it.
     assert results["sf_cavp"]["dynamic_r1_64"] is None and "64" in results["sf_cavp"]["dynamic_r1_64_reason"]
     assert 0 <= results["sf_cavp"]["offset_accuracy_9"] <= 1
 

@@ -4,6 +4,7 @@ import json
 import random
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -19,19 +20,34 @@ def _digests(workdir):
 
 @pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_that_was_killed_ends_with_the_same_parameters(smoke_run, scenes_cache, tmp_path, kills):
-    arguments = command(f"--workdir={tmp_path}", f"--config.data.cache={scenes_cache}")
+    _kill(command(f"--workdir={tmp_path}", f"--config.data.cache={scenes_cache}"), tmp_path, kills)
+    assert _digests(tmp_path) == _digests(smoke_run)
+
+
+@pytest.mark.slow
+def test_a_run_of_sound_and_pictures_that_was_killed_ends_with_the_same_parameters(scenes_cache, tmp_path):
+    def job(workdir):
+        return [sys.executable, "-m", "msg_jax.main", "--config=joint:smoke", f"--workdir={workdir}",
+                f"--config.data.cache={scenes_cache}"]
+
+    subprocess.run(job(tmp_path / "whole"), env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    _kill(job(tmp_path / "killed"), tmp_path / "killed", 10)
+    assert _digests(tmp_path / "killed") == _digests(tmp_path / "whole")
+
+
+def _kill(arguments, workdir, kills):
+    """Start a run again and again, kill it at a random moment `kills` times, and let it end."""
     seconds = random.Random(0)
     killed = 0
     for _ in range(kills):
         process = subprocess.Popen(arguments, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL)
-        _wait_for_work(tmp_path, process)
+        _wait_for_work(workdir, process)
         time.sleep(seconds.uniform(0, 3))
         killed += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert killed > kills / 2, "the run ended before it was killed often enough"
     subprocess.run(arguments, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
-    assert _digests(tmp_path) == _digests(smoke_run)
 
 
 def _wait_for_work(workdir, process):
