@@ -3,6 +3,7 @@
 import html.parser
 import json
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -113,11 +114,26 @@ def test_verbosity_minus_1_prints_nothing(smoke_run, scenes_cache):
     assert done.returncode == 0 and done.stdout == ""
 
 
-def test_the_main_job_on_real_videos_gives_reasons_for_missing_metrics(shared, tmp_path):
-    done = _run(f"--workdir={tmp_path}", f"--config.data.source=folder:{shared}/media")
+OWN_CONFIG = """
+from msg_jax.config.tree import replace
+from msg_jax.recipes import runs
+
+def get_config():
+    config = runs.avp_rpo("smoke")
+    return replace(config, arms={"avp_rpo": config.arms["avp_rpo"]}, stages=("avp_rpo", "evaluate"))
+"""
+
+
+def test_a_config_of_ones_own_on_real_videos_gives_reasons_for_missing_metrics(shared, tmp_path):
+    (tmp_path / "own.py").write_text(OWN_CONFIG)
+    done = subprocess.run(
+        [sys.executable, "-m", "msg_jax.main", f"--config={tmp_path / 'own.py'}", f"--workdir={tmp_path}",
+         f"--config.data.source=folder:{shared}/media"],
+        env=environment(), cwd=ROOT, capture_output=True, text=True,
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
-    assert {row["system"] for row in results["rows"]} == SYSTEMS
+    assert {row["system"] for row in results["rows"]} == SYSTEMS - {"avp_rpo_midway", "random_pairs", "continue_cfm"}
     for row in results["rows"]:
         assert row["event_f1"] is None and "has no event truth" in row["event_f1_reason"]
         assert row["reward"]["low"] <= row["reward"]["value"]
