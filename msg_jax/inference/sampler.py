@@ -41,9 +41,11 @@ class Conditioned(Protocol):
     @property
     def dims(self) -> Mapping[str, int]:
         """Width of each feature."""
+        ...
 
     def stack(self, indices: Sequence[int] | np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """The named features of some clips."""
+        ...
 
 
 class Sampler:

@@ -147,7 +147,7 @@ def fit_pictures(
     patches = np.asarray(_patches(videos.astype(np.float32) / 127.5 - 1, frames, strips))
     patches = patches.reshape(-1, patches.shape[-1])
     mean = patches.mean(0)
-    _, components, variances = _principal(_weigh_motion(patches - mean, frames, motion), channels)
+    _, components, variances = _principal(np.asarray(_weigh_motion(patches - mean, frames, motion)), channels)
     deviations = np.sqrt(variances[:channels]) ** whitening
     scale = deviations * np.sqrt(np.mean(variances[:channels] / deviations**2))
     params = {"mean": mean, "components": components, "scale": scale}
