@@ -4,7 +4,7 @@
     python -m msg_jax.main --config=configs/joint.py:tiny_study   # 3 seeds, every kind of distortion
     python -m msg_jax.main --config=configs/joint.py:smoke        # every stage, nothing learnt
 
-docs/SYNC_DPO.md has what the trainings of the preset tiny gave. Its evaluation, and tiny_study, have not been run to their end.
+docs/SYNC_DPO.md has what the preset tiny gave with three seeds. The other distortions of tiny_study have not been trained.
 """
 
 from msg_jax.recipes import runs
