@@ -45,9 +45,9 @@ class PictureCodec(nn.Module):
     """Frames <-> latents at the rate of the audio codec: `PcaCodec` for pictures.
 
     Frames are cut into `strips` from left to right. A patch is one strip of the frames of one token, and has
-    `channels / strips` components, which are the same for all strips: a thing looks alike wherever it is. Before they
-    are chosen, what changes between the frames of a token is multiplied by `motion`: it has few pixels, and tells the
-    events. `fit_pictures` computes the parameters.
+    `channels / strips` components, which are the same for all strips: a thing looks alike wherever it is. What changes
+    between the frames of a token tells the events, but has few pixels: it is multiplied by `motion`, so that components
+    hold it. `fit_pictures` computes the parameters.
     """
 
     clip: ClipSpec
@@ -140,8 +140,8 @@ def fit_pictures(
 ) -> tuple[Params, float]:
     """Fit the parameters of `PictureCodec` to uint8 frames; also return the share of variance that the channels keep.
 
-    The variance is that with `motion`. `whitening` goes from 0, one scale for all channels, to 1, every channel of unit
-    deviation.
+    Variances are those after the weight of `motion`. `whitening` goes from 0, one scale for all channels, to 1, every
+    channel of unit deviation.
     """
     frames, channels = clip.video_frames // clip.latent_tokens, channels // strips
     patches = np.asarray(_patches(videos.astype(np.float32) / 127.5 - 1, frames, strips))
@@ -163,7 +163,7 @@ def _patches(video: Float[AnyArray, "B T H W 3"], frames: int, strips: int) -> F
 
 
 def _weigh_motion(patches: Float[AnyArray, "*batch D"], frames: int, weight: float) -> Float[AnyArray, "*batch D"]:
-    """Multiply the difference of each of the `frames` in a patch to their mean."""
+    """Multiply what each of the `frames` in a patch differs from their mean by `weight`."""
     each = patches.reshape(*patches.shape[:-1], frames, -1)
     mean = each.mean(axis=-2, keepdims=True)
     return (mean + weight * (each - mean)).reshape(patches.shape)
