@@ -90,7 +90,7 @@ def joint(preset: str = "tiny") -> Config:
         picture_judge=dict(steps=6, batch_size=8, optimizer=dict(warmup_steps=2)) if smoke else long(800),
         preference=dict(prompts=True, text_dropout=0.2, condition_dropout=0.2),
         evaluate=dict(prompts=True, guidance_scales=(2.0,) if smoke else (2.0, 3.0, 4.0), reward_guidance=2.0,
-                      **({} if smoke else dict(steps=12, samples=1))),
+                      **({} if smoke else dict(steps=12, samples=1, clips=128))),
         joint=dict(sets=("ood",), set_clips=8) if smoke else {},
         sampling=dict(guidance_rescale=0.0, time_shift=-1.4),  # rescaling to one deviation of both streams was not measured
     )

@@ -80,10 +80,10 @@ def test_rules_json_sums_up_every_rule_and_level(arms):
     assert sum(level["pairs"] for level in summed["levels"].values()) == STEPS * BATCH
     for name, rule in summed["rules"].items():
         assert rule["level"] == RULES[name].level
-        assert rule["validation"]["pairs"] == 16 and 0 <= rule["validation"]["accuracy"] <= 1
+        assert rule["validation"]["pairs"] == 8 and 0 <= rule["validation"]["accuracy"] <= 1
         assert (rule["training"]["accuracy"] is None) == (rule["training"]["pairs"] == 0)
     assert summed["levels"]["coarse"]["training"] == {"pairs": 0, "accuracy": None, "margin": None}
-    assert summed["levels"]["fine"]["validation"]["pairs"] == 48
+    assert summed["levels"]["fine"]["validation"]["pairs"] == 24
 
 
 def test_the_summary_weighs_the_last_third_by_pairs():
