@@ -18,9 +18,9 @@ from msg_jax.train import Task
 
 
 def of_training(folder: Path) -> float:
-    """Of a finished training: those of a step, times its steps."""
+    """Of a finished training: those of a step, times its steps. Rounded, they do not depend on how fast it was."""
     last = logging.read_metrics(folder / "metrics.jsonl")[-1]
-    return last["step"] * last["flops_per_sec"] / last["steps_per_sec"]
+    return float(last["step"] * round(last["flops_per_sec"] / last["steps_per_sec"]))
 
 
 def of_step(task: Task) -> int:

@@ -24,10 +24,11 @@ def run(smoke_run):
     return Run.create(replace(presets.get("smoke"), arms=arms, data=dict(cache=str(smoke_run.parent / "scenes"))), smoke_run)
 
 
-def test_a_training_costs_its_steps_times_the_operations_of_one(tmp_path):
-    rows = [{"step": step, "flops_per_sec": 12.0, "steps_per_sec": 4.0} for step in (5, 10)]
+@pytest.mark.parametrize("rate", [4.0, 0.1, 1 / 3, 7.77, 1234.567])
+def test_a_training_costs_its_steps_times_the_operations_of_one(tmp_path, rate):
+    rows = [{"step": step, "flops_per_sec": rate * 4_395_718_657, "steps_per_sec": rate} for step in (5, 10)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert run_operations.of_training(storage.path(tmp_path)) == 30
+    assert run_operations.of_training(storage.path(tmp_path)) == 43_957_186_570  # whatever the rate, to the last bit
 
 
 def test_an_arm_has_the_cost_of_its_rounds_and_candidates_and_a_merge_that_of_each_part_once(run):
