@@ -62,9 +62,9 @@ def shared() -> pathlib.Path:
     return SHARED
 
 
-def command(*arguments: str) -> list[str]:
-    """The command line of `python -m msg_jax.main` with the smoke preset of the main job."""
-    return [sys.executable, "-m", "msg_jax.main", "--config=configs/avp_rpo.py:smoke", *arguments]
+def command(*arguments: str, config: str = "configs/avp_rpo.py:smoke") -> list[str]:
+    """The command line of `python -m msg_jax.main`, by default with the smoke preset of the main job."""
+    return [sys.executable, "-m", "msg_jax.main", f"--config={config}", *arguments]
 
 
 def environment() -> dict[str, str]:

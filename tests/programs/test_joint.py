@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -21,14 +20,14 @@ from msg_jax.programs import checks
 from msg_jax.recipes import runs
 from msg_jax.run.run import Run
 from msg_jax.studies.joint import JointEvaluation, JointKey
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, command, environment
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, scenes_cache):
     folder = tmp_path_factory.mktemp("joint") / "run"
-    arguments = ["--config=joint:smoke", f"--workdir={folder}", f"--config.data.cache={scenes_cache}"]
-    subprocess.run([sys.executable, "-m", "msg_jax.main", *arguments], env=environment(), check=True, cwd=ROOT)
+    arguments = command(f"--workdir={folder}", f"--config.data.cache={scenes_cache}", config="joint:smoke")
+    subprocess.run(arguments, env=environment(), check=True, cwd=ROOT)
     return folder
 
 

@@ -3,7 +3,6 @@
 import html.parser
 import json
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -22,8 +21,8 @@ SYSTEMS = {
 }
 
 
-def _run(*arguments):
-    return subprocess.run(command(*arguments), env=environment(), cwd=ROOT, capture_output=True, text=True)
+def _run(*arguments, **options):
+    return subprocess.run(command(*arguments, **options), env=environment(), cwd=ROOT, capture_output=True, text=True)
 
 
 def test_every_stage_leaves_a_finished_record(smoke_run):
@@ -126,11 +125,7 @@ def get_config():
 
 def test_a_config_of_ones_own_on_real_videos_gives_reasons_for_missing_metrics(shared, tmp_path):
     (tmp_path / "own.py").write_text(OWN_CONFIG)
-    done = subprocess.run(
-        [sys.executable, "-m", "msg_jax.main", f"--config={tmp_path / 'own.py'}", f"--workdir={tmp_path}",
-         f"--config.data.source=folder:{shared}/media"],
-        env=environment(), cwd=ROOT, capture_output=True, text=True,
-    )
+    done = _run(f"--workdir={tmp_path}", f"--config.data.source=folder:{shared}/media", config=tmp_path / "own.py")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     assert {row["system"] for row in results["rows"]} == SYSTEMS - {"avp_rpo_midway", "random_pairs", "continue_cfm"}

@@ -4,7 +4,6 @@ import json
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -27,8 +26,7 @@ def test_a_run_that_was_killed_ends_with_the_same_parameters(smoke_run, scenes_c
 @pytest.mark.slow
 def test_a_run_of_sound_and_pictures_that_was_killed_ends_with_the_same_parameters(scenes_cache, tmp_path):
     def job(workdir):
-        return [sys.executable, "-m", "msg_jax.main", "--config=joint:smoke", f"--workdir={workdir}",
-                f"--config.data.cache={scenes_cache}"]
+        return command(f"--workdir={workdir}", f"--config.data.cache={scenes_cache}", config="joint:smoke")
 
     subprocess.run(job(tmp_path / "whole"), env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
     _kill(job(tmp_path / "killed"), tmp_path / "killed", 10)
