@@ -38,7 +38,7 @@ from msg_jax.convert.weights import shapes_of
 from msg_jax.errors import UserError, fail
 from msg_jax.inference import frozen
 from msg_jax.inference.sampler import sample_program
-from msg_jax.inference.scorer import VOCODER_BATCH, RewardScorer
+from msg_jax.inference.scorer import VOCODER_BATCH, CosineScorer
 from msg_jax.infra import devices as known_devices
 from msg_jax.infra import explain, hlo, operations, runtime, topology
 from msg_jax.infra import mesh as mesh_lib
@@ -197,7 +197,7 @@ class Programs:
         video = jax.ShapeDtypeStruct((size, clip.video_frames, clip.video_px, clip.video_px, 3), jnp.uint8)
         log_mel = jax.ShapeDtypeStruct((size, clip.mel_frames, clip.mel.bands), jnp.float32)
         params = networks.reward_shapes(config, clip)
-        scorer = RewardScorer(reward, params, mesh, size)
+        scorer = CosineScorer(reward, params, mesh, size)
         program, inputs = (
             (scorer.embed_video_program, video) if name == "reward_video" else (scorer.embed_audio_program, log_mel)
         )

@@ -37,7 +37,8 @@ _SCAN = {"": None, "loop": True, "unrolled": False}  # base.blocks -> scan of mo
 def released_fields(config: Config) -> list[str]:
     """The fields that choose a released network, from the files in `config.weights` for `config.variant`."""
     chosen = {"codec.kind": config.codec.kind, "encoders.kind": config.encoders.kind, "base.initial": config.base.initial}
-    return [field for field, value in chosen.items() if value == "released"]
+    used = [field for field, value in chosen.items() if value == "released"]
+    return [*used, "reward.desync"] if config.reward.desync else used
 
 
 def has_vision_encoder(config: Config) -> bool:
@@ -103,6 +104,13 @@ def reward(config: Config, clip: ClipSpec) -> Reward:
     """The reward. Terms of weight zero are computed too; `events` where `config.sound_events.kinds` > 0."""
     events = sound_events(config.sound_events.kinds) if config.sound_events.kinds else None
     return Reward(reward_model(config, clip), events, reward_weights(config))
+
+
+def reward_stages(config: Config) -> tuple[str, ...]:
+    """The stages that make the reward's networks."""
+    if not config.reward.uses_sf_cavp:
+        return ()
+    return ("sf_cavp", "sound_events") if config.sound_events.kinds else ("sf_cavp",)
 
 
 def reward_weights(config: Config) -> sf_cavp.RewardWeights:

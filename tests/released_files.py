@@ -3,7 +3,7 @@
 import dataclasses
 import gzip
 
-from golden_files import clip_config, load, synchformer_config, vae_config, vocoder_config, weights
+from golden_files import clip_config, full_synchformer, load, vae_config, vocoder_config, weights
 import numpy as np
 from torch_files import write_state
 
@@ -41,9 +41,8 @@ def toy_tensors(spec=CLIP):
     if spec.clip_video_px != sizes["image_size"]:
         state["visual.positional_embedding"] = random(1 + clip.patches, clip.vision_width)
     add("clip", "open_clip_pytorch_model.bin", clip, state)
-    arrays, sizes = load("synchformer_visual")
-    sync = dataclasses.replace(synchformer_config(sizes), image_px=spec.video_px)
-    state = weights(arrays)
+    _, state, sync = full_synchformer()
+    sync = dataclasses.replace(sync, image_px=spec.video_px)
     positions = state["vfeat_extractor.pos_embed"][:, : 1 + sync.positions]
     add("synchformer", "synchformer_state_dict.pth", sync, state | {"vfeat_extractor.pos_embed": positions})
     arrays, sizes = load("mmdit_v1")

@@ -53,12 +53,12 @@ def tiny_sf_cavp(clip) -> sf_cavp.SFCAVPConfig:
     return sf_cavp.SFCAVPConfig(clip, video, audio, embed_dim=16)
 
 
-def write_videos(folder) -> None:
-    """Six videos of 1.92 s, wider than high, each with its own tone."""
+def write_videos(folder, sec=2) -> None:
+    """Six videos of almost `sec` seconds, wider than high, each with its own tone."""
     rng = np.random.default_rng(0)
     for i, name in enumerate(VIDEOS):
-        frames = rng.integers(0, 256, (48, 48, 64, 3), np.uint8)
-        tone = 0.3 * np.sin(2 * np.pi * 200 * (i + 1) * np.arange(32_000) / 16_000)
+        frames = rng.integers(0, 256, (24 * sec, 48, 64, 3), np.uint8)
+        tone = 0.3 * np.sin(2 * np.pi * 200 * (i + 1) * np.arange(16_000 * sec) / 16_000)
         (folder / name).write_bytes(media_writer.encode_video(frames, CLIP.video_hz, tone, 16_000))
 
 

@@ -151,6 +151,12 @@ class Reward:
     dynamic: float = 0.0
     window: float = 2.0
     events: float = 1.0  # counts only where `sound_events.kinds` > 0
+    desync: float = 0.0  # of minus the offset in seconds that the released Synchformer in `weights` expects
+
+    @property
+    def uses_sf_cavp(self) -> bool:
+        """Whether an SF-CAVP of one's own must be trained for it."""
+        return any((self.semantic, self.dynamic, self.window, self.events))
 
 
 @_section

@@ -24,13 +24,13 @@ LEAST_SEC = 4.8
 class DeSync:
     """Encoders of pictures and sound, and the network that compares them, from a released file.
 
-    Raises UserError if the file is not that network.
+    `config` has its sizes, by default those of the released network. Raises UserError if the file is not that network.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, config: synchformer.SynchformerConfig | None = None):
         logging.info("reading %s", path)
         model: Module
-        model, variables = from_torch("synchformer_full", weights.read_checkpoint(path), source=str(path))
+        model, variables = from_torch("synchformer_full", weights.read_checkpoint(path), config, source=str(path))
         self._variables: Params = jax.tree.map(jax.numpy.asarray, variables)
         self._offsets = synchformer.offset_grid(model.config.offsets)
         self.video_px = model.config.image_px

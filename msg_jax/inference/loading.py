@@ -21,7 +21,7 @@ from msg_jax.inference import frozen
 from msg_jax.inference.frozen import LazyWeights
 from msg_jax.inference.joint_system import JointSystem, refusing_long
 from msg_jax.inference.ranking import DeSyncRanker, Ranker, RewardRanker
-from msg_jax.inference.scorer import RewardScorer
+from msg_jax.inference.scorer import CosineScorer, RewardScorer
 from msg_jax.inference.system import WINDOWS_AT_ONCE, System
 from msg_jax.infra import checkpoint
 from msg_jax.infra.mesh import make_mesh
@@ -211,19 +211,24 @@ def _upstream(folder: Path, record: dict[str, Any]) -> dict[str, Path]:
 
 
 def _ranker_loader(folder: Path, config: Config, clip: ClipSpec) -> Callable[[], Ranker] | None:
-    """A function that loads the reward of the run that `folder` belongs to; None if its stages are not finished."""
-    reward = networks.reward(config, clip)
+    """A function that loads the reward of the run that `folder` belongs to, without DeSync.
+
+    None if it has no SF-CAVP, or if its stages are not finished.
+    """
     stages: dict[str, Path] = {}
-    for name in (name for name in ("sf_cavp", "sound_events") if getattr(reward, name) is not None):
+    for name in networks.reward_stages(config):
         places = [place for place in (folder.parent / name, folder.parent.parent / name) if read_record(place)]
         if not places or not _finished(places[0]):
             return None
         stages[name] = places[0]
+    if not stages:
+        return None
 
     def load() -> Ranker:
         params = {name: checkpoint.load(place / "params") for name, place in stages.items()}
         mesh = make_mesh(devices=jax.local_devices()[:1])
-        return RewardRanker(RewardScorer(reward, params, mesh, WINDOWS_AT_ONCE), clip)
+        cosines = CosineScorer(networks.reward(config, clip), params, mesh, WINDOWS_AT_ONCE)
+        return RewardRanker(RewardScorer(cosines), clip)
 
     return functools.cache(load)
 

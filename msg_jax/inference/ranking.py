@@ -4,7 +4,6 @@ from collections.abc import Sequence
 import pathlib
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 from jaxtyping import Float, UInt8
 import numpy as np
 import soxr
@@ -43,7 +42,7 @@ class RewardRanker:
         clip = self._clip
         padded = np.pad(waveform, (0, clip.audio_samples))
         sounds = np.stack([padded[start * clip.latent_samples :][: clip.audio_samples] for start in starts])
-        videos = jax.tree.map(lambda *rows: np.concatenate(rows), *embeddings)
+        videos = {name: np.concatenate([each[name] for each in embeddings]) for name in embeddings[0]}
         return float(self._scorer.score(videos, mel.log_mel(sounds, clip.mel)[:, None])["reward"].mean())
 
 

@@ -1,6 +1,7 @@
 """Frozen networks that score sound, in batches of one shape: the reward, and the codec with the judge."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 from typing import Any
 
@@ -8,22 +9,32 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 import numpy as np
+import soxr
 
 from msg_jax import networks
 from msg_jax.clip import ClipSpec
 from msg_jax.config.schema import Judge
-from msg_jax.data import mel
+from msg_jax.data import frontends, mel
 from msg_jax.evaluation import detector, events
 from msg_jax.inference.batching import map_batches
+from msg_jax.inference.desync import DeSync
 from msg_jax.inference.frozen import codec_program
-from msg_jax.models.sf_cavp import TERMS
+from msg_jax.models.sf_cavp import TERMS, Embeddings
 from msg_jax.preference import reward
 from msg_jax.types import Module, Params
 
+_EMBEDDED = tuple(field.name for field in dataclasses.fields(Embeddings))
 VOCODER_BATCH = 8  # waveforms and their spectrograms are the largest arrays here
 
 
-class RewardScorer:
+Embedded = dict[str, np.ndarray]
+"""What a reward knows of B videos: arrays (B, ...) by name."""
+
+Scores = tuple[dict[str, Float[np.ndarray, "B N"]], Float[np.ndarray, "B N steps"]]
+"""The reward and its terms for N candidates of B clips, and the reward of each step."""
+
+
+class CosineScorer:
     """A reward (preference/reward.py) with its parameters. Every batch has `batch_size` clips."""
 
     def __init__(self, cosines: reward.Reward, params: Params, mesh: Mesh, batch_size: int):
@@ -33,24 +44,75 @@ class RewardScorer:
         self.embed_audio_program = jax.jit(lambda params, x: reward.embed_audio(cosines, params, x))
         self.score_program = jax.jit(lambda params, video, x: reward.score_candidates(cosines, params, video, x))
 
-    def embed_video(self, video: UInt8[np.ndarray, "B T H W 3"]) -> Any:
-        """The reward's embeddings of frames."""
-        return map_batches(functools.partial(self.embed_video_program, self._params), self._batch, video, mesh=self._mesh)
+    def embed_video(self, video: UInt8[np.ndarray, "B T H W 3"]) -> Embedded:
+        """The embeddings of frames."""
+        embed = functools.partial(self.embed_video_program, self._params)
+        found = map_batches(embed, self._batch, video, mesh=self._mesh)
+        fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+        return {name: np.asarray(values) for name, values in fields.items() if values is not None}
 
-    def embed_audio(self, log_mels: Float[np.ndarray, "B T M"]) -> Any:
-        """The reward's embeddings of log-mels."""
+    def embed_audio(self, log_mels: Float[np.ndarray, "B T M"]) -> Embeddings:
+        """The embeddings of log-mels."""
         return map_batches(functools.partial(self.embed_audio_program, self._params), self._batch, log_mels, mesh=self._mesh)
 
-    def score(self, video: Any, log_mels: Float[np.ndarray, "B N T M"]) -> dict[str, Float[np.ndarray, "B N"]]:
-        """The reward and its terms for N candidates per clip, against the `video` embeddings of B clips."""
+    def score_steps(self, video: Embedded, log_mels: Float[np.ndarray, "B N T M"]) -> Scores:
+        """The scores of N candidates per clip, against what `embed_video` found for B clips."""
+        size = max(1, self._batch // log_mels.shape[1])
+        known: Any = {name: values for name, values in video.items() if name in _EMBEDDED}
+        score = functools.partial(self.score_program, self._params)
+        return map_batches(score, size, Embeddings(**known), log_mels, mesh=self._mesh)
+
+
+class DeSyncScorer:
+    """Minus the offset in seconds that the released Synchformer expects between pictures and sound.
+
+    `vocode` makes waveforms at `audio_hz` of log-mels. One network call per clip and candidate, on one device.
+    """
+
+    terms = ("desync",)
+
+    def __init__(self, network: DeSync, vocode: Callable[[np.ndarray], np.ndarray], audio_hz: int):
+        self._network, self._vocode, self._hz = network, vocode, audio_hz
+
+    def embed_video(self, video: UInt8[np.ndarray, "B T H W 3"]) -> Embedded:
+        """The features of the segments of frames at 25 Hz."""
+        return {"desync": np.stack([self._network.encode_video(frames) for frames in video])}
+
+    def scores(self, video: Embedded, log_mels: Float[np.ndarray, "B N T M"]) -> Float[np.ndarray, "B N"]:
+        """The scores of N candidates per clip, against what `embed_video` found for B clips."""
+        waveforms = self._vocode(log_mels.reshape(-1, *log_mels.shape[2:]))
+        found = np.zeros(log_mels.shape[:2])
+        for place, waveform in zip(np.ndindex(found.shape), waveforms):
+            sound = self._network.encode_audio(soxr.resample(waveform, self._hz, frontends.SYNCHFORMER_HZ))
+            found[place] = -self._network.expected_sec(video["desync"][place[0]], sound)
+        return found
+
+
+class RewardScorer:
+    """The reward of a run: SF-CAVP's cosines and sound events, DeSync with its weight, or the sum of both."""
+
+    def __init__(self, cosines: CosineScorer | None, desync: DeSyncScorer | None = None, weight: float = 0.0):
+        self.cosines, self._desync, self._weight = cosines, desync, weight
+        self.terms = tuple(term for part in (cosines, desync) if part for term in part.terms)
+
+    def embed_video(self, video: UInt8[np.ndarray, "B T H W 3"]) -> Embedded:
+        """What the reward knows of frames. Once per video is enough for any number of candidates."""
+        parts = [part.embed_video(video) for part in (self.cosines, self._desync) if part]
+        return {name: values for part in parts for name, values in part.items()}
+
+    def score(self, video: Embedded, log_mels: Float[np.ndarray, "B N T M"]) -> dict[str, Float[np.ndarray, "B N"]]:
+        """The reward and its terms for N candidates per clip, against what `embed_video` found for B clips."""
         return self.score_steps(video, log_mels)[0]
 
-    def score_steps(
-        self, video: Any, log_mels: Float[np.ndarray, "B N T M"]
-    ) -> tuple[dict[str, Float[np.ndarray, "B N"]], Float[np.ndarray, "B N steps"]]:
-        """As `score`, and the reward of each step."""
-        size = max(1, self._batch // log_mels.shape[1])
-        return map_batches(functools.partial(self.score_program, self._params), size, video, log_mels, mesh=self._mesh)
+    def score_steps(self, video: Embedded, log_mels: Float[np.ndarray, "B N T M"]) -> Scores:
+        """As `score`, and the reward of each step. DeSync is the same at every step."""
+        zeros = np.zeros(log_mels.shape[:2], np.float32)
+        scores, steps = self.cosines.score_steps(video, log_mels) if self.cosines else ({"reward": zeros}, zeros[..., None])
+        if not self._desync:
+            return scores, steps
+        seconds = self._desync.scores(video, log_mels)
+        more = self._weight * seconds
+        return {**scores, "desync": seconds, "reward": scores["reward"] + more}, steps + more[..., None]
 
 
 class WaveformJudge:

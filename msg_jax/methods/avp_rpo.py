@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
+from msg_jax.errors import UserError
 from msg_jax.methods.candidates import SCORES
 from msg_jax.methods.ranked import Ranked
 
@@ -14,6 +15,11 @@ class AvpRpo(Ranked):
     kind: ClassVar[str] = "avp_rpo"
     title: ClassVar[str] = "AVP-RPO"
     summary: ClassVar[str] = "base tuned on pairs of its own candidates, ranked by the reward"
+
+    def check(self, name, config):
+        if self.winner == "stitched" and config.reward.desync and not config.reward.uses_sf_cavp:
+            raise UserError(f"config.arms.{name}.winner=stitched joins the best moments of candidates, but DeSync alone scores "
+                            "each as a whole: set it to best_of_n or real, or config.reward.window=2.")
 
     def rank_steps(self, step_rewards, step_errors):
         return step_rewards

@@ -6,12 +6,14 @@ them, with itself at the start of the round as reference; `validation.json` has 
 """
 
 import abc
+from collections.abc import Sequence
 import dataclasses
 import json
 from typing import Any, Literal
 
 import numpy as np
 
+from msg_jax import networks
 from msg_jax.data.features import FeatureSource
 from msg_jax.infra import checkpoint, logging, preemption
 from msg_jax.methods.candidates import CandidatePool, needs_own_candidates
@@ -19,6 +21,9 @@ from msg_jax.methods.method import Given, Job, Method
 from msg_jax.run import build
 from msg_jax.storage import Path
 from msg_jax.types import Params
+
+VALIDATION_CLIPS = 128
+"""Held-out clips at most whose rewards decide whether another round follows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,7 @@ class Sampled(Method):
         return {folder: job.run.config.preference if folder == shared else job.preference for folder in folders}
 
     def needs(self, config):
-        reward = ("sf_cavp", "sound_events") if config.sound_events.kinds else ("sf_cavp",)
+        reward = networks.reward_stages(config)
         own = () if self.samples_itself() else ("candidates",)
         return ("base", *reward, "judge", *own)
 
@@ -117,16 +122,26 @@ class Rounds:
         return task.result(job.run.fit(task, self.section, folder / "training", seed=job.seed))
 
 
+def first_of_each_video(ids: Sequence[str]) -> list[int]:
+    """The place of the first clip of each video, by ids such as `a.mp4@8.000`; other ids are videos of their own."""
+    first: dict[str, int] = {}
+    for place, name in enumerate(ids):
+        first.setdefault(name.rpartition("@")[0] or name, place)
+    return list(first.values())
+
+
 class Validation:
-    """Rewards of a model's samples for held-out clips, beside those of real sound after the codec."""
+    """Rewards of a model's samples for held-out clips, beside those of real sound after the codec. One clip of each video."""
 
     def __init__(self, pool: CandidatePool):
         run = pool.run
         self.pool, self.batch_size = pool, run.config.evaluate.batch_size
         self.features = FeatureSource(run.folder("extract") / "validation")
         source = run.source("validation", self.features.kept, ("video",))
-        self.indices = list(range(min(len(source), self.batch_size)))
-        self.video = pool.reward.embed_video(np.stack([source[i]["video"] for i in self.indices]))
+        self.indices = first_of_each_video(self.features.ids)[:VALIDATION_CLIPS]
+        batches = (self.indices[i : i + self.batch_size] for i in range(0, len(self.indices), self.batch_size))
+        embedded = [pool.reward.embed_video(np.stack([source[i]["video"] for i in batch])) for batch in batches]
+        self.video = {name: np.concatenate([part[name] for part in embedded]) for name in embedded[0]}
 
     def metrics(self, variables: Params) -> dict[str, float]:
         """The mean of each reward term, with the suffix `_reconstructed` for real sound."""

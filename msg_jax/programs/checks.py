@@ -14,6 +14,7 @@ from msg_jax.config.schema import Config, Training
 from msg_jax.convert.bundle import DOCUMENT, VARIANTS
 from msg_jax.data import scene_sets
 from msg_jax.errors import UserError
+from msg_jax.inference.desync import LEAST_SEC
 from msg_jax.infra import mesh as mesh_lib
 
 MMDIT_CONTEXT = {
@@ -28,6 +29,7 @@ def check(config: Config) -> None:
     _check_released(config)
     _check_generator(config)
     _check_sampling(config)
+    _check_reward(config)
     _check_encoders(config)
     if _augments(config) and config.arms:
         raise UserError(f"config.augment makes clips without a video of their own, which preference tuning needs: set "
@@ -103,6 +105,18 @@ def _check_sampling(config: Config) -> None:
         raise UserError(f"config.sampling.guidance_rescale={rescale} is not a share from 0 to 1.")
 
 
+def _check_reward(config: Config) -> None:
+    reward, clip = config.reward, config.clip
+    for name, weight in tree.to_dict(reward).items():
+        if weight < 0:
+            raise UserError(f"config.reward.{name}={weight:g} rewards what is worse: make it 0 or more.")
+    if not (reward.uses_sf_cavp or reward.desync):
+        raise UserError("config.reward has no weight above 0: set config.reward.window=2, or another.")
+    if reward.desync and clip.duration_sec < LEAST_SEC:
+        raise UserError(f"config.reward.desync={reward.desync:g} compares {LEAST_SEC} s of pictures and sound, and clips have "
+                        f"config.clip.duration_sec={clip.duration_sec:g}: make them longer, or set it to 0.")
+
+
 def _check_generator(config: Config) -> None:
     base, clip = config.base, config.clip
     if base.objective == "diffusion":
@@ -171,7 +185,7 @@ def _check_joint(config: Config) -> None:
         raise UserError(f"config.joint.video_to_audio={section.video_to_audio} and audio_to_video={section.audio_to_video} "
                         "are shares of the training items: make them 0 or more, with a sum of at most 1.")
     for name in config.arms:
-        if "sf_cavp" in methods.method(config, name).needs(config):
+        if "reward" in methods.method(config, name).sections():
             raise UserError(f"config.arms.{name} learns from a reward for given videos, which config.base.network=joint does "
                             "not have: leave it out, or choose a method that learns from real clips.")
 

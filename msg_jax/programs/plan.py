@@ -34,7 +34,7 @@ def plan(config: Config) -> Plan:
     filtered = ("alignment",) if config.base.keep_share < 1 and config.base.keep_by == "alignment" else ()
     # The released MM-DiT's file also holds the features of the empty text, and the latents' mean and standard deviation.
     null_text, statistics = files("encoders.kind", "mmdit"), files("codec.kind", "mmdit")
-    reward = ("sf_cavp", "sound_events") if config.sound_events.kinds else ("sf_cavp",)
+    reward, reward_files = networks.reward_stages(config), files("reward.desync", "synchformer")
     decisive = tuple(f"preference.{name}" for name in candidates.DECISIVE)
     stages = [
         Stage("prepare", prepare.make, alone=True),
@@ -48,18 +48,22 @@ def plan(config: Config) -> Plan:
         Stage("alignment", alignment.make, ("sf_cavp", "extract"), ("reward",)),
         Stage("base", base.make, ("extract", *filtered), ("base",), seeded=True, weights=null_text or statistics),
         Stage("event_metrics", event_metrics.make, ("judge", "base"), ("evaluate", "sampling"), seeded=True),
-        Stage("candidates", candidates.make, ("base", *reward, "judge"), (*decisive, "reward", "sampling"), seeded=True),
+        Stage("candidates", candidates.make, ("base", *reward, "judge"), (*decisive, "reward", "sampling"), seeded=True,
+              weights=reward_files),
     ]
     for name in config.arms:
         arm = methods.method(config, name)
         needs = dict.fromkeys(("base", *arm.needs(config), *arm.origins().values()))
-        stages.append(Stage(name, methods.make(name), tuple(needs), (f"arms.{name}", "sampling", *arm.sections()), seeded=True))
+        stages.append(Stage(
+            name, methods.make(name), tuple(needs), (f"arms.{name}", "sampling", *arm.sections()), seeded=True,
+            weights=reward_files if "reward" in arm.sections() else (),
+        ))
     systems = ("base", *config.arms)
     if config.base.network == "joint":
         return {stage.name: stage for stage in [*_joint(stages), _joint_evaluation(systems)]}
     stages += [
         Stage("evaluate", evaluate.make, ("judge", "second_judge", *reward, *systems),
-              ("evaluate", "sampling", "arms", "reward")),
+              ("evaluate", "sampling", "arms", "reward"), weights=reward_files),
         Stage("reward_study", reward_study.make, ("base", *reward, "judge"), ("reward_study", "sampling", "reward")),
     ]
     return {stage.name: stage for stage in stages}

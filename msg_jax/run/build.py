@@ -10,8 +10,16 @@ from msg_jax.data import scene_sets, scenes
 from msg_jax.data.pipeline import Chosen, Source
 from msg_jax.inference import frozen
 from msg_jax.inference.batching import map_batches
+from msg_jax.inference.desync import DeSync
 from msg_jax.inference.sampler import Conditioned, Sampler
-from msg_jax.inference.scorer import CodecAndJudge, PictureCodecAndJudge, RewardScorer, WaveformJudge
+from msg_jax.inference.scorer import (
+    CodecAndJudge,
+    CosineScorer,
+    DeSyncScorer,
+    PictureCodecAndJudge,
+    RewardScorer,
+    WaveformJudge,
+)
 from msg_jax.run.run import Run
 
 
@@ -23,9 +31,15 @@ def sampler(run: Run, features: Conditioned) -> Sampler:
 
 def reward_scorer(run: Run) -> RewardScorer:
     """The run's own reward."""
-    reward = networks.reward(run.config, run.clip)
-    params = {name: run.load(name) for name in ("sf_cavp", "sound_events") if getattr(reward, name) is not None}
-    return RewardScorer(reward, params, run.local_mesh, run.config.evaluate.batch_size)
+    config, cosines, desync = run.config, None, None
+    if stages := networks.reward_stages(config):
+        params = {name: run.load(name) for name in stages}
+        cosines = CosineScorer(networks.reward(config, run.clip), params, run.local_mesh, config.evaluate.batch_size)
+    if config.reward.desync:
+        assert run.released is not None
+        network = DeSync(run.released.paths["synchformer"], networks.released(config)["synchformer"])
+        desync = DeSyncScorer(network, codec_and_judge(run, ()).vocode, run.clip.audio_hz)
+    return RewardScorer(cosines, desync, config.reward.desync)
 
 
 def codec_and_judge(run: Run, class_names: Sequence[str]) -> CodecAndJudge:

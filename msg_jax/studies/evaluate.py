@@ -22,11 +22,11 @@ from msg_jax.data import mel
 from msg_jax.data.features import FeatureSource, FeatureWriter
 from msg_jax.evaluation import bootstrap, distribution, event_metrics, events, ranking, report
 from msg_jax.evaluation.event_metrics import EVENT_METRICS
+from msg_jax.inference.scorer import Embedded
 from msg_jax.infra import logging, metering, preemption, runtime
 from msg_jax.infra.record import RECORD, read_record
 from msg_jax.losses.contrastive import lagged_cosines
 from msg_jax.methods import cost
-from msg_jax.models.sf_cavp import Embeddings
 from msg_jax.run import build
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
@@ -36,6 +36,7 @@ from msg_jax.studies.reward_study import judged_candidates
 OFFSETS = 9  # a clip against itself, shifted by -4 to 4 times OFFSET_SEC
 OFFSET_SEC = 0.08
 RECALL_GROUP = 64
+_OF_SF_CAVP = ("offset_accuracy_9", f"semantic_r1_{RECALL_GROUP}", f"dynamic_r1_{RECALL_GROUP}")
 PAIRED_METRICS = ("event_f1", "event_f1_40ms", "event_f1_second_judge")  # also reported as differences to the base
 REFERENCES = ("real", "reconstructed", "random_clip")
 _SHIFTS = {"real": 0, "random_clip": 1}  # references that were recorded, and how many places before the clip
@@ -99,9 +100,7 @@ class Evaluation:
         writer = FeatureWriter(folder, len(self.clips), self.section.batch_size, jax.process_index(), jax.process_count())
         for shard, clips in writer.missing:
             records = [self.source[i] for i in clips]
-            found = self.reward_scorer.embed_video(np.stack([record["video"] for record in records]))
-            fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-            arrays = {name: np.asarray(values) for name, values in fields.items() if values is not None}
+            arrays = self.reward_scorer.embed_video(np.stack([record["video"] for record in records]))
             items = [{name: values[row] for name, values in arrays.items()} for row in range(len(records))]
             writer.write(shard, [record["id"] for record in records], items)
             preemption.exit_if_requested(f"evaluate videos {shard}")
@@ -116,10 +115,9 @@ class Evaluation:
         size = size or self.section.batch_size
         return [self.clips[start : start + size] for start in self.clips[::size]]
 
-    def video(self, clips: range) -> Embeddings:
-        """The reward's embeddings of the videos of these clips."""
-        arrays: dict[str, Any] = self._videos.stack(clips, tuple(self._videos.dims))
-        return Embeddings(**arrays)
+    def video(self, clips: range) -> Embedded:
+        """What the reward knows of the videos of these clips."""
+        return self._videos.stack(clips, tuple(self._videos.dims))
 
     def recorded(self, clips: range, shift: int = 0) -> Float[np.ndarray, "B S"]:
         """The waveforms of these clips; with `shift`, of the clips so many places before them."""
@@ -222,16 +220,20 @@ class Evaluation:
 
     def sf_cavp(self) -> dict[str, Any]:
         """Metrics of SF-CAVP itself on real held-out clips."""
+        cosines = self.reward_scorer.cosines
+        if cosines is None:
+            reasons = {f"{name}_reason": "the reward has no SF-CAVP" for name in _OF_SF_CAVP}
+            return dict.fromkeys(_OF_SF_CAVP) | reasons
         step = round(OFFSET_SEC * networks.reward_model(self.run.config, self.run.clip).config.dynamic_hz)
         lags = [step * (i - OFFSETS // 2) for i in range(OFFSETS)]
-        cosines, paired = [], {"semantic": [], "dynamic": []}
+        lagged, paired = [], {"semantic": [], "dynamic": []}
         for group in self.batches(RECALL_GROUP):
-            video, audio = self.video(group), self.reward_scorer.embed_audio(self.mels(RowKey("real"), group)[:, 0])
-            cosines.append(np.asarray(lagged_cosines(video.dynamic, audio.dynamic, lags)))
+            video, audio = self.video(group), cosines.embed_audio(self.mels(RowKey("real"), group)[:, 0])
+            lagged.append(np.asarray(lagged_cosines(video["dynamic"], audio.dynamic, lags)))
             for name in (paired if len(group) == RECALL_GROUP else ()):
-                queries, answers = (np.reshape(getattr(each, name), (RECALL_GROUP, -1)) for each in (video, audio))
+                queries, answers = (np.reshape(each, (RECALL_GROUP, -1)) for each in (video[name], getattr(audio, name)))
                 paired[name].append(ranking.grouped_cosine(queries, answers, RECALL_GROUP))
-        metrics: dict[str, Any] = {"offset_accuracy_9": ranking.offset_accuracy(np.concatenate(cosines), OFFSETS // 2)}
+        metrics: dict[str, Any] = {"offset_accuracy_9": ranking.offset_accuracy(np.concatenate(lagged), OFFSETS // 2)}
         for name, tables in paired.items():
             key = f"{name}_r1_{RECALL_GROUP}"
             if not tables:

@@ -25,7 +25,7 @@ from msg_jax.data.features import FeatureSource
 from msg_jax.errors import UserError
 from msg_jax.evaluation import bootstrap, events, ranking, report
 from msg_jax.inference.sampler import Sampler
-from msg_jax.inference.scorer import CodecAndJudge, RewardScorer
+from msg_jax.inference.scorer import CodecAndJudge, CosineScorer, RewardScorer
 from msg_jax.infra import checkpoint, logging, preemption, runtime
 from msg_jax.infra.record import read_record
 from msg_jax.models.sf_cavp import RewardWeights
@@ -100,8 +100,8 @@ class Cosines:
 
     def _own_weights(self) -> dict[str, float]:
         config = self._run.config
-        weights = tree.to_dict(config.reward)
-        return {term: weight for term, weight in weights.items() if term != "events" or config.sound_events.kinds}
+        absent = {"desync"} if config.sound_events.kinds else {"desync", "events"}
+        return {term: weight for term, weight in tree.to_dict(config.reward).items() if term not in absent}
 
     def _open(self, field: str, folder: str) -> RewardScorer:
         """The networks in a folder. Raises UserError if there are none, or none for this run's clips."""
@@ -120,10 +120,10 @@ class Cosines:
             config = tree.from_dict(Config, record["config"])
             unweighted = RewardWeights(semantic=0.0, dynamic=0.0, window=0.0, events=0.0)  # the terms are scored apart
             reward = Reward(networks.reward_model(config, self._run.clip), sound_events, unweighted)
-            scorer = RewardScorer(
+            cosines = CosineScorer(
                 reward, self._run.local(params), self._run.local_mesh, self._run.config.evaluate.batch_size
             )
-            self._opened[folder] = scorer, record["digest"]
+            self._opened[folder] = RewardScorer(cosines), record["digest"]
         return self._opened[folder][0]
 
     def _terms(self, folder: str, frames: np.ndarray, log_mels: np.ndarray) -> Scores:

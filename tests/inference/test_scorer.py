@@ -1,9 +1,11 @@
-"""Errors per step, from scripted detections."""
+"""Errors per step, from scripted detections, and the sum of rewards, from scripted networks."""
 
 import numpy as np
+import pytest
 
 from msg_jax.clip import TINY
-from msg_jax.inference.scorer import CodecAndJudge
+from msg_jax.inference.desync import DeSync
+from msg_jax.inference.scorer import CodecAndJudge, CosineScorer, DeSyncScorer, RewardScorer
 
 
 class Scripted(CodecAndJudge):
@@ -29,3 +31,51 @@ def test_errors_are_counted_at_their_steps_for_every_candidate():
     assert errors.shape == (2, 2, 40) and not errors[0, 0].any() and not errors[1, 0].any()
     assert errors[0, 1, 25] == 2 and errors[0, 1].sum() == 2
     assert errors[1, 1, 39] == 1 and errors[1, 1].sum() == 1
+
+
+class Offsets(DeSync):
+    """Features are means, and the offset is their distance."""
+
+    def __init__(self):
+        pass
+
+    def encode_video(self, frames):
+        return frames.mean()[None]
+
+    def encode_audio(self, waveform):
+        return waveform.mean()[None]
+
+    def expected_sec(self, video, audio):
+        return float(abs(video - audio)[0])
+
+
+class Cosines(CosineScorer):
+    """In the place of SF-CAVP, the candidates' means at every step."""
+
+    def __init__(self):
+        self.terms = ("window",)
+
+    def embed_video(self, video):
+        return {"local": np.zeros((len(video), 3))}
+
+    def score_steps(self, video, log_mels):
+        assert video["local"].shape == (len(log_mels), 3)
+        steps = log_mels.mean(axis=3)
+        return {"window": steps.mean(axis=2), "reward": steps.mean(axis=2)}, steps
+
+
+@pytest.mark.parametrize("cosines", [Cosines(), None])
+def test_desync_is_weighed_and_added_to_the_reward_and_to_each_of_its_steps(cosines):
+    """Two clips of brightness 1 and 3, three candidates each, whose waveforms are their log-mels' first band, at 16 kHz."""
+    log_mels = np.arange(2 * 3 * 4 * 2, dtype=np.float64).reshape(2, 3, 4, 2) / 10
+    desync = DeSyncScorer(Offsets(), lambda mels: mels[..., 0].mean(axis=1)[:, None].repeat(50, 1), audio_hz=16_000)
+    scorer = RewardScorer(cosines, desync, weight=0.5)
+    assert scorer.terms == (("window", "desync") if cosines else ("desync",))
+    video = scorer.embed_video(np.stack([np.full((5, 2, 2, 3), value, np.uint8) for value in (1, 3)]))
+    scores, steps = scorer.score_steps(video, log_mels)
+    offsets = -np.abs(np.array([[1.0], [3.0]]) - log_mels[..., 0].mean(axis=2))
+    np.testing.assert_allclose(scores["desync"], offsets, atol=1e-6)
+    own = log_mels.mean(axis=(2, 3)) if cosines else 0
+    np.testing.assert_allclose(scores["reward"], own + 0.5 * offsets, atol=1e-6)
+    np.testing.assert_allclose(steps.mean(axis=-1), scores["reward"], atol=1e-6)
+    np.testing.assert_array_equal(scorer.score(video, log_mels)["reward"], scores["reward"])

@@ -14,6 +14,7 @@ from msg_jax.errors import UserError
 from msg_jax.evaluation import report
 from msg_jax.infra import checkpoint, record
 from msg_jax.methods import AvpRpo, ContinueFlow, Distill, Merge, SyncDpo
+from msg_jax.methods.rounds import first_of_each_video
 from msg_jax.programs import checks
 from msg_jax.programs.plan import plan
 from msg_jax.recipes import presets, runs
@@ -134,3 +135,8 @@ def test_a_new_method_is_one_class_and_one_entry(tmp_path, monkeypatch):
     assert "Shrunk" in table
     with pytest.raises(UserError, match=r"arms\.mine\.factor=2"):
         methods.check(tree.replace(config, arms={"mine": Shrink(factor=2.0)}))
+
+
+def test_one_clip_of_each_video_is_validated():
+    ids = ["a.mp4@0.000", "a.mp4@8.000", "test_00003", "b@2.mp4@0.000", "b@2.mp4@8.000", "test_00004"]
+    assert first_of_each_video(ids) == [0, 2, 3, 5]

@@ -22,8 +22,9 @@ from msg_jax.errors import UserError
 from msg_jax.inference import frozen, loading
 from msg_jax.inference.generate import Settings, generate
 from msg_jax.infra import checkpoint
+from msg_jax.methods.candidates import SCORES
 from msg_jax.models.mmdit import example_inputs
-from msg_jax.programs import checks
+from msg_jax.programs import checks, plan
 from msg_jax.recipes import presets, runs
 from msg_jax.run.run import Run
 from msg_jax.stages.extract import Extractor, reader
@@ -51,14 +52,18 @@ def inputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_folder(inputs, tmp_path_factory):
-    """The main job from the command line, in its own process; `base` is fine-tuned for two steps."""
-    weights, videos = inputs
+    """The main job; `base` is fine-tuned for two steps."""
     workdir = tmp_path_factory.mktemp("released_run") / "run"
+    _main_job(*inputs, workdir)
+    return workdir
+
+
+def _main_job(weights, videos, workdir, *flags):
+    """From the command line, in its own process."""
     subprocess.run([
         sys.executable, "tests/released_run.py", f"--config=configs/avp_rpo.py:{released_run.NAME}", f"--workdir={workdir}",
-        f"--config.weights={weights}", f"--config.data.source=folder:{videos}",
+        f"--config.weights={weights}", f"--config.data.source=folder:{videos}", *flags,
     ], env=environment(), cwd=ROOT, check=True)
-    return workdir
 
 
 def _config(inputs, targets=("avp_rpo",), **changes):
@@ -97,6 +102,41 @@ def test_clips_that_cannot_be_decoded_are_listed_and_the_others_used(run_folder,
     assert facts == {"clips": {"train": 2, "validation": 1, "test": 1}, "skipped": {"train": 2, "validation": 0, "test": 0}}
     pairs = _rows(run_folder / "avp_rpo" / "round_0" / "pairs.jsonl")
     assert sorted(pair["id"] for pair in pairs) == features.ids
+
+
+def test_a_reward_of_released_networks_alone_needs_no_reward_model(inputs):
+    """DeSync ranks the candidates: neither SF-CAVP nor sound events are trained, and the file of Synchformer is recorded."""
+    weights = dict(window=0.0, events=0.0, desync=1.0)
+    config = _config(inputs, clip=dict(duration_sec=4.8), reward=weights)
+    with pytest.raises(UserError, match=r"config\.arms\.avp_rpo\.winner=stitched joins .* set it to best_of_n or real"):
+        checks.check(config)
+    stages = plan.plan(config)
+    assert not {"sf_cavp", "sound_events"} & plan.needed(stages, ["avp_rpo", "evaluate"])
+    assert all(stages[name].weights == ("synchformer",) for name in ("candidates", "avp_rpo", "evaluate"))
+    both = plan.plan(_config(inputs, clip=dict(duration_sec=4.8), reward=dict(desync=1.0)))
+    assert {"sf_cavp", "sound_events"} <= plan.needed(both, ["avp_rpo"])
+
+
+@pytest.mark.slow
+def test_a_run_that_desync_rewards(inputs, tmp_path):
+    """From videos to the tuned network and its evaluation, without a reward model."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    released_run.write_videos(videos, sec=5)
+    weights = [f"--config.reward.{name}={weight}" for name, weight in dict(window=0, events=0, desync=2).items()]
+    run = tmp_path / "run"
+    _main_job(inputs[0], videos, run, "--config.clip.duration_sec=4.8", "--config.arms.avp_rpo.winner=best_of_n", *weights)
+    assert not (run / "sf_cavp").exists() and not (run / "sound_events").exists()
+    table = FeatureSource(run / "candidates").stack([0, 1], ("scores",))["scores"]
+    scores = dict(zip(SCORES, np.moveaxis(table, -1, 0)))
+    assert np.isnan(scores["window"]).all() and (scores["desync"] < 0).all()
+    np.testing.assert_allclose(scores["reward"], 2 * scores["desync"], rtol=1e-5)
+    metrics = json.loads((run / "avp_rpo" / "round_0" / "validation.json").read_text())
+    assert metrics.keys() == {f"{name}{suffix}" for name in ("reward", "desync") for suffix in ("", "_reconstructed")}
+    results = json.loads((run / "results.json").read_text())
+    tuned = next(row for row in results["rows"] if row["system"] == "avp_rpo")
+    assert -2 <= tuned["desync"]["value"] < 0 and tuned["cost_tflop"] > 0
+    assert results["sf_cavp"]["offset_accuracy_9"] is None
 
 
 def test_features_are_those_that_generate_computes(run_folder, inputs):
@@ -181,6 +221,9 @@ def test_a_run_whose_released_files_are_gone_is_refused(run_folder, inputs, monk
     (dict(base=dict(hidden=64)), r"config\.base\.hidden=64 differs from the released toy_16k.*: set it to \d+"),
     (dict(base=dict(initial="", steps=0)), r"config\.base\.steps=0 uses the network of config\.base\.initial"),
     (dict(clip=dict(mel=dict(bands=64))), r"config\.clip does not fit the released toy_16k.*mel\.bands is 64 here, 80 there"),
+    (dict(reward=dict(desync=1.0)), r"config\.reward\.desync=1 compares 4\.8 s .* config\.clip\.duration_sec=1\.92"),
+    (dict(reward=dict(window=0.0, events=0.0)), r"config\.reward has no weight above 0"),
+    (dict(reward=dict(window=-1.0)), r"config\.reward\.window=-1 rewards what is worse"),
     (dict(base=dict(initial=""), encoders=dict(kind="separate")), r"config\.encoders\.kind=separate does not fit config\.clip"),
     (dict(base=dict(initial=""), encoders=dict(kind="sf_cavp")),
      r"12 slow and 48 fast steps, and the clip 15 clip frames and 40 sync"),
