@@ -13,7 +13,7 @@ sampler, clip_image, clip_text, synchformer, codec_encode, codec_decode, vocoder
 all that the config has.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import json
 import pathlib
@@ -273,9 +273,10 @@ def predict(program: Program, compiled: jax.stages.Compiled) -> dict[str, Any]:
     shown = operations.count(program.traced.jaxpr, kernels=False)
     row: dict[str, Any] = {
         "memory": _memory(compiled, program.state), "traffic": traffic, "padding": padding,
-        "repeated": module.operations() * mesh.size / max(shown, 1),
+        "repeated": module.operations() * mesh.size / max(shown, 1), "products": module.operations(),
         "collectives": {kind: counts for kind, counts in explain.collectives(found).items() if counts[0]},
         "wire": sum(each.wire * each.times for each in found), "tensors": explain.tensors(found),
+        "float32": _largest_first(module.products("f32")), "padded": _largest_first(module.padded()),
     }
     if limits:
         peak = row["memory"]["peak"]
@@ -288,6 +289,10 @@ def predict(program: Program, compiled: jax.stages.Compiled) -> dict[str, Any]:
         row |= {"seconds": seconds, "predicted_sec": seconds[bottleneck], "bottleneck": bottleneck}
         row["predicted_mfu"] = seconds["compute"] / seconds[bottleneck]
     return row
+
+
+def _largest_first(sizes: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(sizes.items(), key=lambda item: -item[1])
 
 
 def _memory(compiled: jax.stages.Compiled, state: train.TrainState | None) -> dict[str, int]:
@@ -319,6 +324,13 @@ def show(row: dict[str, Any]) -> Iterator[str]:
            f"{memory['working']:,} working, {memory['peak']:,} at the peak{limit}")
     yield f"  all devices together compute {row['repeated']:.2f} times the operations"
     yield f"  memory traffic {row['traffic']:,} bytes, {row['padding'] / max(row['traffic'], 1):.1%} of it padding"
+    for what, found, whole in (
+        ("traffic is of arrays that tiles more than double", row["padded"], row["traffic"]),
+        ("operations are products of float32", row["float32"], row["products"]),
+    ):
+        if found:
+            names = ", ".join(f"{tensor} {size / max(whole, 1):.1%}" for tensor, size in found[: explain.LARGEST])
+            yield f"  {sum(size for _, size in found) / max(whole, 1):.1%} of the {what}: {names}"
     if "seconds" in row:
         parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in row["seconds"].items())
         yield (f"  at least {row['predicted_sec']:.3g} s ({parts}), bound by {row['bottleneck']}; "

@@ -24,6 +24,7 @@ _WORKSPACE = re.compile(r"\b[su]8\[\d+\]\S*")
 _CONTRACTED = re.compile(r"lhs_contracting_dim(?:s=\{([\d,]*)\}|ensions\":\[([\d,\"]*)\])")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"(\w+)=([-\dx_]+)")
+_IN_PLACE = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast)"')
 _PLACE = re.compile(r"\bindex=(\d+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _WORKLESS = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
@@ -37,6 +38,7 @@ class Array(NamedTuple):
     padded: int  # bytes in the layout of the device, whose tiles may not divide the array
     in_memory: bool  # in the device's main memory, not in a core's own
     shape: tuple[int, ...]
+    type: str = ""  # as XLA calls it: bf16, f32
 
 
 class Instruction(NamedTuple):
@@ -185,10 +187,24 @@ class Module:
 
         Those of kernels (Pallas) are not seen.
         """
-        return sum(
-            times * _operations(self.computations[name], line)
-            for name, times in self.times.items() for line in self.computations[name].values()
-        )
+        return sum(self.products().values())
+
+    def products(self, type: str = "") -> Mapping[str, int]:
+        """`operations` by part of the model; with a type, for example f32, only of products of such arrays."""
+        found: dict[str, int] = {}
+        for name, times in self.times.items():
+            inside = self.computations[name]
+            for line in inside.values():
+                size = times * _operations(inside, line)
+                arrays = (array for operand in line.operands if operand in inside for array in inside[operand].arrays)
+                if size and (not type or any(array.type == type for array in arrays)):
+                    part = self._part(name, line)
+                    found[part] = found.get(part, 0) + size
+        return found
+
+    def _part(self, computation: str, line: Instruction) -> str:
+        """The part of the model that an instruction belongs to."""
+        return shorten(line.op_name or self._callers.get(computation, ""))
 
     def traffic(self) -> tuple[int, int]:
         """Bytes that instructions read from and write to the memory of one device, and the share of them that is padding.
@@ -196,37 +212,94 @@ class Module:
         A slice of an array counts as what it takes, also inside a fusion. Caches are not considered.
         """
         moved = padding = 0
+        for _, _, array, count in self._moves():
+            moved += round(count * array.padded)
+            padding += round(count * (array.padded - array.bytes))
+        return moved, padding
+
+    def padded(self, factor: float = 2.0) -> Mapping[str, int]:
+        """Of the traffic, the bytes of arrays that tiles make more than `factor` times as large, by the part of the model."""
+        found: dict[str, int] = {}
+        for computation, line, array, count in self._moves():
+            if array.padded > factor * array.bytes:
+                part = self._part(computation, line)
+                found[part] = found.get(part, 0) + round(count * array.padded)
+        return found
+
+    def _moves(self) -> Iterator[tuple[str, Instruction, Array, float]]:
+        """Computation, instruction, and an array that it reads or writes in memory, with how often all of it is moved."""
         for name, times in self.top_level_times.items():
             for line in self.computations[name].values():
                 for array, share in self._touched(self.computations[name], line):
-                    moved += round(times * array.padded * share)
-                    padding += round(times * (array.padded - array.bytes) * share)
-        return moved, padding
+                    yield name, line, array, times * share
 
     def _touched(self, inside: Computation, line: Instruction) -> Iterator[tuple[Array, float]]:
         """Arrays in memory that an instruction reads or writes, and the share of each."""
-        if line.opcode in _WORKLESS or line.opcode.endswith("-start"):
+        if line.opcode in _WORKLESS or line.opcode.endswith("-start") or _IN_PLACE.search(line.attributes):
             return
-        results, operands = _sum(line.arrays), [inside[name].arrays for name in line.operands if name in inside]
+        reads = [(array, size) for number in range(len(line.operands)) for array, size in self._read(inside, line, number)]
         if line.opcode.endswith("-done"):  # its start names what is read
             start = inside.get(line.operands[0]) if line.operands else None
-            operands = [inside[name].arrays for name in start.operands if name in inside] if start else []
-        called = dict(_CALLED.findall(line.attributes)).get("calls", "")
-        fused = self.computations.get(called) if line.opcode == "fusion" else None
-        parts = _read_parts(fused) if fused else {}
-        if line.opcode in ("dynamic-slice", "slice", "gather"):
-            parts = {0: results}
-        if line.opcode == "dynamic-update-slice" and len(operands) > 1:
-            parts, written = {0: 0}, _sum(operands[1])
-        else:
-            written = _written(fused, results) if fused else results
-        for number, arrays in enumerate(operands):
-            for array in arrays:
-                if array.in_memory:
-                    yield array, min(1.0, parts.get(number, array.bytes) / max(array.bytes, 1))
-        for array in line.arrays:
+            sizes = [array.bytes for array in line.arrays] if line.opcode == "slice-done" else None
+            reads = [
+                (array, sum(sizes) if sizes else array.bytes)
+                for name in (start.operands if start else ()) if name in inside for array in inside[name].arrays
+            ]
+        for array, size in (*reads, *zip(line.arrays, self._written(inside, line))):
             if array.in_memory:
-                yield array, min(1.0, written / max(results, 1))
+                yield array, min(1.0, size / max(array.bytes, 1))
+
+    def _read(self, inside: Computation, line: Instruction, number: int) -> Iterator[tuple[Array, int]]:
+        """The arrays of an operand, and the bytes that the instruction reads of each."""
+        part = self._read_part(line, number)
+        operand = inside.get(line.operands[number])
+        for array in operand.arrays if operand else ():
+            yield array, array.bytes if part is None else part
+
+    def _read_part(self, line: Instruction, number: int) -> int | None:
+        """The bytes that an instruction reads of an operand of which it only takes slices; None if it reads all of it."""
+        if line.opcode in ("dynamic-slice", "slice", "gather") and number == 0:
+            return _sum(line.arrays)
+        if line.opcode == "dynamic-update-slice" and number == 0:
+            return 0
+        return self._parameter_parts(_called(line)).get(number) if line.opcode == "fusion" else None
+
+    def _parameter_parts(self, name: str) -> Mapping[int, int]:
+        """`_read_part` of those parameters of a fusion's computation of which only slices are taken."""
+        if name not in self._parts_found:
+            fused, users = self.computations.get(name, {}), {}
+            for line in fused.values():
+                for number, operand in enumerate(line.operands):
+                    users.setdefault(operand, []).append(self._read_part(line, number))
+            self._parts_found[name] = {
+                int(line.operands[0]): sum(users[line.name]) for line in fused.values()
+                if line.opcode == "parameter" and line.name in users and None not in users[line.name]
+            }
+        return self._parts_found[name]
+
+    @functools.cached_property
+    def _parts_found(self) -> dict[str, Mapping[int, int]]:
+        return {}
+
+    def _written(self, inside: Computation, line: Instruction) -> list[int]:
+        """The bytes that an instruction writes of each of its arrays: of an update in place, only those of the update."""
+        whole = [array.bytes for array in line.arrays]
+        sources = [inside.get(name) for name in line.operands]
+        found = whole
+        if line.opcode == "dynamic-update-slice" and len(sources) > 1 and sources[1]:
+            found = [_sum(sources[1].arrays)]
+        elif line.opcode == "fusion" and (root := _root(self.computations.get(_called(line), {}))):
+            found = self._written(self.computations[_called(line)], root)
+        elif line.opcode == "bitcast" and sources and sources[0]:
+            found = self._written(inside, sources[0]) if sources[0].opcode != "parameter" else whole
+        elif line.opcode == "tuple" and all(sources):
+            found = [size for source in sources if source for size in self._written(inside, source)]
+        return found if len(found) == len(whole) else whole
+
+
+def _called(line: Instruction) -> str:
+    """The computation of a fusion."""
+    return dict(_CALLED.findall(line.attributes)).get("calls", "")
 
 
 def _constants(names: Iterable[str], inside: Computation) -> Iterator[int]:
@@ -299,31 +372,6 @@ def _sum(arrays: tuple[Array, ...]) -> int:
     return sum(array.bytes for array in arrays)
 
 
-def _read_parts(fused: Computation) -> dict[int, int]:
-    """Bytes that a fusion reads of those operands of which it only takes slices, by number of the operand."""
-    users: dict[str, list[Instruction]] = {}
-    for line in fused.values():
-        for name in line.operands:
-            users.setdefault(name, []).append(line)
-    parts = {}
-    for line in fused.values():
-        uses = users.get(line.name, [])
-        if line.opcode == "parameter" and uses:
-            if all(use.opcode in ("dynamic-slice", "slice", "gather") and use.operands[0] == line.name for use in uses):
-                parts[int(line.operands[0])] = sum(_sum(use.arrays) for use in uses)
-            elif all(use.opcode == "dynamic-update-slice" and use.operands[0] == line.name for use in uses):
-                parts[int(line.operands[0])] = 0
-    return parts
-
-
-def _written(fused: Computation, results: int) -> int:
-    """Bytes that a fusion writes: of an update in place, only those of the update."""
-    root = _root(fused)
-    if root and root.opcode == "dynamic-update-slice":
-        return _sum(fused[root.operands[1]].arrays)
-    return results
-
-
 def parse(text: str, devices: int = 1) -> Module:
     """Parse `Compiled.as_text()` of a program for so many devices."""
     computations: dict[str, Computation] = {}
@@ -373,7 +421,7 @@ def _arrays(text: str) -> tuple[Array, ...]:
                 physical[place] = -(-physical[place] // unit) * unit
         found.append(Array(
             -(-math.prod(sizes) * width // 8), -(-math.prod(physical) * width // 8), not re.search(r"S\([1-9]", layout),
-            tuple(sizes),
+            tuple(sizes), name,
         ))
     return tuple(found)
 

@@ -211,3 +211,86 @@ ENTRY %main (a: bf16[5,16,32]) -> bf16[5,16,24] {{
 }}
 """
     assert hlo.parse(text).operations() == expected
+
+
+def test_products_and_padding_are_told_by_the_part_of_the_model():
+    """16 x 32 x 24 in bfloat16 and, in a loop of 3 turns, in float32. A tile is 8 x 128 float32 or 16 x 128 bfloat16."""
+    text = """HloModule jit_step
+
+%body (s: (s32[], f32[16,32], f32[32,24])) -> (s32[], f32[16,32], f32[32,24]) {
+  %s = (s32[], f32[16,32]{1,0:T(8,128)}, f32[32,24]{1,0:T(8,128)}) parameter(0)
+  %a = f32[16,32]{1,0:T(8,128)} get-tuple-element(%s), index=1
+  %b = f32[32,24]{1,0:T(8,128)} get-tuple-element(%s), index=2
+  %y = f32[16,24]{1,0:T(8,128)S(1)} convolution(%a, %b), dim_labels=bf_io->bf, \
+metadata={op_name="jit(step)/Net/head/dense/dot"}
+  ROOT %same = (s32[], f32[16,32]{1,0:T(8,128)}, f32[32,24]{1,0:T(8,128)}) tuple(%s)
+}
+
+%condition (s.1: (s32[], f32[16,32], f32[32,24])) -> pred[] {
+  %s.1 = (s32[], f32[16,32]{1,0:T(8,128)}, f32[32,24]{1,0:T(8,128)}) parameter(0)
+  ROOT %go = pred[] constant(true)
+}
+
+ENTRY %main (c: bf16[16,32], d: bf16[32,128]) -> bf16[16,128] {
+  %c = bf16[16,32]{1,0:T(16,128)} parameter(0)
+  %d = bf16[32,128]{1,0:T(16,128)} parameter(1)
+  %loop = (s32[], f32[16,32]{1,0:T(8,128)}, f32[32,24]{1,0:T(8,128)}) while(%c), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %z = bf16[16,128]{1,0:T(16,128)} convolution(%c, %d), dim_labels=bf_io->bf, \
+metadata={op_name="jit(step)/Net/in/dense/dot"}
+}
+"""
+    module = hlo.parse(text)
+    in_float32, in_bfloat16 = 3 * 2 * 16 * 32 * 24, 2 * 16 * 32 * 128
+    assert module.products() == {"Net/head/dense": in_float32, "Net/in/dense": in_bfloat16}
+    assert module.products("f32") == {"Net/head/dense": in_float32}
+    assert module.operations() == in_float32 + in_bfloat16
+    # (16, 32) and (32, 24) of float32 become 128 wide; of bfloat16, d fills its tiles and c does not; y stays in the core
+    assert module.padded() == {"Net/head/dense": 3 * (16 * 128 + 32 * 128) * 4, "Net/in/dense": 16 * 128 * 2}
+    assert module.padded(factor=5) == {"Net/head/dense": 3 * 32 * 128 * 4}
+
+
+def test_slices_inside_nested_fusions_and_asynchronous_ones_are_not_the_whole_array():
+    """A TPU stacks weights in a buffer, slices them in a fusion inside a fusion, and fetches others in two halves."""
+    text = """HloModule jit_apply
+
+%pick (stack: bf16[24,64,128], i: s32[]) -> bf16[64,128] {
+  %stack = bf16[24,64,128] parameter(0)
+  %i = s32[] parameter(1)
+  %one = bf16[1,64,128] dynamic-slice(%stack, %i, %i, %i), dynamic_slice_sizes={1,64,128}
+  ROOT %flat = bf16[64,128] bitcast(%one)
+}
+
+%multiply (x: bf16[16,64], stack.1: bf16[24,64,128], i.1: s32[]) -> bf16[16,128] {
+  %x = bf16[16,64] parameter(0)
+  %stack.1 = bf16[24,64,128] parameter(1)
+  %i.1 = s32[] parameter(2)
+  %weights = bf16[64,128] fusion(%stack.1, %i.1), kind=kLoop, calls=%pick
+  ROOT %y = bf16[16,128] convolution(%x, %weights), dim_labels=bf_io->bf
+}
+
+%put (stack.2: bf16[24,64,128], new: bf16[1,64,128], i.2: s32[]) -> (bf16[24,64,128], s32[]) {
+  %stack.2 = bf16[24,64,128] parameter(0)
+  %new = bf16[1,64,128] parameter(1)
+  %i.2 = s32[] parameter(2)
+  %updated = bf16[24,64,128] dynamic-update-slice(%stack.2, %new, %i.2, %i.2, %i.2)
+  %same = bf16[24,64,128] bitcast(%updated)
+  ROOT %both = (bf16[24,64,128], s32[]) tuple(%same, %i.2)
+}
+
+ENTRY %main (x.1: bf16[16,64], new.1: bf16[1,64,128], w: f32[64,128], i.3: s32[]) -> bf16[16,128] {
+  %x.1 = bf16[16,64] parameter(0)
+  %new.1 = bf16[1,64,128] parameter(1)
+  %w = f32[64,128] parameter(2)
+  %i.3 = s32[] parameter(3)
+  %buffer = bf16[24,64,128] custom-call(), custom_call_target="AllocateBuffer"
+  %filled = (bf16[24,64,128], s32[]) fusion(%buffer, %new.1, %i.3), kind=kLoop, calls=%put
+  %stack.3 = bf16[24,64,128] get-tuple-element(%filled), index=0
+  %upper = ((f32[64,128]), f32[32,128]{1,0:S(1)}, s32[]) slice-start(%w), slice={[0:32], [0:128]}
+  %upper.done = f32[32,128]{1,0:S(1)} slice-done(%upper)
+  ROOT %y.1 = bf16[16,128] fusion(%x.1, %stack.3, %i.3), kind=kOutput, calls=%multiply
+}
+"""
+    block, index = 64 * 128 * 2, 4
+    put, multiply = 2 * block + 2 * index, 16 * 64 * 2 + block + index + 16 * 128 * 2
+    assert hlo.parse(text).traffic() == (put + multiply + 32 * 128 * 4, 0)
