@@ -99,7 +99,7 @@ def compile_row(row: Row, folder: pathlib.Path, limit_sec: float) -> None:
 
 
 HEAD = ("program", "machine", "mesh", "batch", "GB of a device", "ms: compute", "memory", "links", "padding",
-        "all-to-alls", "compiled in, core-s")
+        "more than doubled", "float32", "all-to-alls", "compiled in, core-s")
 
 
 def line(row: Row, found: dict[str, Any]) -> tuple[str, ...]:
@@ -108,12 +108,15 @@ def line(row: Row, found: dict[str, Any]) -> tuple[str, ...]:
     start = (row.label, row.topology, mesh, str(found["batch"]))
     end = f"{found['compile_core_sec']:.0f}"
     if "memory" not in found:
-        return (*start, f"does not fit: {found['reason']}", *("-" * 5), end)
+        return (*start, f"does not fit: {found['reason']}", *("-" * 7), end)
     fits = "fits" if found["fits"] else "does not fit"
     seconds = [_milliseconds(value, name == found["bottleneck"]) for name, value in found["seconds"].items()]
     moved = found["collectives"].get("all-to-all", (0, 0))[0]
-    padding = f"{found['padding'] / max(found['traffic'], 1):.0%}"
-    return (*start, f"{found['memory']['peak'] / 1e9:.3g}, {fits}", *seconds, padding, str(moved), end)
+    padded, float32 = (sum(size for _, size in found[name]) for name in ("padded", "float32"))
+    traffic = max(found["traffic"], 1)
+    shares = (found["padding"] / traffic, padded / traffic, float32 / max(found["products"], 1))
+    percent = (f"{share:.0%}" for share in shares)
+    return (*start, f"{found['memory']['peak'] / 1e9:.3g}, {fits}", *seconds, *percent, str(moved), end)
 
 
 def _milliseconds(seconds: float, longest: bool) -> str:

@@ -281,13 +281,16 @@ def predict(program: Program, compiled: jax.stages.Compiled) -> dict[str, Any]:
     if limits:
         peak = row["memory"]["peak"]
         row |= {"fits": peak <= limits.memory, "share_of_memory": peak / limits.memory}
+        exact = module.exact_products()
+        usual = operations.count(program.traced.jaxpr) / mesh.size - sum(exact.values())
+        compute = (usual + 3 * exact.get("high", 0)) / limits.flops + exact.get("highest", 0) / limits.float32
         seconds = {
-            "compute": operations.count(program.traced.jaxpr) / mesh.size / limits.flops, "memory": traffic / limits.bandwidth,
+            "compute": compute, "memory": traffic / limits.bandwidth,
             "interconnect": row["wire"] / limits.interconnect,
         }
         bottleneck = max(seconds, key=lambda each: seconds[each])
         row |= {"seconds": seconds, "predicted_sec": seconds[bottleneck], "bottleneck": bottleneck}
-        row["predicted_mfu"] = seconds["compute"] / seconds[bottleneck]
+        row["predicted_mfu"] = operations.count(program.traced.jaxpr) / mesh.size / limits.flops / seconds[bottleneck]
     return row
 
 

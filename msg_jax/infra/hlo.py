@@ -25,6 +25,7 @@ _CONTRACTED = re.compile(r"lhs_contracting_dim(?:s=\{([\d,]*)\}|ensions\":\[([\d
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"(\w+)=([-\dx_]+)")
 _IN_PLACE = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast)"')
+_PRECISION = re.compile(r'operand_precision"?[=:][{\["]+(high(?:est)?)\b', re.IGNORECASE)
 _PLACE = re.compile(r"\bindex=(\d+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _WORKLESS = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
@@ -200,6 +201,16 @@ class Module:
                 if size and (not type or any(array.type == type for array in arrays)):
                     part = self._part(name, line)
                     found[part] = found.get(part, 0) + size
+        return found
+
+    def exact_products(self) -> Mapping[str, int]:
+        """Operations of one device in products whose precision is `high` or `highest`, by that precision."""
+        found: dict[str, int] = {}
+        for name, times in self.times.items():
+            for line in self.computations[name].values():
+                if precision := _PRECISION.search(line.attributes):
+                    key = precision[1].lower()
+                    found[key] = found.get(key, 0) + times * _operations(self.computations[name], line)
         return found
 
     def _part(self, computation: str, line: Instruction) -> str:

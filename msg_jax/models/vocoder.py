@@ -16,8 +16,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Float32
 import numpy as np
 
+from msg_jax.models.device import platform
 from msg_jax.models.layers import Conv, convolution, logical, precision
-from msg_jax.types import AnyArray, Array
+from msg_jax.types import AnyArray, Array, Params
 
 KERNELS = (3, 7, 11)  # one residual block each at every rate; their outputs are averaged
 DILATIONS = (1, 3, 5)
@@ -164,20 +165,52 @@ class Upsample(nn.Module):
         return samples[:, self.rate // 2 :][:, : self.rate * x.shape[1]]
 
 
+def _convolve(x: Array, variables: Params, dilation: Array, dtype: DTypeLike) -> Array:
+    """`TimeConv` as one product of shifted copies, for a dilation that is known when it runs."""
+    kernel, bias = (variables["conv"][name].astype(dtype) for name in ("kernel", "bias"))
+    _, taps, channels, features = kernel.shape
+    reach = taps // 2 * max(DILATIONS)
+    padded = jnp.pad(x.astype(dtype), ((0, 0), (reach, reach), (0, 0)))
+    starts = [reach + (tap - taps // 2) * dilation for tap in range(taps)]
+    copies = [jax.lax.dynamic_slice_in_dim(padded, start, x.shape[1], axis=1) for start in starts]
+    flat = kernel.reshape(taps * channels, features)
+    return jnp.matmul(jnp.concatenate(copies, axis=-1), flat, precision=precision(dtype)) + bias
+
+
 class ResidualBlock(nn.Module):
-    """Three residual branches: activation, dilated convolution, activation, convolution."""
+    """Three residual branches: activation, dilated convolution, activation, convolution.
+
+    On a TPU they are a loop, because XLA compiles for seconds at each activation and convolution.
+    """
 
     kernel: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+        if platform() == "tpu" and not self.is_initializing():
+            return self._looped(x)
         for i, dilation in enumerate(DILATIONS):
             y = SnakeBeta(name=f"dilated_act{i}")(x)
             y = TimeConv(x.shape[-1], self.kernel, dilation, dtype=self.dtype, name=f"dilated{i}")(y)
             y = SnakeBeta(name=f"plain_act{i}")(y)
             x = x + TimeConv(x.shape[-1], self.kernel, dtype=self.dtype, name=f"plain{i}")(y)
         return x
+
+    def _looped(self, x: Array) -> Array:
+        params = nn.unbox(self.variables["params"])
+        parts = ("dilated_act", "dilated", "plain_act", "plain")
+        branches = [{part: params[f"{part}{i}"] for part in parts} for i in range(len(DILATIONS))]
+
+        def branch(x: Array, given: tuple[Params, Array]) -> tuple[Array, None]:
+            variables, dilation = given
+            activated = SnakeBeta(parent=None).apply({"params": variables["dilated_act"]}, x)
+            y = _convolve(jnp.asarray(activated), variables["dilated"], dilation, self.dtype)
+            activated = SnakeBeta(parent=None).apply({"params": variables["plain_act"]}, y)
+            return x + _convolve(jnp.asarray(activated), variables["plain"], jnp.int32(1), self.dtype), None
+
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *branches)
+        return jax.lax.scan(branch, x, (stacked, jnp.asarray(DILATIONS, jnp.int32)))[0]
 
 
 class BigVGAN(nn.Module):

@@ -221,7 +221,7 @@ def test_products_and_padding_are_told_by_the_part_of_the_model():
   %s = (s32[], f32[16,32]{1,0:T(8,128)}, f32[32,24]{1,0:T(8,128)}) parameter(0)
   %a = f32[16,32]{1,0:T(8,128)} get-tuple-element(%s), index=1
   %b = f32[32,24]{1,0:T(8,128)} get-tuple-element(%s), index=2
-  %y = f32[16,24]{1,0:T(8,128)S(1)} convolution(%a, %b), dim_labels=bf_io->bf, \
+  %y = f32[16,24]{1,0:T(8,128)S(1)} convolution(%a, %b), dim_labels=bf_io->bf, operand_precision={high,high}, \
 metadata={op_name="jit(step)/Net/head/dense/dot"}
   ROOT %same = (s32[], f32[16,32]{1,0:T(8,128)}, f32[32,24]{1,0:T(8,128)}) tuple(%s)
 }
@@ -245,6 +245,9 @@ metadata={op_name="jit(step)/Net/in/dense/dot"}
     assert module.products() == {"Net/head/dense": in_float32, "Net/in/dense": in_bfloat16}
     assert module.products("f32") == {"Net/head/dense": in_float32}
     assert module.operations() == in_float32 + in_bfloat16
+    assert module.exact_products() == {"high": in_float32}
+    gpu = text.replace("operand_precision={high,high}", '"precision_config":{"operand_precision":["HIGHEST","HIGHEST"]}')
+    assert hlo.parse(gpu).exact_products() == {"highest": in_float32}
     # (16, 32) and (32, 24) of float32 become 128 wide; of bfloat16, d fills its tiles and c does not; y stays in the core
     assert module.padded() == {"Net/head/dense": 3 * (16 * 128 + 32 * 128) * 4, "Net/in/dense": 16 * 128 * 2}
     assert module.padded(factor=5) == {"Net/head/dense": 3 * 32 * 128 * 4}

@@ -110,10 +110,20 @@ JUDGED = {
 
 @pytest.mark.parametrize("name", JUDGED)
 def test_networks_that_judge_multiply_float32_exactly(name):
-    """Without the attribute a TPU rounds the inputs of every product to bfloat16, and a GPU to 10 bits."""
+    """Without the attribute a TPU rounds the inputs of every product to bfloat16, and a GPU to 10 bits.
+
+    On TPUs the layers of released ones take three passes of bfloat16 instead of six.
+    """
     module, shape = JUDGED[name]
     x = jnp.zeros(shape)
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
-    lowered = jax.jit(module.apply).lower(variables, x).as_text()
-    products = [line for line in lowered.splitlines() if "stablehlo.dot_general" in line or "stablehlo.convolution" in line]
-    assert products and all("HIGHEST" in line for line in products)
+
+    def precisions():
+        text = jax.jit(module.apply).lower(variables, x).as_text()
+        products = [line for line in text.splitlines() if "stablehlo.dot_general" in line or "stablehlo.convolution" in line]
+        return {next((word for word in ("HIGHEST", "HIGH") if word in line), "") for line in products}
+
+    assert precisions() == {"HIGHEST"}
+    with tpu():
+        attention = name in ("vae", "clip", "synchformer")
+        assert precisions() == ({"HIGHEST"} if name == "judge" else {"HIGH", "HIGHEST"} if attention else {"HIGH"})
