@@ -15,7 +15,8 @@ logs=${LOGS:-logs}
 run mkdir -p "$logs"
 common=(PYTHONPATH=. JAX_NUM_PROCESSES="$PROCESSES" JAX_COORDINATOR_ADDRESS="localhost:${PORT:-12355}")
 if [[ -n "${DEVICES:-}" ]]; then
-  common+=(JAX_PLATFORMS=cpu XLA_FLAGS="--xla_force_host_platform_device_count=$DEVICES"
+  # Without the second flag, FFTs of jax 0.11 wait for each other on more devices than cores.
+  common+=(JAX_PLATFORMS=cpu XLA_FLAGS="--xla_force_host_platform_device_count=$DEVICES --xla_cpu_multi_thread_eigen=false"
     JAX_NUM_DEVICES="$((DEVICES * PROCESSES))")
 fi
 pids=()

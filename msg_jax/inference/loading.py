@@ -77,7 +77,7 @@ def read_checkpoint(folder: str | os.PathLike) -> Parts:
             variables[name]
     place = f"{folder}, made by revision {record['git_revision']},"
     return Parts(
-        place, config, clip, sampling, record["digest"], variables, released, _ranker_loader(folder, config, clip)
+        place, config, clip, sampling, record["digest"], variables, released, _ranker_loader(folder, config, clip, released)
     )
 
 
@@ -210,19 +210,22 @@ def _upstream(folder: Path, record: dict[str, Any]) -> dict[str, Path]:
     return found
 
 
-def _ranker_loader(folder: Path, config: Config, clip: ClipSpec) -> Callable[[], Ranker] | None:
-    """A function that loads the reward of the run that `folder` belongs to, without DeSync.
+def _ranker_loader(
+    folder: Path, config: Config, clip: ClipSpec, released: bundle.Bundle | None
+) -> Callable[[], Ranker] | None:
+    """A function that loads the reward of the run that `folder` belongs to: SF-CAVP's, or DeSync where there is no other.
 
-    None if it has no SF-CAVP, or if its stages are not finished.
+    None if its stages are not finished.
     """
     stages: dict[str, Path] = {}
+    if not config.reward.uses_sf_cavp and released is not None:
+        sizes = networks.released(config)["synchformer"]
+        return functools.cache(lambda: DeSyncRanker(released.paths["synchformer"], clip, sizes))
     for name in networks.reward_stages(config):
         places = [place for place in (folder.parent / name, folder.parent.parent / name) if read_record(place)]
         if not places or not _finished(places[0]):
             return None
         stages[name] = places[0]
-    if not stages:
-        return None
 
     def load() -> Ranker:
         params = {name: checkpoint.load(place / "params") for name, place in stages.items()}

@@ -14,6 +14,7 @@ from msg_jax.data.media import fit_length
 from msg_jax.errors import UserError
 from msg_jax.inference.desync import LEAST_SEC, DeSync
 from msg_jax.inference.scorer import RewardScorer
+from msg_jax.models.synchformer import SynchformerConfig
 
 
 @runtime_checkable
@@ -49,8 +50,8 @@ class RewardRanker:
 class DeSyncRanker:
     """Minus the expected absolute offset in seconds (DeSync), the mean over the windows of a clip."""
 
-    def __init__(self, path: pathlib.Path, clip: ClipSpec):
-        self._network, self._clip = DeSync(path), clip
+    def __init__(self, path: pathlib.Path, clip: ClipSpec, config: SynchformerConfig | None = None):
+        self._network, self._clip = DeSync(path, config), clip
 
     def embed(self, video):
         """Frames at 25 Hz in the encoder's size. Raises UserError for fewer than `LEAST_SEC`."""

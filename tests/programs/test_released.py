@@ -137,6 +137,10 @@ def test_a_run_that_desync_rewards(inputs, tmp_path):
     tuned = next(row for row in results["rows"] if row["system"] == "avp_rpo")
     assert -2 <= tuned["desync"]["value"] < 0 and tuned["cost_tflop"] > 0
     assert results["sf_cavp"]["offset_accuracy_9"] is None
+    ranked, _ = generate(
+        loading.load_checkpoint(run / "avp_rpo"), [videos / "a.mp4"], tmp_path, Settings(steps=1, guidance_scale=2.0, best_of=2)
+    )
+    assert -2 <= max(ranked[0]["rewards"]) < 0
 
 
 def test_features_are_those_that_generate_computes(run_folder, inputs):
