@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import os
 
+import jax
 from jax.experimental import topologies
 import pytest
 
@@ -40,3 +41,10 @@ def torus(kind: str, *sizes: int, slices: int = 1) -> list[StandIn]:
         StandIn(each * len(places) + number, "tpu", kind, place, slice_index=each)
         for each in range(slices) for number, place in enumerate(places)
     ]
+
+
+def traced_for_tpu():
+    """A context in which networks are traced as for a TPU, and run here."""
+    device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), (jax.sharding.AxisType.Auto,), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)

@@ -22,15 +22,19 @@ import dataclasses
 import math
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
 import numpy as np
 
-from msg_jax.models.layers import Conv, Dense
+from msg_jax.models.device import platform
+from msg_jax.models.layers import Conv, Dense, precision, space_to_depth_convolution
 from msg_jax.types import AnyArray, Array
 
 _GROUP_SIZE = 8  # channels per GroupNorm group; divides every width of either stream
+_NORM_EPSILON = 1e-6  # of GroupNorm
+_TILE_CHANNELS = 128  # of a TPU
 _POINTWISE = ("conv_in", "conv_out")
 _HE = nn.initializers.he_normal()
 
@@ -165,11 +169,14 @@ class FrameNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         frames = x.reshape(-1, *x.shape[2:])
-        return nn.GroupNorm(None, group_size=_GROUP_SIZE, dtype=self.dtype, name="norm")(frames).reshape(x.shape)
+        return nn.GroupNorm(None, _GROUP_SIZE, _NORM_EPSILON, dtype=self.dtype, name="norm")(frames).reshape(x.shape)
 
 
 class Stem(nn.Module):
-    """Strided convolution and max-pooling."""
+    """Strided convolution and max-pooling.
+
+    On a TPU, whose tiles have 128 channels, a stem of few channels takes four pixels as one of four times the channels.
+    """
 
     config: SlowFastConfig
     features: int
@@ -179,6 +186,8 @@ class Stem(nn.Module):
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B steps height width {self.features}"]:
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         time, height, width = self.kernel
+        if platform() == "tpu" and not self.is_initializing() and self._can_pack(x):
+            return self._packed(x)
         if c.factored_stem or time == 1:
             x = SpaceConv(self.features, (height, width), c.stem_strides[1:], use_bias=True, dtype=dtype)(x)
             if time > 1 or c.stem_strides[0] > 1:
@@ -189,6 +198,46 @@ class Stem(nn.Module):
         if c.pool_window != (1, 1, 1):
             x = nn.max_pool(x, c.pool_window, c.pool_strides, padding="SAME")
         return x
+
+    def _can_pack(self, x: Array) -> bool:
+        c = self.config
+        return (
+            not c.factored_stem and self.kernel[0] > 1 and 4 * self.features <= _TILE_CHANNELS
+            and (c.stem_strides, c.pool_window, c.pool_strides) == ((1, 2, 2), (1, 3, 3), (1, 2, 2))
+            and x.shape[2] % 4 == x.shape[3] % 4 == 0
+        )
+
+    def _packed(self, x: Array) -> Array:
+        """The same with pixels (2i + p, 2j + q) of the convolution's output as channels (p, q, f) of pixel (i, j)."""
+        params, dtype = nn.unbox(self.variables["params"]), jnp.dtype(self.config.dtype)
+        conv, norm = params["Conv_0"]["conv"], params["FrameNorm_0"]["norm"]
+        phases = [(p, q) for p in (0, 1) for q in (0, 1)]
+        kernel = jnp.concatenate([
+            jnp.pad(conv["kernel"], ((0, 0), (2 * p, 2 - 2 * p), (2 * q, 2 - 2 * q), (0, 0), (0, 0))) for p, q in phases
+        ], axis=-1)
+        pads = jax.lax.padtype_to_pads(x.shape[1:-1], self.kernel, self.config.stem_strides, "SAME")
+        pads = [pads[0], *((before, width + 2 - 4 - before) for (before, _), width in zip(pads[1:], self.kernel[1:]))]
+        y = space_to_depth_convolution(
+            x.astype(dtype), kernel.astype(dtype), (1, 4, 4), pads, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+            precision=precision(dtype),
+        ) + jnp.tile(conv["bias"], 4).astype(dtype)
+
+        exact = y.astype(jnp.float32)
+        moments = jnp.stack([exact.mean(axis=(2, 3)), jnp.square(exact).mean(axis=(2, 3))])
+        grouped = moments.reshape(*moments.shape[:-1], 4, -1, _GROUP_SIZE).mean(axis=(-3, -1))
+        mean, square = jnp.tile(grouped.repeat(_GROUP_SIZE, axis=-1), 4)[:, :, :, None, None]
+        scale = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + _NORM_EPSILON) * jnp.tile(norm["scale"], 4)
+        y = nn.relu(((exact - mean) * scale + jnp.tile(norm["bias"], 4)).astype(dtype))
+
+        top_left, top_right, bottom_left, bottom_right = jnp.split(y, 4, axis=-1)
+        after = ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0))  # values are not negative, so zeros change no maximum
+
+        def ahead(pixels: Array, rows: int, columns: int) -> Array:
+            return jnp.pad(pixels, after)[:, :, rows : rows + y.shape[2], columns : columns + y.shape[3]]
+
+        here = jnp.maximum(jnp.maximum(top_left, top_right), jnp.maximum(bottom_left, bottom_right))
+        below, right = ahead(jnp.maximum(top_left, top_right), 1, 0), ahead(jnp.maximum(top_left, bottom_left), 0, 1)
+        return jnp.maximum(jnp.maximum(here, below), jnp.maximum(right, ahead(top_left, 1, 1)))
 
 
 class Bottleneck(nn.Module):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from topologies import traced_for_tpu
 
 from msg_jax.clip import MMAUDIO_16K
 from msg_jax.evaluation.detector import EventDetector
@@ -14,12 +15,6 @@ from msg_jax.models.panns import Cnn14, PannsConfig
 from msg_jax.models.synchformer import Synchformer, SynchformerConfig
 from msg_jax.models.vae import VAE, VAEConfig
 from msg_jax.models.vggish import VGGish, VGGishConfig
-
-
-def tpu():
-    device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
-    mesh = jax.sharding.AbstractMesh((1,), ("data",), (jax.sharding.AxisType.Auto,), abstract_device=device)
-    return jax.sharding.use_abstract_mesh(mesh)
 
 
 @pytest.mark.parametrize("window, space, dilation, padding", [
@@ -62,7 +57,7 @@ def test_bfloat16_is_summed_in_float32_on_a_cpu():
     found, exact = module.apply(variables, x), np.asarray(x, np.float64) @ kernel
     assert found.dtype == jnp.bfloat16 and np.array_equal(found, exact.astype(np.float32).astype(jnp.bfloat16))
     assert "preferred_element_type=float32" in str(jax.make_jaxpr(module.apply)(variables, x))
-    with tpu():
+    with traced_for_tpu():
         assert "preferred_element_type=float32" not in str(jax.make_jaxpr(module.apply)(variables, x))
 
 
@@ -70,7 +65,7 @@ def test_a_stem_for_a_tpu_computes_the_same_and_convolves_no_picture_of_three_ch
     module, x = layers.Conv(8, (5, 7, 7), (1, 2, 2)), np.random.default_rng(0).normal(size=(1, 5, 8, 8, 3)).astype(np.float32)
     variables = module.init(jax.random.key(0), x)
     expected = module.apply(variables, x)
-    with tpu():
+    with traced_for_tpu():
         lowered = jax.jit(module.apply).lower(variables, x)
         assert relative_error(jax.jit(module.apply)(variables, x), expected) < 1e-6
     assert "x12xf32>" in lowered.as_text()
@@ -80,7 +75,7 @@ def test_only_float32_convolutions_for_tpus_are_matrix_products():
     x, module = jnp.zeros((1, 8, 16)), vocoder.TimeConv(16, 3, 2)
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
     assert "convolution" in jax.jit(module.apply).lower(variables, x).as_text()
-    with tpu():
+    with traced_for_tpu():
         half = vocoder.TimeConv(16, 3, 2, dtype=jnp.bfloat16)
         assert "convolution" in jax.jit(half.apply).lower(variables, x).as_text()
         text = jax.jit(module.apply).lower(variables, x).as_text()
@@ -92,7 +87,7 @@ def test_the_vocoder_computes_the_same_for_a_tpu():
     model, mel = vocoder.BigVGAN(config), np.random.default_rng(0).normal(size=(1, 6, 4)).astype(np.float32)
     variables = model.init(jax.random.key(0), mel)
     expected = jax.jit(model.apply)(variables, mel)
-    with tpu():
+    with traced_for_tpu():
         found = jax.jit(model.apply)(variables, mel)
     assert relative_error(found, expected) < 1e-5
 
@@ -124,6 +119,6 @@ def test_networks_that_judge_multiply_float32_exactly(name):
         return {next((word for word in ("HIGHEST", "HIGH") if word in line), "") for line in products}
 
     assert precisions() == {"HIGHEST"}
-    with tpu():
+    with traced_for_tpu():
         attention = name in ("vae", "clip", "synchformer")
         assert precisions() == ({"HIGHEST"} if name == "judge" else {"HIGH", "HIGHEST"} if attention else {"HIGH"})

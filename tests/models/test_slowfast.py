@@ -3,11 +3,14 @@
 import dataclasses
 import math
 
+from flax import linen as nn
+from golden_files import relative_error
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from topologies import traced_for_tpu
 
 from msg_jax.models.slowfast import (
     AUDIO_R50,
@@ -17,6 +20,7 @@ from msg_jax.models.slowfast import (
     SlowFast,
     SlowFastConfig,
     SpaceConv,
+    Stem,
     TimeConv,
     low_pass_subsample,
 )
@@ -169,3 +173,29 @@ def test_rematerialisation_keeps_the_gradient_and_saves_memory():
     (gradient, kept), (expected, kept_all) = measure(True), measure(False)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradient, expected)
     assert kept < 0.4 * kept_all
+
+
+def test_a_stem_of_few_channels_packs_four_pixels_on_a_tpu():
+    """Outputs and gradients are the same, and no convolution of it has so few channels."""
+    stem, x = Stem(VIDEO_R50, 8, VIDEO_R50.fast_stem), jax.random.normal(jax.random.key(2), (1, 3, 12, 16, 3))
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(1), leaf.shape),
+        nn.unbox(stem.init(jax.random.key(0), x)),
+    )
+
+    def loss(params, x):
+        y = stem.apply(params, x)
+        return jnp.sum(y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)), y
+
+    def run():
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, x)
+
+    expected = run()
+    with traced_for_tpu():
+        found, text = run(), jax.jit(stem.apply).lower(params, x).as_text()
+    assert found[0][1].shape == (1, 3, 3, 4, 8)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert relative_error(ours, theirs) < 1e-5
+    assert "x48x32xf32>" in text and "x8xf32>)" not in next(line for line in text.splitlines() if "convolution" in line)
+    wide = Stem(VIDEO_R50, 64, VIDEO_R50.fast_stem)
+    assert not wide._can_pack(jnp.zeros((1, 3, 12, 16, 3))) and not stem._can_pack(jnp.zeros((1, 3, 14, 16, 3)))
