@@ -278,14 +278,21 @@ class Module:
     def _parameter_parts(self, name: str) -> Mapping[int, int]:
         """`_read_part` of those parameters of a fusion's computation of which only slices are taken."""
         if name not in self._parts_found:
-            fused, users = self.computations.get(name, {}), {}
+            fused = self.computations.get(name, {})
+            users: dict[str, list[tuple[Instruction, int]]] = {}
             for line in fused.values():
                 for number, operand in enumerate(line.operands):
-                    users.setdefault(operand, []).append(self._read_part(line, number))
-            self._parts_found[name] = {
-                int(line.operands[0]): sum(users[line.name]) for line in fused.values()
-                if line.opcode == "parameter" and line.name in users and None not in users[line.name]
-            }
+                    users.setdefault(operand, []).append((line, number))
+
+            def part(value: str) -> int | None:
+                parts = [
+                    part(user.name) if user.opcode == "bitcast" else self._read_part(user, number)
+                    for user, number in users.get(value, [])
+                ]
+                return None if not parts or None in parts else sum(filter(None, parts))
+
+            found = {int(line.operands[0]): part(line.name) for line in fused.values() if line.opcode == "parameter"}
+            self._parts_found[name] = {number: size for number, size in found.items() if size is not None}
         return self._parts_found[name]
 
     @functools.cached_property

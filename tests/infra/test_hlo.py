@@ -260,7 +260,8 @@ def test_slices_inside_nested_fusions_and_asynchronous_ones_are_not_the_whole_ar
 %pick (stack: bf16[24,64,128], i: s32[]) -> bf16[64,128] {
   %stack = bf16[24,64,128] parameter(0)
   %i = s32[] parameter(1)
-  %one = bf16[1,64,128] dynamic-slice(%stack, %i, %i, %i), dynamic_slice_sizes={1,64,128}
+  %same = bf16[24,1,64,128] bitcast(%stack)
+  %one = bf16[1,1,64,128] dynamic-slice(%same, %i, %i, %i, %i), dynamic_slice_sizes={1,1,64,128}
   ROOT %flat = bf16[64,128] bitcast(%one)
 }
 
