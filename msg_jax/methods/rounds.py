@@ -146,13 +146,14 @@ class Validation:
     def metrics(self, variables: Params) -> dict[str, float]:
         """The mean of each reward term, with the suffix `_reconstructed` for real sound."""
         pool, section = self.pool, self.pool.section
-        (latents,) = build.sampler(pool.run, self.features).latents(
+        batches = build.sampler(pool.run, self.features).latents(
             variables, self.indices, seed=pool.seed, purpose="validation", guidance_scale=section.candidate_guidance,
             steps=section.candidate_steps, batch_size=self.batch_size,
         )
+        made = np.concatenate([batch[:, 0] for batch in batches])
         real = self.features.stack(self.indices, ("latents",))["latents"]
         found = {}
-        for suffix, each in (("", latents[:, 0]), ("_reconstructed", real)):
+        for suffix, each in (("", made), ("_reconstructed", real)):
             scores = pool.reward.score(self.video, pool.codec_and_judge.decode(each)[:, None])
             found |= {f"{name}{suffix}": float(value.mean()) for name, value in scores.items()}
         return found
