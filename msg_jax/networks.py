@@ -16,7 +16,7 @@ from msg_jax.config.schema import Config
 from msg_jax.convert.bundle import VARIANTS, VISION, Variant
 from msg_jax.evaluation.detector import EventDetector, PictureDetector, RecurrentDetector
 from msg_jax.losses.diffusion import Diffusion
-from msg_jax.models import condition_encoder, cross_attention, sf_cavp, vjepa2
+from msg_jax.models import condition_encoder, cross_attention, sf_cavp, synchformer, vjepa2
 from msg_jax.models.codec import PcaCodec, PictureCodec
 from msg_jax.models.joint_mmdit import JointMMDiT, JointMMDiTConfig
 from msg_jax.models.mmdit import MMDiT, MMDiTConfig, example_inputs
@@ -27,6 +27,9 @@ from msg_jax.types import Array, AVBatch, Module, Params
 
 SF_CAVP_KINDS = ("sf_cavp", "second_sf_cavp")
 """Values of `encoders.kind` that condition the generator on features of an SF-CAVP."""
+
+DESYNC_LEAST_SEC = synchformer.WINDOW_SEC
+"""The shortest clips that DeSync judges."""
 
 VJEPA2_MOST_SEC = vjepa2.MOST_FRAMES / vjepa2.FRAMES_HZ
 """The longest clips that V-JEPA 2 was trained with."""
@@ -104,13 +107,6 @@ def reward(config: Config, clip: ClipSpec) -> Reward:
     """The reward. Terms of weight zero are computed too; `events` where `config.sound_events.kinds` > 0."""
     events = sound_events(config.sound_events.kinds) if config.sound_events.kinds else None
     return Reward(reward_model(config, clip), events, reward_weights(config))
-
-
-def reward_stages(config: Config) -> tuple[str, ...]:
-    """The stages that make the reward's networks."""
-    if not config.reward.uses_sf_cavp:
-        return ()
-    return ("sf_cavp", "sound_events") if config.sound_events.kinds else ("sf_cavp",)
 
 
 def reward_weights(config: Config) -> sf_cavp.RewardWeights:

@@ -401,6 +401,13 @@ class Config:
     guard: Guard = Guard()
     log: Log = Log()
 
+    @property
+    def reward_stages(self) -> tuple[str, ...]:
+        """The stages that make the reward's networks."""
+        if not self.reward.uses_sf_cavp:
+            return ()
+        return ("sf_cavp", "sound_events") if self.sound_events.kinds else ("sf_cavp",)
+
 
 @_section
 class FolderEvaluation:

@@ -10,14 +10,14 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from msg_jax import networks
-from msg_jax.clip import MMAUDIO_16K
+from msg_jax.clip import MMAUDIO_16K, SYNC_STEPS_PER_SEGMENT, ClipSpec
 from msg_jax.convert import from_torch, weights
 from msg_jax.data import frontends
-from msg_jax.infra import logging
+from msg_jax.infra import logging, operations
 from msg_jax.models import synchformer
 from msg_jax.types import Module, Params
 
-LEAST_SEC = 4.8
+LEAST_SEC = synchformer.WINDOW_SEC
 """The shortest clip that it can judge."""
 
 
@@ -68,3 +68,19 @@ class DeSync:
                    for start in synchformer.window_starts(min(len(video), len(audio)))]
         ends = (np.stack([features[window] for window in windows]) for features in (video, audio))
         return np.asarray(self._logits(self._variables, *ends))
+
+
+def operations_of(config: synchformer.SynchformerConfig, clip: ClipSpec, sounds: int) -> int:
+    """Floating-point operations of comparing the pictures of a clip with so many sounds, each at both ends of the clip."""
+    model, segments = synchformer.FullSynchformer(config), clip.sync_segments
+    window = synchformer.WINDOW_SEGMENTS
+    pictures = jax.ShapeDtypeStruct((1, segments, config.segment_frames, *[config.image_px] * 2, 3), np.float32)
+    sound = jax.ShapeDtypeStruct((1, segments, config.mel_frames, config.bands), np.float32)
+    steps = (SYNC_STEPS_PER_SEGMENT, config.audio_grid[1])
+    ends = [jax.ShapeDtypeStruct((2, window, each, config.width), np.float32) for each in steps]
+    variables = weights.shapes_of(model, *(np.zeros((1, window, *each.shape[2:]), np.float32) for each in (pictures, sound)))
+
+    def of(method: str, *inputs: Any) -> int:
+        return operations.count(jax.make_jaxpr(functools.partial(model.apply, method=method))(variables, *inputs).jaxpr)
+
+    return of("encode_video", pictures) + sounds * (of("encode_audio", sound) + of("offset_logits", *ends))

@@ -221,7 +221,7 @@ def _ranker_loader(
     if not config.reward.uses_sf_cavp and released is not None:
         sizes = networks.released(config)["synchformer"]
         return functools.cache(lambda: DeSyncRanker(released.paths["synchformer"], clip, sizes))
-    for name in networks.reward_stages(config):
+    for name in config.reward_stages:
         places = [place for place in (folder.parent / name, folder.parent.parent / name) if read_record(place)]
         if not places or not _finished(places[0]):
             return None

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from msg_jax import networks
 from msg_jax.data.features import FeatureSource
 from msg_jax.infra import checkpoint, logging, preemption
 from msg_jax.methods.candidates import CandidatePool, needs_own_candidates
@@ -59,9 +58,8 @@ class Sampled(Method):
         return {folder: job.run.config.preference if folder == shared else job.preference for folder in folders}
 
     def needs(self, config):
-        reward = networks.reward_stages(config)
         own = () if self.samples_itself() else ("candidates",)
-        return ("base", *reward, "judge", *own)
+        return ("base", *config.reward_stages, "judge", *own)
 
     def sections(self):
         return ("preference", "reward")

@@ -23,7 +23,8 @@ from msg_jax.models.layers import Conv, Dense, logical
 from msg_jax.models.stack import run_blocks
 from msg_jax.types import AnyArray, Array
 
-WINDOW_SEGMENTS = 14  # 4.8 s
+WINDOW_SEGMENTS = 14
+WINDOW_SEC = 4.8
 MAX_OFFSET_SEC = 2.0
 
 _EPSILON = 1e-6  # of the LayerNorms in each network

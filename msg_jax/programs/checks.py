@@ -14,7 +14,6 @@ from msg_jax.config.schema import Config, Training
 from msg_jax.convert.bundle import DOCUMENT, VARIANTS
 from msg_jax.data import scene_sets
 from msg_jax.errors import UserError
-from msg_jax.inference.desync import LEAST_SEC
 from msg_jax.infra import mesh as mesh_lib
 
 MMDIT_CONTEXT = {
@@ -112,8 +111,9 @@ def _check_reward(config: Config) -> None:
             raise UserError(f"config.reward.{name}={weight:g} rewards what is worse: make it 0 or more.")
     if not (reward.uses_sf_cavp or reward.desync):
         raise UserError("config.reward has no weight above 0: set config.reward.window=2, or another.")
-    if reward.desync and clip.duration_sec < LEAST_SEC:
-        raise UserError(f"config.reward.desync={reward.desync:g} compares {LEAST_SEC} s of pictures and sound, and clips have "
+    least_sec = networks.DESYNC_LEAST_SEC
+    if reward.desync and clip.duration_sec < least_sec:
+        raise UserError(f"config.reward.desync={reward.desync:g} compares {least_sec} s of pictures and sound, and clips have "
                         f"config.clip.duration_sec={clip.duration_sec:g}: make them longer, or set it to 0.")
 
 

@@ -34,7 +34,7 @@ def plan(config: Config) -> Plan:
     filtered = ("alignment",) if config.base.keep_share < 1 and config.base.keep_by == "alignment" else ()
     # The released MM-DiT's file also holds the features of the empty text, and the latents' mean and standard deviation.
     null_text, statistics = files("encoders.kind", "mmdit"), files("codec.kind", "mmdit")
-    reward, reward_files = networks.reward_stages(config), files("reward.desync", "synchformer")
+    reward, reward_files = config.reward_stages, files("reward.desync", "synchformer")
     decisive = tuple(f"preference.{name}" for name in candidates.DECISIVE)
     stages = [
         Stage("prepare", prepare.make, alone=True),

@@ -32,7 +32,7 @@ def sampler(run: Run, features: Conditioned) -> Sampler:
 def reward_scorer(run: Run) -> RewardScorer:
     """The run's own reward."""
     config, cosines, desync = run.config, None, None
-    if stages := networks.reward_stages(config):
+    if stages := config.reward_stages:
         params = {name: run.load(name) for name in stages}
         cosines = CosineScorer(networks.reward(config, run.clip), params, run.local_mesh, config.evaluate.batch_size)
     if config.reward.desync:

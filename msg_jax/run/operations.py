@@ -1,22 +1,18 @@
 """Floating-point operations of a run's trainings and programs, counted from shapes (infra/operations.py)."""
 
 from collections.abc import Mapping
-import functools
-from typing import Any
 
 from flax.core import meta
 import jax
 import jax.numpy as jnp
 
 from msg_jax import networks
-from msg_jax.clip import SYNC_STEPS_PER_SEGMENT, ClipSpec
-from msg_jax.config.schema import Config, Preference
-from msg_jax.convert.weights import shapes_of
+from msg_jax.config.schema import Preference
+from msg_jax.inference import desync
 from msg_jax.inference.frozen import codec_program
 from msg_jax.inference.sampler import sample_program
 from msg_jax.inference.scorer import CosineScorer
 from msg_jax.infra import logging, operations
-from msg_jax.models.synchformer import WINDOW_SEGMENTS, FullSynchformer
 from msg_jax.run.run import Run
 from msg_jax.storage import Path
 from msg_jax.train import Task
@@ -59,21 +55,8 @@ def of_candidates(run: Run, section: Preference, dims: Mapping[str, int]) -> flo
     if config.reward.desync:
         vocode = codec_program(networks.codec(config, clip), "vocode")
         programs.append(vocode.trace(run.frozen("decoder")["codec"], decoded.out_info))
-    desync = _of_desync(config, clip, number) if config.reward.desync else 0
-    return section.videos * (desync + sum(operations.count(program.jaxpr) for program in programs))
+    counted = sum(operations.count(program.jaxpr) for program in programs)
+    if config.reward.desync:
+        counted += desync.operations_of(networks.released(config)["synchformer"], clip, number)
+    return section.videos * counted
 
-
-def _of_desync(config: Config, clip: ClipSpec, number: int) -> int:
-    """Of comparing the pictures of a clip with `number` sounds, each at both ends of the clip."""
-    model = FullSynchformer(networks.released(config)["synchformer"])
-    c, segments = model.config, clip.sync_segments
-    pictures = jax.ShapeDtypeStruct((1, segments, c.segment_frames, c.image_px, c.image_px, 3), jnp.float32)
-    sounds = jax.ShapeDtypeStruct((1, segments, c.mel_frames, c.bands), jnp.float32)
-    steps = (SYNC_STEPS_PER_SEGMENT, c.audio_grid[1])
-    ends = [jax.ShapeDtypeStruct((2, WINDOW_SEGMENTS, each, c.width), jnp.float32) for each in steps]
-    variables = shapes_of(model, *(jnp.zeros((1, WINDOW_SEGMENTS, *each.shape[2:])) for each in (pictures, sounds)))
-
-    def of(method: str, *inputs: Any) -> int:
-        return operations.count(jax.make_jaxpr(functools.partial(model.apply, method=method))(variables, *inputs).jaxpr)
-
-    return of("encode_video", pictures) + number * (of("encode_audio", sounds) + of("offset_logits", *ends))
