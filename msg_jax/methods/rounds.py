@@ -132,11 +132,11 @@ class Validation:
     """Rewards of a model's samples for held-out clips, beside those of real sound after the codec. One clip of each video."""
 
     def __init__(self, pool: CandidatePool):
-        run = pool.run
-        self.pool, self.batch_size = pool, run.config.evaluate.batch_size
+        run, section = pool.run, pool.run.config.evaluate
+        self.pool, self.batch_size = pool, section.batch_size
         self.features = FeatureSource(run.folder("extract") / "validation")
         source = run.source("validation", self.features.kept, ("video",))
-        self.indices = first_of_each_video(self.features.ids)[:VALIDATION_CLIPS]
+        self.indices = first_of_each_video(self.features.ids)[: min(VALIDATION_CLIPS, section.clips)]
         batches = (self.indices[i : i + self.batch_size] for i in range(0, len(self.indices), self.batch_size))
         embedded = [pool.reward.embed_video(np.stack([source[i]["video"] for i in batch])) for batch in batches]
         self.video = {name: np.concatenate([part[name] for part in embedded]) for name in embedded[0]}
