@@ -20,7 +20,8 @@ from jaxtyping import install_import_hook
 import pytest
 
 _XLA_FLAGS = "--xla_backend_optimization_level=0"
-if int(importlib.metadata.version("jax").split(".")[1]) >= 11:  # its FFTs wait for each other on more devices than cores
+if tuple(map(int, importlib.metadata.version("jax").split(".")[:2])) >= (0, 11):
+    # Its FFTs wait for each other on more devices than cores.
     _XLA_FLAGS += " --xla_cpu_multi_thread_eigen=false"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_XLA_FLAGS} --xla_force_host_platform_device_count=8"
