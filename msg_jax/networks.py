@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from msg_jax.clip import ClipSpec
+from msg_jax.config import tree
 from msg_jax.config.schema import Config
 from msg_jax.convert.bundle import VARIANTS, VISION, Variant
 from msg_jax.evaluation.detector import EventDetector, PictureDetector, RecurrentDetector
@@ -258,7 +259,7 @@ def solver(config: Config) -> dict[str, Any]:
     objective = diffusion(config)
     flow_or_diffusion = {"diffusion": objective, "solver": config.base.diffusion.solver} if objective else {}
     sampling = config.sampling
-    return flow_or_diffusion | {"guidance_rescale": sampling.guidance_rescale, "time_shift": sampling.time_shift}
+    return flow_or_diffusion | tree.to_dict(sampling)
 
 
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)

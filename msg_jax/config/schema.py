@@ -243,6 +243,7 @@ class Sampling:
     """How networks are sampled, for candidates, evaluation and `generate` alike."""
 
     guidance_rescale: float = 0.0  # share by which the level that guidance adds is taken back; 0: as MMAudio samples
+    guidance_projection: float = 0.0  # share taken away of what guidance adds along the data predicted without it; 1: APG
     time_shift: float = 0.0  # added to the logits of the solver's times; below 0: more of the steps near noise
 
 

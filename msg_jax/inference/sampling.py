@@ -1,6 +1,6 @@
 """Sampling: solvers, classifier-free guidance, and clips longer than the network's window.
 
-A `model` is any Flax module with the methods `preprocess`, `velocity` and `null_conditions` of `models.mmdit.MMDiT`.
+A `model` is any Flax module with `preprocess`, `velocity`, `null_conditions` and `streams` of `models.generator.Generator`.
 Latents here are normalised, as the network sees them; `model.unnormalize` turns them into the codec's.
 
 Flow matching is the default. With a `Diffusion`, that object says what the network's output means, and `solver` is one of
@@ -147,15 +147,18 @@ def euler_path(
 
 
 def guided(
-    velocity_fn: Callable, cond, null, guidance_scale: float, rescale: float = 0.0, diffusion: Diffusion | None = None
+    velocity_fn: Callable, cond, null, guidance_scale: float, rescale: float = 0.0, diffusion: Diffusion | None = None, *,
+    projection: float = 0.0, streams: Sequence[int] = (),
 ) -> VelocityFn:
     """Classifier-free guidance: s * velocity(cond) + (1 - s) * velocity(null) (Ho & Salimans, arXiv 2207.12598).
 
     `velocity_fn(x_t, t, processed)` gets both halves as one batch of 2 B, rows in turn. A scale of 1 needs no null pass.
 
-    Guidance makes the data that the network predicts larger, and so sound louder. `rescale` in [0, 1] is the share by which
-    their deviation over tokens and channels is brought back to what it is without guidance (Lin et al., arXiv 2305.08891,
-    section 3.4). With a `diffusion`, the network predicts what that says in the place of a velocity.
+    Guidance makes the data that the network predicts larger, and so sound louder. `projection` in [0, 1] is the share taken
+    away of what it adds along the data that are predicted without it, in each of the `streams` of channels by itself
+    (adaptive projected guidance, Sadat et al., arXiv 2410.02416; their eta is 1 - projection). `rescale` in [0, 1] is the share
+    by which their deviation over tokens and channels is brought back to what it is without guidance (Lin et al., arXiv
+    2305.08891, section 3.4). With a `diffusion`, the network predicts what that says in the place of a velocity.
     """
     if guidance_scale == 1:
         return lambda x_t, t: velocity_fn(x_t, t, cond)
@@ -164,21 +167,37 @@ def guided(
     def velocity(x_t, t):
         towards, away = deinterleave(velocity_fn(interleave(x_t, x_t), interleave(t, t), both))
         mixed = guidance_scale * towards + (1 - guidance_scale) * away
-        if not rescale:
+        if not (rescale or projection):
             return mixed
         slope = diffusion.data_per_output(t) if diffusion else 1 - t[:, None, None]
         data = diffusion.to_data(x_t, mixed, t) if diffusion else x_t + slope * mixed
         unguided = data + slope * (towards - mixed)
-        ratio = jnp.std(unguided, axis=(1, 2), keepdims=True) / jnp.std(data, axis=(1, 2), keepdims=True)
-        return mixed + rescale * (ratio - 1) * data / slope
+        change = jnp.zeros_like(data)
+        if projection:
+            change = -projection * _along(unguided, data - unguided, streams)
+        if rescale:
+            data = data + change
+            ratio = jnp.std(unguided, axis=(1, 2), keepdims=True) / jnp.std(data, axis=(1, 2), keepdims=True)
+            change = change + rescale * (ratio - 1) * data
+        return mixed + change / slope
 
     return velocity
 
 
+def _along(direction: Float[Array, "B T C"], x: Float[Array, "B T C"], streams: Sequence[int]) -> Float[Array, "B T C"]:
+    """The part of x that is parallel to `direction`, row by row, in each of the `streams` of channels; () means one stream."""
+    def part(direction, x):
+        share = jnp.sum(direction * x, axis=(1, 2), keepdims=True) / jnp.sum(direction**2, axis=(1, 2), keepdims=True)
+        return share * direction
+
+    cuts = np.cumsum(streams)[:-1]
+    return jnp.concatenate([part(*each) for each in zip(*(jnp.split(y, cuts, axis=-1) for y in (direction, x)))], axis=-1)
+
+
 def sample(
     model: Any, variables: Params, conditions: Conditions | JointConditions, noise: Float[Array | np.ndarray, "N T C"], *,
-    steps: int = 25, guidance_scale: float = 4.5, guidance_rescale: float = 0.0, solver: str = "",
-    diffusion: Diffusion | None = None, time_shift: float = 0.0,
+    steps: int = 25, guidance_scale: float = 4.5, guidance_rescale: float = 0.0, guidance_projection: float = 0.0,
+    solver: str = "", diffusion: Diffusion | None = None, time_shift: float = 0.0,
     negative_text: Float[Array | np.ndarray, "_ L D"] | None = None,
 ) -> Float[Array, "N T C"]:
     """Sample latents for a batch of B clips, N / B candidates of each.
@@ -196,7 +215,10 @@ def sample(
     def velocity(x_t, t, processed):
         return model.apply(variables, x_t, t, processed, method="velocity")
 
-    velocity_fn = guided(velocity, process(conditions), process(null), guidance_scale, guidance_rescale, diffusion)
+    velocity_fn = guided(
+        velocity, process(conditions), process(null), guidance_scale, guidance_rescale, diffusion,
+        projection=guidance_projection, streams=model.streams,
+    )
     return integrate(velocity_fn, noise, steps=steps, solver=solver, diffusion=diffusion, time_shift=time_shift)
 
 
@@ -263,8 +285,8 @@ def blend(
 
 def sample_windows(
     model: Any, variables: Params, conditions: Conditions | JointConditions, noise: Float[Array | np.ndarray, "1 L C"],
-    starts: Sequence[int], *, steps: int = 25, guidance_scale: float = 4.5, guidance_rescale: float = 0.0, solver: str = "",
-    diffusion: Diffusion | None = None, time_shift: float = 0.0,
+    starts: Sequence[int], *, steps: int = 25, guidance_scale: float = 4.5, guidance_rescale: float = 0.0,
+    guidance_projection: float = 0.0, solver: str = "", diffusion: Diffusion | None = None, time_shift: float = 0.0,
     negative_text: Float[Array | np.ndarray, "_ P D"] | None = None,
     windows_at_once: int = 4, weights: Float[np.ndarray, "W T"] | None = None,
 ) -> Float[np.ndarray, "1 L C"]:
@@ -292,7 +314,9 @@ def sample_windows(
     def velocity(x, t):
         times = np.full(windows_at_once, t, np.float32)
         outputs = [
-            _window_velocity(model, variables, x_t, times, cond, null, guidance_scale, guidance_rescale, diffusion)
+            _window_velocity(
+                model, variables, x_t, times, cond, null, guidance_scale, guidance_rescale, guidance_projection, diffusion
+            )
             for x_t, cond, null in zip(chunks(x[0, positions], windows_at_once), processed, nulls)
         ]
         return blend(np.concatenate(outputs)[: len(starts)], starts, weights)[None]
@@ -310,9 +334,14 @@ def _process(model: nn.Module, variables: Params, conditions: Conditions | Joint
     return model.apply(variables, conditions, method="preprocess")
 
 
-@functools.partial(jax.jit, static_argnames=("model", "guidance_scale", "guidance_rescale", "diffusion"))
-def _window_velocity(model, variables, x_t, t, processed, null, guidance_scale, guidance_rescale, diffusion):
+@functools.partial(jax.jit, static_argnames=("model", "guidance_scale", "guidance_rescale", "guidance_projection", "diffusion"))
+def _window_velocity(
+    model, variables, x_t, t, processed, null, guidance_scale, guidance_rescale, guidance_projection, diffusion
+):
     def velocity_fn(*args):
         return model.apply(variables, *args, method="velocity")
 
-    return guided(velocity_fn, processed, null, guidance_scale, guidance_rescale, diffusion)(x_t, t)
+    return guided(
+        velocity_fn, processed, null, guidance_scale, guidance_rescale, diffusion, projection=guidance_projection,
+        streams=model.streams,
+    )(x_t, t)

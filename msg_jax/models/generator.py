@@ -19,6 +19,11 @@ class Generator(nn.Module):
 
     conditions: ClassVar[Any] = Conditions  # what `preprocess` takes
 
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """Channels of each stream that its latents consist of; empty where they are one."""
+        return ()
+
     def add_latent_statistics(self, channels: int) -> None:
         """Make the buffers; call it in `setup`."""
         self.latent_mean = self.variable("buffers", "latent_mean", jnp.zeros, (channels,))

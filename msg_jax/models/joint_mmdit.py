@@ -89,6 +89,10 @@ class JointMMDiT(Generator):
     scan: bool | None = None
     conditions: ClassVar = JointConditions
 
+    @property
+    def streams(self) -> tuple[int, int]:
+        return self.config.channels
+
     def setup(self):
         c, dtype = self.config, self.dtype
         activation = nn.silu if c.v2 else nn.selu

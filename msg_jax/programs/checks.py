@@ -99,9 +99,9 @@ def _check_released(config: Config) -> None:
 
 
 def _check_sampling(config: Config) -> None:
-    rescale = config.sampling.guidance_rescale
-    if not 0 <= rescale <= 1:
-        raise UserError(f"config.sampling.guidance_rescale={rescale} is not a share from 0 to 1.")
+    for name in ("guidance_rescale", "guidance_projection"):
+        if not 0 <= (share := getattr(config.sampling, name)) <= 1:
+            raise UserError(f"config.sampling.{name}={share} is not a share from 0 to 1.")
 
 
 def _check_reward(config: Config) -> None:

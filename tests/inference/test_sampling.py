@@ -24,6 +24,7 @@ class Toy(nn.Module):
     """A network of three lines: its velocity depends on the conditions, on t and on all tokens of the clip."""
 
     config: ToyConfig = ToyConfig()
+    streams = ()
 
     def preprocess(self, conditions):
         return conditions.clip.mean(axis=1, keepdims=True) + 10 * conditions.text.mean(axis=1, keepdims=True)
@@ -117,6 +118,33 @@ def test_rescaled_guidance_keeps_the_deviation_of_the_predicted_data(rescale, di
     ratio = np.std(unguided, axis=(1, 2)) / np.std(plain, axis=(1, 2))
     assert (np.abs(ratio - 1) > 0.1).all()
     np.testing.assert_allclose(data(4.0, rescale), (1 + rescale * (ratio - 1))[:, None, None] * plain, rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("projection", "rescale", "diffusion"), [
+    (1.0, 0.0, None), (0.6, 0.0, None), (1.0, 0.5, None), (1.0, 0.0, Diffusion("v", "cosine")),
+])
+def test_projected_guidance_adds_nothing_along_the_predicted_data(projection, rescale, diffusion):
+    """In each of two streams, of 1 and 2 channels, what guidance adds loses its part along the unguided data."""
+    x_t, cond, null, t = normal(2, 5, 3), normal(2, 5, 3, seed=1), normal(2, 5, 3, seed=2), jnp.array([0.0, 0.75])
+
+    def data(scale, **how):
+        output = sampling.guided(lambda x, t, processed: processed + jnp.sin(x), cond, null, scale, how.pop("rescale", 0.0),
+                                 diffusion, **how)(x_t, t)
+        return np.asarray(diffusion.to_data(x_t, output, t) if diffusion else x_t + (1 - t[:, None, None]) * output)
+
+    plain, unguided = data(4.0), data(1.0)
+    wanted = plain.copy()
+    for row in range(2):
+        for channels in (slice(0, 1), slice(1, 3)):
+            along = unguided[row, :, channels]
+            share = np.sum((plain[row, :, channels] - along) * along) / np.sum(along**2)
+            assert abs(share) > 0.05
+            wanted[row, :, channels] -= projection * share * along
+    if rescale:
+        ratio = np.std(unguided, axis=(1, 2)) / np.std(wanted, axis=(1, 2))
+        wanted *= (1 + rescale * (ratio - 1))[:, None, None]
+    found = data(4.0, projection=projection, streams=(1, 2), rescale=rescale)
+    np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-5)
 
 
 def test_sample_is_the_guided_integral_of_the_network():

@@ -54,6 +54,7 @@ def test_a_network_or_objective_that_does_not_fit_is_refused(base, words):
     (dict(extract=dict(flow_grid=4, motion=False)), ["config.extract.flow_grid=4", "config.extract.motion=True"]),
     (dict(data=dict(source="")), ["config.data.source is not given", "--config.data.source=folder:PATH"]),
     (dict(variant="small_16k", codec=dict(kind="released")), ["config.clip does not fit the released small_16k"]),
+    (dict(sampling=dict(guidance_projection=-0.1)), ["config.sampling.guidance_projection=-0.1 is not a share"]),
     (dict(sampling=dict(guidance_rescale=2.0)), ["config.sampling.guidance_rescale=2.0 is not a share"]),
     (dict(arms={"avp_rpo": AvpRpo(start="soup")}), ["config.arms.avp_rpo.start='soup'"]),
 ])
@@ -115,7 +116,7 @@ def test_the_default_is_mmdit_with_flow_matching():
     config = Config()
     checks.check(config)
     assert networks.diffusion(config) is None
-    assert networks.solver(config) == {"guidance_rescale": 0.0, "time_shift": 0.0}
+    assert networks.solver(config) == {"guidance_rescale": 0.0, "guidance_projection": 0.0, "time_shift": 0.0}
     nearer = networks.solver(replace(config, sampling=dict(time_shift=-1.0)))
     assert nearer["time_shift"] == -1
     assert type(networks.generator(config, TINY, dict(clip=1, sync=1, text=1), np.float32)).__name__ == "MMDiT"
