@@ -35,7 +35,7 @@ ALLOWED = {
     # Evaluation
     "studies": {"config", "data", "evaluation", "inference", "infra", "losses", "methods", "models", "networks", "preference",
                 "run", "types"},
-    "folders": {"config", "convert", "data", "evaluation", "inference", "infra", "models", "networks", "types"},
+    "folders": {"config", "convert", "data", "evaluation", "inference", "infra"},
     # Commands
     "recipes": {"config", "convert", "methods"},
     "programs": {"config", "convert", "data", "folders", "infra", "methods", "networks", "recipes", "run", "stages", "studies",

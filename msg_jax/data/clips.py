@@ -4,11 +4,13 @@ from collections.abc import Mapping
 import dataclasses
 import logging
 
+import av
 from jaxtyping import Float32, UInt8
 import numpy as np
+import soxr
 
 from msg_jax import storage
-from msg_jax.data import files, media
+from msg_jax.data import files, media, scaling
 from msg_jax.errors import UserError
 from msg_jax.storage import Path
 
@@ -76,11 +78,44 @@ class Reader:
 
 
 @dataclasses.dataclass(frozen=True)
+class Held:
+    """Sound and pictures of a clip that are in memory, read as with a `Reader`."""
+
+    sound: Float32[np.ndarray, " S"]
+    audio_hz: int
+    pictures: UInt8[np.ndarray, "T H W 3"] | None = None
+    video_hz: float = 25.0
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return ()
+
+    @property
+    def duration_sec(self) -> float:
+        return len(self.sound) / self.audio_hz
+
+    def waveform(self, hz: int) -> Float32[np.ndarray, " _"]:
+        """The sound at `hz`."""
+        return soxr.resample(self.sound, self.audio_hz, hz)
+
+    def frames(self, hz: float, px: int, *, squash: bool = False) -> UInt8[np.ndarray, "T {px} {px} 3"]:
+        """Frames at `hz`, the last one shown before each moment, cropped or, with `squash`, resized."""
+        assert self.pictures is not None
+        count = round(len(self.pictures) / self.video_hz * hz)
+        chosen = self.pictures[np.minimum(np.arange(count) * self.video_hz / hz + 1e-6, len(self.pictures) - 1).astype(int)]
+        if chosen.shape[1:3] == (px, px):
+            return chosen
+        to_rgb, resize, shown = scaling.ToRgb(), scaling.Resizer(), (chosen.shape[2], chosen.shape[1])
+        pictures = (av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in chosen)
+        return np.stack([scaling.square(to_rgb(picture), shown, px, squash, resize) for picture in pictures])
+
+
+@dataclasses.dataclass(frozen=True)
 class Pair:
     """Reads the generated and the real sound of one clip, both of one length."""
 
-    generated: Reader
-    reference: Reader
+    generated: Reader | Held
+    reference: Reader | Held
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -25,8 +25,8 @@ from msg_jax.data.clips import ClipFiles, Pair, Reader
 from msg_jax.errors import UserError
 from msg_jax.evaluation import measurement as measurement_lib
 from msg_jax.evaluation import onsets, report
-from msg_jax.folders import backbones
 from msg_jax.folders.feature_cache import Extraction, Features, write
+from msg_jax.inference import backbones
 from msg_jax.infra import logging, runtime
 from msg_jax.infra.record import RECORD, git_revision, read_record, versions
 from msg_jax.storage import Path

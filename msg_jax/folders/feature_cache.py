@@ -13,7 +13,7 @@ from msg_jax import storage
 from msg_jax.data import clips
 from msg_jax.data.clips import Pair, Reader
 from msg_jax.errors import UserError
-from msg_jax.folders.backbones import Backbone
+from msg_jax.inference.backbones import Backbone
 from msg_jax.infra import logging, preemption
 from msg_jax.storage import Path
 

@@ -31,6 +31,8 @@ from msg_jax.run import build
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
 from msg_jax.storage import Path
+from msg_jax.studies.field_metrics import HEADLINE as FIELD_HEADLINE
+from msg_jax.studies.field_metrics import Features, FieldMetrics
 from msg_jax.studies.reward_study import judged_candidates
 
 OFFSETS = 9  # a clip against itself, shifted by -4 to 4 times OFFSET_SEC
@@ -68,6 +70,7 @@ class _Measured(NamedTuple):
     scores: dict[str, np.ndarray]  # the reward and its terms (B,), means over the samples
     counts: dict[str, np.ndarray]  # (B, 3) of every F1, sums over the samples; empty without event truth
     embeddings: Float[np.ndarray, "S B D"]  # the judge's
+    of_field: list[Features]  # of the first sample; empty with event truth
 
 
 class Evaluation:
@@ -83,6 +86,7 @@ class Evaluation:
         self.source = run.source(split, self.features.kept, streams=("video",))
         self._sounds = run.source(split, self.features.kept, streams=())
         self.clips = range(min(self.section.clips, len(self.source)))
+        self.ids = self.features.ids[: len(self.clips)]
         self.reward_scorer = build.reward_scorer(run)
         self.codec_and_judge = build.codec_and_judge(run, self.source.class_names)
         self.second_judge = build.second_judge(run, self.source.class_names)
@@ -91,6 +95,7 @@ class Evaluation:
         known = [{name: record[name] for name in ("events", "caption")} for record in map(self._sounds.__getitem__, self.clips)]
         self.truth = events.true_events(np.stack([record["events"] for record in known]))
         self.groups = event_metrics.groups(known)
+        self.field = FieldMetrics(run) if self.no_truth else None
         self._videos = self._embed_videos(run.folder("evaluate") / "videos")
         self._variables = functools.lru_cache(maxsize=2)(run.load)
         self._cost = functools.cache(functools.partial(cost.total, run, counted={}))
@@ -183,10 +188,10 @@ class Evaluation:
         measured = [self._measure(system, clips) for clips in self.batches()]
         for name in measured[0].scores:
             row[name] = bootstrap.mean_interval(np.concatenate([part.scores[name] for part in measured]), **options)
-        if self.second_judge is None:
+        if self.field is not None:
             for name in (*EVENT_METRICS, "fd_judge", "event_f1_second_judge"):
                 row |= {name: None, f"{name}_reason": self.no_truth}
-            return row
+            return row | self.field.row(self.ids, [each for part in measured for each in part.of_field])
         embeddings = np.concatenate([part.embeddings for part in measured], axis=1)
         row["fd_judge"] = np.mean([distribution.frechet_distance(each, self.real_embeddings) for each in embeddings])
         counts = {name: np.concatenate([part.counts[name] for part in measured]) for name in measured[0].counts}
@@ -200,8 +205,10 @@ class Evaluation:
     def _measure(self, system: RowKey, clips: range) -> "_Measured":
         mels, truth = self.mels(system, clips, self.section.samples), self.truth[clips.start : clips.stop]
         scores = {name: value.mean(axis=1) for name, value in self.reward_scorer.score(self.video(clips), mels).items()}
-        if self.second_judge is None:
-            return _Measured(scores, {}, np.zeros((0, 0, 0)))
+        heard = self.waveforms(system, clips, mels)
+        if self.field is not None:
+            return _Measured(scores, {}, np.zeros((0, 0, 0)), self._of_field(self.field, clips, heard[:, 0]))
+        assert self.second_judge is not None
         detected = [self.codec_and_judge.detect(mels[:, sample]) for sample in range(mels.shape[1])]
         each = [event_metrics.counts(truth, found, self.section.tolerance_sec) for found, _ in detected]
         counts = {name: np.sum([part[name] for part in each], axis=0) for name in EVENT_METRICS}
@@ -210,7 +217,13 @@ class Evaluation:
         counts["event_f1_second_judge"] = np.sum(
             [events.clip_counts(truth, found, self.section.tolerance_sec)["event_f1"] for found in again], axis=0
         )
-        return _Measured(scores, counts, np.stack([found for _, found in detected]))
+        return _Measured(scores, counts, np.stack([found for _, found in detected]), [])
+
+    def _of_field(self, field: FieldMetrics, clips: range, sounds: Float[np.ndarray, "B S"]) -> list[Features]:
+        return [
+            field.features(self.ids[i], sound, recorded, lambda i=i: self.source[i]["video"])
+            for i, sound, recorded in zip(clips, sounds, self.recorded(clips))
+        ]
 
     @functools.cached_property
     def real_embeddings(self) -> Float[np.ndarray, "N D"]:
@@ -331,7 +344,7 @@ def make(run: Run, folder: Path, seed: int | None) -> str:
     logging.write_atomically(run.root / "table.txt", report.format_table(results, systems) + "\n")
     report.write_report(
         run.root, results, run.clip, evaluation.source.class_names, systems=systems, curves=curves(run),
-        examples=evaluation.examples(), facts=facts(run),
+        examples=evaluation.examples(), facts=facts(run), headline=FIELD_HEADLINE if evaluation.field else report.HEADLINE,
     )
     return text_digest(text)
 

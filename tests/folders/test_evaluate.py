@@ -17,7 +17,8 @@ from msg_jax.convert import av_benchmark, panns, synchformer_full, vggish
 from msg_jax.data import media_writer, scenes
 from msg_jax.errors import UserError
 from msg_jax.evaluation import distribution
-from msg_jax.folders import backbones, evaluate
+from msg_jax.folders import evaluate
+from msg_jax.inference import backbones
 from msg_jax.models import synchformer
 from msg_jax.recipes import runs as recipes
 

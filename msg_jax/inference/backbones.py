@@ -19,7 +19,7 @@ from msg_jax.config import tree
 from msg_jax.config.schema import Config
 from msg_jax.convert import bundle, from_torch, weights
 from msg_jax.data import frontends, mel
-from msg_jax.data.clips import Pair, Reader, stamp
+from msg_jax.data.clips import Held, Pair, Reader, stamp
 from msg_jax.errors import UserError
 from msg_jax.evaluation import detector, events, onsets, waveforms
 from msg_jax.inference import desync
@@ -44,8 +44,9 @@ class Backbone:
     name: str
     side: str  # sound | pictures | both | pair
     version: str
-    extract: Callable[..., dict[str, np.ndarray]]  # of a Pair for a pair, else of a Reader
+    extract: Callable[..., dict[str, np.ndarray]]  # of a Pair for a pair, else of a Reader or of what is Held
     threads: bool = False
+    pictures: Callable[..., np.ndarray] | None = None  # of `both`: what it knows of the frames, which `extract` then takes too
 
 
 def light() -> list[Backbone]:
@@ -58,13 +59,13 @@ def light() -> list[Backbone]:
     ]
 
 
-def _signal(clip: Reader) -> dict[str, np.ndarray]:
+def _signal(clip: Reader | Held) -> dict[str, np.ndarray]:
     """`logmel` (2 M,): mean and standard deviation over time of each log-mel band; `flux` (T,): its spectral flux."""
     log_mel = onsets.log_mel(clip.waveform(onsets.MEL.audio_hz))
     return {"logmel": onsets.statistics(log_mel).astype(np.float32), "flux": onsets.flux(log_mel).astype(np.float32)}
 
 
-def _motion(clip: Reader) -> dict[str, np.ndarray]:
+def _motion(clip: Reader | Held) -> dict[str, np.ndarray]:
     return {"motion": onsets.motion_energy(clip.frames(onsets.MOTION_HZ, MOTION_PX, squash=True))}
 
 
@@ -126,7 +127,7 @@ def _windows(values: np.ndarray, hz: float, clip: ClipSpec, size: int) -> np.nda
     return np.stack([padded[start : start + size] for start in starts])
 
 
-def _log_mels(reader: Reader, clip: ClipSpec) -> np.ndarray:
+def _log_mels(reader: Reader | Held, clip: ClipSpec) -> np.ndarray:
     windows = _windows(reader.waveform(clip.audio_hz), clip.audio_hz, clip, clip.audio_samples)
     return np.stack([mel.log_mel(window, clip.mel) for window in windows])
 
@@ -141,7 +142,7 @@ def _sf_cavp(config: Config, clip: ClipSpec, params, digest: str) -> Backbone:
         audio = model.apply({"params": params}, log_mels, method="encode_audio")
         return sf_cavp.score(video, audio, unweighted), video.semantic.mean(axis=0), audio.semantic.mean(axis=0)
 
-    def extract(reader: Reader) -> dict[str, np.ndarray]:
+    def extract(reader: Reader | Held) -> dict[str, np.ndarray]:
         frames = _windows(reader.frames(clip.video_hz, clip.video_px), clip.video_hz, clip, clip.video_frames)
         scores, video, audio = jax.tree.map(np.asarray, embed(frames, _log_mels(reader, clip)))
         terms = {f"sf_cavp_{name}": scores[name].mean() for name in sf_cavp.TERMS}
@@ -155,7 +156,7 @@ def _judge(config: Config, clip: ClipSpec, params, digest: str) -> Backbone:
     model = networks.judge(tuple(map(str, range(classes))))
     detect = jax.jit(functools.partial(detector.detect, model, params))
 
-    def extract(reader: Reader) -> dict[str, np.ndarray]:
+    def extract(reader: Reader | Held) -> dict[str, np.ndarray]:
         probability, embedding = jax.tree.map(np.asarray, detect(_log_mels(reader, clip)))
         lists = events.decode_events(probability, clip.mel.frames_hz, config.judge.threshold, config.judge.min_gap_sec)
         starts = np.arange(len(lists)) * clip.duration_sec
@@ -174,8 +175,12 @@ LEAST_SEC = {"vggish": 0.98, "panns": 0.5, "synchformer": desync.LEAST_SEC}
 """The shortest clip that a network can read."""
 
 
-def released(folder: str, duration_sec: float) -> tuple[list[Backbone], dict[str, str]]:
+def released(
+    folder: str, duration_sec: float, sizes: synchformer.SynchformerConfig | None = None
+) -> tuple[list[Backbone], dict[str, str]]:
     """The released networks whose files are in a folder, and the reason for each feature that is not available.
+
+    `sizes` are those of the Synchformer, by default of the released one.
 
     Raises UserError if the folder does not exist, or if a file is not the network that its name says.
     """
@@ -185,7 +190,7 @@ def released(folder: str, duration_sec: float) -> tuple[list[Backbone], dict[str
     for name, files in bundle.EVALUATION.items():
         path = _file(folder, name)
         if path is not None and duration_sec >= LEAST_SEC[name]:
-            found.append(_RELEASED[name](path))
+            found.append(_synchformer(path, sizes) if name == "synchformer" else _RELEASED[name](path))
             continue
         if path is not None:
             short = f"it needs {LEAST_SEC[name]} s, and the clips last {duration_sec:.2f} s"
@@ -207,7 +212,7 @@ def _vggish(path: pathlib.Path) -> Backbone:
     model, variables, digest = _network("vggish", path)
     apply = jax.jit(model.apply)
 
-    def extract(reader: Reader) -> dict[str, np.ndarray]:
+    def extract(reader: Reader | Held) -> dict[str, np.ndarray]:
         return {"vggish": np.asarray(apply(variables, frontends.vggish_examples(reader.waveform(frontends.VGGISH_HZ))))}
 
     return Backbone("vggish", "sound", digest, extract)
@@ -217,7 +222,7 @@ def _panns(path: pathlib.Path) -> Backbone:
     model, variables, digest = _network("panns", path)
     apply = jax.jit(model.apply)
 
-    def extract(reader: Reader) -> dict[str, np.ndarray]:
+    def extract(reader: Reader | Held) -> dict[str, np.ndarray]:
         log_mel = frontends.panns_log_mel(reader.waveform(model.config.mel.audio_hz), model.config.mel)
         embedding, logits = apply(variables, log_mel[None])
         return {"panns": np.asarray(embedding[0]), "panns_logits": np.asarray(logits[0])}
@@ -225,16 +230,18 @@ def _panns(path: pathlib.Path) -> Backbone:
     return Backbone("panns", "sound", digest, extract)
 
 
-def _synchformer(path: pathlib.Path) -> Backbone:
-    network = DeSync(path)
+def _synchformer(path: pathlib.Path, sizes: synchformer.SynchformerConfig | None) -> Backbone:
+    network = DeSync(path, sizes)
 
-    def extract(reader: Reader) -> dict[str, np.ndarray]:
+    def pictures(reader: Reader | Held) -> np.ndarray:
+        return network.encode_video(reader.frames(MMAUDIO_16K.video_hz, network.video_px))
+
+    def extract(reader: Reader | Held, video: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """`synchformer` (2,): offset in seconds between sound and frames, in the first and in the last 4.8 s."""
-        video = network.encode_video(reader.frames(MMAUDIO_16K.video_hz, network.video_px))
         audio = network.encode_audio(reader.waveform(frontends.SYNCHFORMER_HZ))
-        return {"synchformer": network.offsets_sec(video, audio)}
+        return {"synchformer": network.offsets_sec(pictures(reader) if video is None else video, audio)}
 
-    return Backbone("synchformer", "both", stamp(path), extract)
+    return Backbone("synchformer", "both", stamp(path), extract, pictures=pictures)
 
 
 def cached_offsets(
@@ -250,7 +257,7 @@ def cached_offsets(
             yield name, network.offsets_sec(frames, sound)
 
 
-_RELEASED = {"vggish": _vggish, "panns": _panns, "synchformer": _synchformer}
+_RELEASED = {"vggish": _vggish, "panns": _panns}
 
 
 def _network(kind: str, path: pathlib.Path) -> tuple[Module, Params, str]:
