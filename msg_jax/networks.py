@@ -42,7 +42,7 @@ def released_fields(config: Config) -> list[str]:
     """The fields that choose a released network, from the files in `config.weights` for `config.variant`."""
     chosen = {"codec.kind": config.codec.kind, "encoders.kind": config.encoders.kind, "base.initial": config.base.initial}
     used = [field for field, value in chosen.items() if value == "released"]
-    return [*used, "reward.desync"] if config.reward.desync else used
+    return used + [f"reward.{name}" for name in config.reward.of_synchformer]
 
 
 def has_vision_encoder(config: Config) -> bool:
@@ -108,6 +108,11 @@ def reward(config: Config, clip: ClipSpec) -> Reward:
     """The reward. Terms of weight zero are computed too; `events` where `config.sound_events.kinds` > 0."""
     events = sound_events(config.sound_events.kinds) if config.sound_events.kinds else None
     return Reward(reward_model(config, clip), events, reward_weights(config))
+
+
+def held_out_reward(config: Config, clip: ClipSpec) -> Reward:
+    """The window term of an SF-CAVP without sound events: the term that ranks (docs/PREFERENCE.md)."""
+    return Reward(reward_model(config, clip), None, sf_cavp.RewardWeights(semantic=0.0, dynamic=0.0, window=1.0, events=0.0))
 
 
 def reward_weights(config: Config) -> sf_cavp.RewardWeights:

@@ -41,6 +41,7 @@ VGGSOUNDER = "tests/data/test_vggsounder.py"
 PREFERENCE = "msg_jax/tasks/preference.py"
 RANKED = "msg_jax/methods/ranked.py"
 ROUND = "msg_jax/methods/rounds.py"
+VALIDATION = "msg_jax/methods/validation.py"
 FLOW = "msg_jax/tasks/flow.py"
 
 MUTANTS = (
@@ -137,10 +138,19 @@ MUTANTS = (
     Mutant("the reward of candidates has the wrong sign", "msg_jax/methods/avp_rpo.py",
            "return scores[..., SCORES.index(\"reward\")]", "return -scores[..., SCORES.index(\"reward\")]", ROUNDS),
     Mutant("DeSync rewards what is late", "msg_jax/inference/scorer.py",
-           "found[place] = -self._network", "found[place] = self._network", "tests/inference/test_scorer.py"),
+           "offsets[place] = -self._network", "offsets[place] = self._network", "tests/inference/test_scorer.py"),
     Mutant("the weight of DeSync is ignored", "msg_jax/inference/scorer.py",
-           "more = self._weight * seconds", "more = seconds", "tests/inference/test_scorer.py"),
-    Mutant("every clip of a video counts for the stop rule", ROUND,
+           "weights.desync * offsets[..., None]", "offsets[..., None]", "tests/inference/test_scorer.py"),
+    Mutant("segments count at other moments", "msg_jax/inference/scorer.py",
+           "(np.append(cosines[:1], cosines) + np.append(cosines, cosines[-1:])) / 2", "np.append(cosines, cosines[-1:])",
+           "tests/inference/test_scorer.py"),
+    Mutant("a network is picked by its reward", VALIDATION, 'for name in ("event_f1", "held_out_reward"):',
+           'for name in ("reward",):', "tests/methods/test_validation.py"),
+    Mutant("the worst network is picked", "msg_jax/methods/picked.py", "if unrewarded(row) > max(map(unrewarded, rows)):",
+           "if unrewarded(row) < max(map(unrewarded, rows)):", "tests/methods/test_validation.py"),
+    Mutant("shares count from the round before", "msg_jax/methods/picked.py", "add_scale(origin, share, change)",
+           "add_scale(picked, share, change)", "tests/methods/test_validation.py"),
+    Mutant("every clip of a video counts for the stop rule", VALIDATION,
            "name.rpartition(\"@\")[0] or name", "name", "tests/methods/test_methods.py"),
     Mutant("random pairs follow their own reward", "msg_jax/methods/random_pairs.py",
            "np.roll(step_rewards, 1, axis=0)", "step_rewards", ROUNDS),

@@ -151,12 +151,19 @@ class Reward:
     dynamic: float = 0.0
     window: float = 2.0
     events: float = 1.0  # counts only where `sound_events.kinds` > 0
-    desync: float = 0.0  # of minus the offset in seconds that the released Synchformer in `weights` expects
+    # By the released Synchformer in `weights`, which needs no training:
+    desync: float = 0.0  # of minus the offset in seconds that it expects
+    segments: float = 0.0  # of the cosines of its features of pictures and sound, in segments of .64 s
 
     @property
     def uses_sf_cavp(self) -> bool:
         """Whether an SF-CAVP of one's own must be trained for it."""
         return any((self.semantic, self.dynamic, self.window, self.events))
+
+    @property
+    def of_synchformer(self) -> list[str]:
+        """The terms with a weight that the released Synchformer scores."""
+        return [name for name in ("desync", "segments") if getattr(self, name)]
 
 
 @_section
@@ -270,6 +277,7 @@ class Preference(Training, Lora):
     text_dropout: float = 0.5
     prompts: bool = False  # candidates are sampled, and then compared, with the clips' captions
     stop_at_real: bool = True  # no further round once the reward reaches that of real sound
+    held_out_reward: bool = False  # train a second SF-CAVP that rewards nothing; its reward is reported, round by round
 
 
 @_section

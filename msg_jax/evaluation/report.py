@@ -5,6 +5,7 @@
     {"rows": [{"system", "guidance", "passes", "split", "seed", <metric>: value, ...}, ...],
      "groups": [the same, with event F1 by group of clips],   (optional)
      "differences": [{"system", "baseline", "guidance", "split", "seed", <metric>: value, ...}, ...],   (optional)
+     "rounds": [{"system", "split", "seed", "round", "share", <metric>: value, ...}, ...],   (optional)
      "sf_cavp": {<metric>: value, ...}, "reward": {<metric>: value, ...}}
 
 A value is a number, `{"value", "low", "high"}` with the bounds of an interval, or None with the reason in `<metric>_reason`.
@@ -35,7 +36,7 @@ HEADLINE = ("event_f1", "event_f1_second_judge", "event_f1_40ms", "fd_judge", "c
 """The columns of the first table; all others are folded."""
 
 _SCORED = {"sf_cavp": "SF-CAVP on held-out clips", "reward": "SF-CAVP as a reward"}
-_KEYS = ("system", "baseline", "guidance", "passes", "split")
+_KEYS = ("system", "baseline", "guidance", "passes", "split", "round", "share")
 
 
 def write_report(
@@ -75,6 +76,7 @@ def write_report(
         metrics=_group_table(rows, systems, footnotes),
         groups=_group_table(results.get("groups", []), systems, footnotes),
         differences=_group_table(results.get("differences", []), systems, footnotes),
+        rounds=_group_table(results.get("rounds", []), systems, footnotes),
         charted=describe(charted)["label"],
         chart=charts.event_chart(shown, systems, charted),
         gains=charts.gain_chart(shown, systems, charted),
@@ -156,7 +158,7 @@ def format_table(results: dict[str, Any], systems: Systems) -> str:
     """The tables of `write_report` as text, with the reasons for missing values below."""
     footnotes: list[str] = []
     blocks = []
-    for name in ("rows", "groups", "differences"):
+    for name in ("rows", "groups", "differences", "rounds"):
         if results.get(name):
             table = _group_table(results[name], systems, footnotes)
             body = [[*row["keys"], *(_plain(cell) for cell in row["cells"])] for row in table["rows"]]
@@ -188,7 +190,7 @@ def _template(name: str) -> jinja2.Template:
 def _group_table(
     rows: list[dict], systems: Systems, footnotes: list[str], columns: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """One row per (system, baseline, guidance, passes, split), one column per metric of `columns` that any row names.
+    """One row per combination of _KEYS, one column per metric of `columns` that any row names.
 
     Without `columns`, it has all metrics.
     """

@@ -1,4 +1,4 @@
-"""DeSync: the offset between sound and pictures that the released Synchformer hears."""
+"""What the released Synchformer hears of sound and pictures: their offset (DeSync), and whether segments belong together."""
 
 import dataclasses
 import functools
@@ -61,6 +61,17 @@ class DeSync:
         """The expectation of the absolute offset, over both ends of a clip; finer than the likeliest offsets."""
         probability = jax.nn.softmax(self._compared(video, audio))
         return float(np.mean(np.asarray(probability) @ np.abs(self._offsets)))
+
+    def segment_cosines(self, video: Float[np.ndarray, "V _ D"], audio: Float[np.ndarray, "A _ D"]) -> Float[np.ndarray, " S"]:
+        """The cosine of the mean features of each segment.
+
+        The encoders were trained to raise it for pictures and sound of one segment, and to lower it for others: the
+        contrastive first stage of arXiv 2401.16423, after which they were frozen.
+        """
+        segments = min(len(video), len(audio))
+        means = (each[:segments].mean(axis=1) for each in (video, audio))
+        seen, heard = (mean / np.linalg.norm(mean, axis=1, keepdims=True) for mean in means)
+        return np.sum(seen * heard, axis=1)
 
     def _compared(self, video: np.ndarray, audio: np.ndarray) -> np.ndarray:
         """Logits (2, offsets) for both ends."""

@@ -12,8 +12,8 @@ import numpy as np
 import soxr
 
 from msg_jax import networks
-from msg_jax.clip import ClipSpec
-from msg_jax.config.schema import Judge
+from msg_jax.clip import MMAUDIO_16K, ClipSpec
+from msg_jax.config.schema import Judge, Reward
 from msg_jax.data import frontends, mel
 from msg_jax.evaluation import detector, events
 from msg_jax.inference.batching import map_batches
@@ -63,56 +63,82 @@ class CosineScorer:
         return map_batches(score, size, Embeddings(**known), log_mels, mesh=self._mesh)
 
 
-class DeSyncScorer:
-    """Minus the offset in seconds that the released Synchformer expects between pictures and sound.
+class SynchformerScorer:
+    """A reward by the released Synchformer: minus the offset in seconds that it expects, and the cosines of its features.
 
-    `vocode` makes waveforms at `audio_hz` of log-mels. One network call per clip and candidate, on one device.
+    `vocode` makes waveforms of log-mels. One network call per clip and candidate, on one device.
     """
 
-    terms = ("desync",)
+    terms = ("desync", "segments")
 
-    def __init__(self, network: DeSync, vocode: Callable[[np.ndarray], np.ndarray], audio_hz: int):
-        self._network, self._vocode, self._hz = network, vocode, audio_hz
+    def __init__(self, network: DeSync, vocode: Callable[[np.ndarray], np.ndarray], clip: ClipSpec, weights: Reward):
+        self._network, self._vocode, self._clip, self._weights = network, vocode, clip, weights
 
     def embed_video(self, video: UInt8[np.ndarray, "B T H W 3"]) -> Embedded:
         """The features of the segments of frames at 25 Hz."""
-        return {"desync": np.stack([self._network.encode_video(frames) for frames in video])}
+        return {"synchformer": np.stack([self._network.encode_video(frames) for frames in video])}
 
-    def scores(self, video: Embedded, log_mels: Float[np.ndarray, "B N T M"]) -> Float[np.ndarray, "B N"]:
-        """The scores of N candidates per clip, against what `embed_video` found for B clips."""
-        waveforms = self._vocode(log_mels.reshape(-1, *log_mels.shape[2:]))
-        found = np.zeros(log_mels.shape[:2])
-        for place, waveform in zip(np.ndindex(found.shape), waveforms):
-            sound = self._network.encode_audio(soxr.resample(waveform, self._hz, frontends.SYNCHFORMER_HZ))
-            found[place] = -self._network.expected_sec(video["desync"][place[0]], sound)
-        return found
+    def score_steps(self, video: Embedded, log_mels: Float[np.ndarray, "B N T M"]) -> Scores:
+        """The scores of N candidates per clip, against what `embed_video` found for B clips.
+
+        A step is half of a segment long. It has the mean cosine of the segments that cover it, and the offset of the clip.
+        """
+        waveforms, weights = self._vocode(log_mels.reshape(-1, *log_mels.shape[2:])), self._weights
+        offsets, steps = np.zeros(log_mels.shape[:2]), []
+        for place, waveform in zip(np.ndindex(offsets.shape), waveforms):
+            seen = video["synchformer"][place[0]]
+            heard = self._network.encode_audio(soxr.resample(waveform, self._clip.audio_hz, frontends.SYNCHFORMER_HZ))
+            offsets[place] = -self._network.expected_sec(seen, heard)
+            steps.append(self._spread(self._network.segment_cosines(seen, heard)))
+        cosines = np.reshape(steps, (*offsets.shape, -1))
+        rewards = weights.desync * offsets[..., None] + weights.segments * cosines
+        return {"desync": offsets, "segments": cosines.mean(axis=-1), "reward": rewards.mean(axis=-1)}, rewards
+
+    def _spread(self, cosines: Float[np.ndarray, " S"]) -> Float[np.ndarray, " S+1"]:
+        """The mean cosine at equal parts of the clip; what is left after the last segment counts as its end."""
+        halves = (np.append(cosines[:1], cosines) + np.append(cosines, cosines[-1:])) / 2
+        starts_sec = np.arange(len(halves)) * MMAUDIO_16K.sync_segment_stride / MMAUDIO_16K.video_hz
+        return stretched(halves, len(halves), np.append(starts_sec / self._clip.duration_sec, 1))
+
+
+def stretched(
+    steps: Float[np.ndarray, "*B S"], length: int, edges: Float[np.ndarray, " S+1"] | None = None
+) -> Float[np.ndarray, "*B {length}"]:
+    """Values of a clip's steps, averaged over `length` equal parts of it, so that their mean stays the same.
+
+    `edges` are where steps begin and end, from 0 to 1; by default they are equally long.
+    """
+    edges = np.linspace(0, 1, steps.shape[-1] + 1) if edges is None else edges
+    parts = np.linspace(0, 1, length + 1)[:, None]
+    overlap = np.minimum(parts[1:], edges[1:]) - np.maximum(parts[:-1], edges[:-1])
+    return steps @ (length * np.maximum(overlap, 0)).T
 
 
 class RewardScorer:
-    """The reward of a run: SF-CAVP's cosines and sound events, DeSync with its weight, or the sum of both."""
+    """The reward of a run: that of SF-CAVP and its sound events, that of the released Synchformer, or their sum."""
 
-    def __init__(self, cosines: CosineScorer | None, desync: DeSyncScorer | None = None, weight: float = 0.0):
-        self.cosines, self._desync, self._weight = cosines, desync, weight
-        self.terms = tuple(term for part in (cosines, desync) if part for term in part.terms)
+    def __init__(self, cosines: CosineScorer | None, synchformer: SynchformerScorer | None = None):
+        self.cosines = cosines
+        self._parts = [part for part in (cosines, synchformer) if part]
+        self.terms = tuple(term for part in self._parts for term in part.terms)
 
     def embed_video(self, video: UInt8[np.ndarray, "B T H W 3"]) -> Embedded:
         """What the reward knows of frames. Once per video is enough for any number of candidates."""
-        parts = [part.embed_video(video) for part in (self.cosines, self._desync) if part]
-        return {name: values for part in parts for name, values in part.items()}
+        return {name: values for part in self._parts for name, values in part.embed_video(video).items()}
 
     def score(self, video: Embedded, log_mels: Float[np.ndarray, "B N T M"]) -> dict[str, Float[np.ndarray, "B N"]]:
         """The reward and its terms for N candidates per clip, against what `embed_video` found for B clips."""
         return self.score_steps(video, log_mels)[0]
 
     def score_steps(self, video: Embedded, log_mels: Float[np.ndarray, "B N T M"]) -> Scores:
-        """As `score`, and the reward of each step. DeSync is the same at every step."""
-        zeros = np.zeros(log_mels.shape[:2], np.float32)
-        scores, steps = self.cosines.score_steps(video, log_mels) if self.cosines else ({"reward": zeros}, zeros[..., None])
-        if not self._desync:
-            return scores, steps
-        seconds = self._desync.scores(video, log_mels)
-        more = self._weight * seconds
-        return {**scores, "desync": seconds, "reward": scores["reward"] + more}, steps + more[..., None]
+        """As `score`, and the reward of each step, as many as the part with the most has."""
+        found = [part.score_steps(video, log_mels) for part in self._parts]
+        if len(found) == 1:
+            return found[0]
+        scores = {name: values for part, _ in found for name, values in part.items()}
+        length = max(steps.shape[-1] for _, steps in found)
+        total = np.sum([part["reward"] for part, _ in found], axis=0)
+        return scores | {"reward": total}, np.sum([stretched(steps, length) for _, steps in found], axis=0)
 
 
 class WaveformJudge:

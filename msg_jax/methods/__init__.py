@@ -17,6 +17,7 @@ from msg_jax.methods.distill import Distill
 from msg_jax.methods.merge import Merge
 from msg_jax.methods.method import Job, Method, method
 from msg_jax.methods.oracle import Oracle
+from msg_jax.methods.picked import Picked
 from msg_jax.methods.random_pairs import RandomPairs
 from msg_jax.methods.sync_dpo import SyncDpo
 from msg_jax.methods.weighted import Awm, DiffusionNft
@@ -25,7 +26,8 @@ from msg_jax.run.stage import Make
 from msg_jax.storage import Path
 
 KINDS: dict[str, type[Arm]] = {
-    method.kind: method for method in (AvpRpo, SyncDpo, ContinueFlow, RandomPairs, Oracle, Merge, Distill, DiffusionNft, Awm)
+    method.kind: method
+    for method in (AvpRpo, SyncDpo, ContinueFlow, RandomPairs, Oracle, Merge, Picked, Distill, DiffusionNft, Awm)
 }
 
 

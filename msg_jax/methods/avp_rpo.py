@@ -17,9 +17,10 @@ class AvpRpo(Ranked):
     summary: ClassVar[str] = "base tuned on pairs of its own candidates, ranked by the reward"
 
     def check(self, name, config):
-        if self.winner == "stitched" and config.reward.desync and not config.reward.uses_sf_cavp:
+        reward = config.reward
+        if self.winner == "stitched" and reward.of_synchformer == ["desync"] and not reward.uses_sf_cavp:
             raise UserError(f"config.arms.{name}.winner=stitched joins the best moments of candidates, but DeSync alone scores "
-                            "each as a whole: set it to best_of_n or real, or config.reward.window=2.")
+                            "each as a whole: set it to best_of_n or real, or give config.reward.segments a weight.")
 
     def rank_steps(self, step_rewards, step_errors):
         return step_rewards

@@ -19,7 +19,7 @@ from msg_jax.storage import Path
 from msg_jax.types import Params
 
 # `event_f1` is the truth, by the judge: the oracle ranks by it, all others only log it. Unknown scores are NaN.
-SCORES = ("semantic", "dynamic", "window", "events", "reward", "event_f1", "desync")
+SCORES = ("semantic", "dynamic", "window", "events", "reward", "event_f1", "desync", "segments")
 DECISIVE = ("videos", "candidates", "candidate_guidance", "candidate_steps")
 """Fields of `config.preference` that decide the candidates; arms that differ only in others share them."""
 

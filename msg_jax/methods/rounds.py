@@ -2,27 +2,25 @@
 
 Round k, in `round_k/`: `candidates/` are N samples of the current model for each of `videos` training clips with their scores
 (round 0 of an arm that starts from the base uses those of the `candidates` stage); `training/` tunes the current model on
-them, with itself at the start of the round as reference; `validation.json` has its rewards on held-out clips.
+them, with itself at the start of the round as reference; `validation.json` says what it does on held-out clips
+(methods/validation.py). Their rewards decide whether another round follows.
 """
 
 import abc
-from collections.abc import Sequence
 import dataclasses
 import json
 from typing import Any, Literal
 
 import numpy as np
 
+from msg_jax.config.schema import Config
 from msg_jax.data.features import FeatureSource
 from msg_jax.infra import checkpoint, logging, preemption
 from msg_jax.methods.candidates import CandidatePool, needs_own_candidates
 from msg_jax.methods.method import Given, Job, Method
-from msg_jax.run import build
+from msg_jax.methods.validation import Validation
 from msg_jax.storage import Path
 from msg_jax.types import Params
-
-VALIDATION_CLIPS = 128
-"""Held-out clips at most whose rewards decide whether another round follows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,11 +56,16 @@ class Sampled(Method):
         return {folder: job.run.config.preference if folder == shared else job.preference for folder in folders}
 
     def needs(self, config):
-        own = () if self.samples_itself() else ("candidates",)
-        return ("base", *config.reward_stages, "judge", *own)
+        return (*needs_of_rewards(config), *(() if self.samples_itself() else ("candidates",)))
 
     def sections(self):
         return ("preference", "reward")
+
+
+def needs_of_rewards(config: Config) -> tuple[str, ...]:
+    """The stages that scoring candidates and `Validation` need."""
+    held_out = ("held_out_sf_cavp",) if config.preference.held_out_reward else ()
+    return ("base", *config.reward_stages, "judge", *held_out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,40 +121,3 @@ class Rounds:
         dims, name = job.features.dims, f"{job.name} {number}"
         task = self.method.task(Given(job.run, data, self.section, job.seed, variables, dims, name))
         return task.result(job.run.fit(task, self.section, folder / "training", seed=job.seed))
-
-
-def first_of_each_video(ids: Sequence[str]) -> list[int]:
-    """The place of the first clip of each video, by ids such as `a.mp4@8.000`; other ids are videos of their own."""
-    first: dict[str, int] = {}
-    for place, name in enumerate(ids):
-        first.setdefault(name.rpartition("@")[0] or name, place)
-    return list(first.values())
-
-
-class Validation:
-    """Rewards of a model's samples for held-out clips, beside those of real sound after the codec. One clip of each video."""
-
-    def __init__(self, pool: CandidatePool):
-        run, section = pool.run, pool.run.config.evaluate
-        self.pool, self.batch_size = pool, section.batch_size
-        self.features = FeatureSource(run.folder("extract") / "validation")
-        source = run.source("validation", self.features.kept, ("video",))
-        self.indices = first_of_each_video(self.features.ids)[: min(VALIDATION_CLIPS, section.clips)]
-        batches = (self.indices[i : i + self.batch_size] for i in range(0, len(self.indices), self.batch_size))
-        embedded = [pool.reward.embed_video(np.stack([source[i]["video"] for i in batch])) for batch in batches]
-        self.video = {name: np.concatenate([part[name] for part in embedded]) for name in embedded[0]}
-
-    def metrics(self, variables: Params) -> dict[str, float]:
-        """The mean of each reward term, with the suffix `_reconstructed` for real sound."""
-        pool, section = self.pool, self.pool.section
-        batches = build.sampler(pool.run, self.features).latents(
-            variables, self.indices, seed=pool.seed, purpose="validation", guidance_scale=section.candidate_guidance,
-            steps=section.candidate_steps, batch_size=self.batch_size,
-        )
-        made = np.concatenate([batch[:, 0] for batch in batches])
-        real = self.features.stack(self.indices, ("latents",))["latents"]
-        found = {}
-        for suffix, each in (("", made), ("_reconstructed", real)):
-            scores = pool.reward.score(self.video, pool.codec_and_judge.decode(each)[:, None])
-            found |= {f"{name}{suffix}": float(value.mean()) for name, value in scores.items()}
-        return found

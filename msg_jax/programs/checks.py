@@ -109,12 +109,13 @@ def _check_reward(config: Config) -> None:
     for name, weight in tree.to_dict(reward).items():
         if weight < 0:
             raise UserError(f"config.reward.{name}={weight:g} rewards what is worse: make it 0 or more.")
-    if not (reward.uses_sf_cavp or reward.desync):
+    if not (reward.uses_sf_cavp or reward.of_synchformer):
         raise UserError("config.reward has no weight above 0: set config.reward.window=2, or another.")
     least_sec = networks.DESYNC_LEAST_SEC
-    if reward.desync and clip.duration_sec < least_sec:
-        raise UserError(f"config.reward.desync={reward.desync:g} compares {least_sec} s of pictures and sound, and clips have "
-                        f"config.clip.duration_sec={clip.duration_sec:g}: make them longer, or set it to 0.")
+    for name in reward.of_synchformer:
+        if clip.duration_sec < least_sec:
+            raise UserError(f"config.reward.{name}={getattr(reward, name):g} compares {least_sec} s of pictures and sound, and "
+                            f"clips have config.clip.duration_sec={clip.duration_sec:g}: make them longer, or set it to 0.")
 
 
 def _check_generator(config: Config) -> None:

@@ -34,7 +34,7 @@ def plan(config: Config) -> Plan:
     filtered = ("alignment",) if config.base.keep_share < 1 and config.base.keep_by == "alignment" else ()
     # The released MM-DiT's file also holds the features of the empty text, and the latents' mean and standard deviation.
     null_text, statistics = files("encoders.kind", "mmdit"), files("codec.kind", "mmdit")
-    reward, reward_files = config.reward_stages, files("reward.desync", "synchformer")
+    reward, reward_files = config.reward_stages, ("synchformer",) if config.reward.of_synchformer else ()
     decisive = tuple(f"preference.{name}" for name in candidates.DECISIVE)
     stages = [
         Stage("prepare", prepare.make, alone=True),
@@ -42,6 +42,7 @@ def plan(config: Config) -> Plan:
         Stage("judge", judge.make, ("prepare",), ("judge",)),
         Stage("second_judge", judge.make_second, ("prepare",), ("second_judge",)),
         Stage("sf_cavp", sf_cavp.make, ("prepare",), ("sf_cavp",)),
+        Stage("held_out_sf_cavp", sf_cavp.make_held_out, ("prepare",), ("sf_cavp",)),
         Stage("sound_events", sound_events.make, ("sf_cavp",), ("sound_events",)),
         Stage("encoders", encoders.make, encoder_needs, encoder_sections, weights=encoder_files),
         Stage("extract", extract.make, ("codec", "encoders"), ("extract", "augment"), weights=null_text),

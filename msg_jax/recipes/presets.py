@@ -15,11 +15,12 @@ from msg_jax.config.schema import Arm, Config
 from msg_jax.config.tree import replace
 from msg_jax.convert.bundle import VARIANTS
 from msg_jax.errors import UserError
-from msg_jax.methods import AvpRpo, ContinueFlow, Merge, Oracle, RandomPairs, SyncDpo
+from msg_jax.methods import AvpRpo, ContinueFlow, Merge, Oracle, Picked, RandomPairs, SyncDpo
 
 ARMS: dict[str, Arm] = {
     "avp_rpo": AvpRpo(),
     "avp_rpo_midway": Merge(shares={"avp_rpo": 0.5}, label="AVP-RPO, half-way", note="half-way between base and AVP-RPO"),
+    "avp_rpo_picked": Picked(label="AVP-RPO, picked", note="round and share that are best by what was not rewarded"),
     "random_pairs": RandomPairs(),
     "continue_cfm": ContinueFlow(),
 }
@@ -123,7 +124,7 @@ def released(config: Config, variant: str) -> Config:
             rounds=4, steps=3000, batch_size=8, optimizer=dict(learning_rate=5e-6, warmup_steps=100), beta=600.0,
             text_dropout=0.1,
         ),
-        arms={"avp_rpo": AvpRpo()},
+        arms={name: ARMS[name] for name in ("avp_rpo", "avp_rpo_picked")},
         evaluate=dict(
             clips=64, guidance_scales=(1.0, 4.5), steps=25, batch_size=8, reward_clips=64, reward_candidates=5,
             reward_guidance=4.5,

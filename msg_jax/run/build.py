@@ -6,6 +6,7 @@ import functools
 import numpy as np
 
 from msg_jax import networks
+from msg_jax.config.schema import Reward
 from msg_jax.data import scene_sets, scenes
 from msg_jax.data.pipeline import Chosen, Source
 from msg_jax.inference import frozen
@@ -15,9 +16,9 @@ from msg_jax.inference.sampler import Conditioned, Sampler
 from msg_jax.inference.scorer import (
     CodecAndJudge,
     CosineScorer,
-    DeSyncScorer,
     PictureCodecAndJudge,
     RewardScorer,
+    SynchformerScorer,
     WaveformJudge,
 )
 from msg_jax.run.run import Run
@@ -31,15 +32,30 @@ def sampler(run: Run, features: Conditioned) -> Sampler:
 
 def reward_scorer(run: Run) -> RewardScorer:
     """The run's own reward."""
-    config, cosines, desync = run.config, None, None
+    config, cosines = run.config, None
     if stages := config.reward_stages:
         params = {name: run.load(name) for name in stages}
         cosines = CosineScorer(networks.reward(config, run.clip), params, run.local_mesh, config.evaluate.batch_size)
-    if config.reward.desync:
-        assert run.released is not None
-        network = DeSync(run.released.paths["synchformer"], networks.released(config)["synchformer"])
-        desync = DeSyncScorer(network, codec_and_judge(run, ()).vocode, run.clip.audio_hz)
-    return RewardScorer(cosines, desync, config.reward.desync)
+    return RewardScorer(cosines, _synchformer(run, config.reward) if config.reward.of_synchformer else None)
+
+
+def held_out_scorer(run: Run) -> RewardScorer | None:
+    """A reward that no training follows: by a second SF-CAVP, or else DeSync where the run reads Synchformer's file anyway."""
+    config = run.config
+    if config.preference.held_out_reward:
+        params = {"sf_cavp": run.load("held_out_sf_cavp")}
+        cosines = networks.held_out_reward(config, run.clip)
+        return RewardScorer(CosineScorer(cosines, params, run.local_mesh, config.evaluate.batch_size))
+    reads_it = config.encoders.kind == "released" and run.clip.duration_sec >= networks.DESYNC_LEAST_SEC
+    if reads_it and not config.reward.of_synchformer:
+        return RewardScorer(None, _synchformer(run, Reward(desync=1.0)))
+    return None
+
+
+def _synchformer(run: Run, weights: Reward) -> SynchformerScorer:
+    assert run.released is not None
+    network = DeSync(run.released.paths["synchformer"], networks.released(run.config)["synchformer"])
+    return SynchformerScorer(network, codec_and_judge(run, ()).vocode, run.clip, weights)
 
 
 def codec_and_judge(run: Run, class_names: Sequence[str]) -> CodecAndJudge:

@@ -52,11 +52,11 @@ def of_candidates(run: Run, section: Preference, dims: Mapping[str, int]) -> flo
         log_mels = jax.ShapeDtypeStruct((1, number, clip.mel_frames, clip.mel.bands), jnp.float32)
         embedded = scorer.embed_video_program.trace(params, frames)
         programs += [embedded, scorer.score_program.trace(params, embedded.out_info, log_mels)]
-    if config.reward.desync:
+    if config.reward.of_synchformer:
         vocode = codec_program(networks.codec(config, clip), "vocode")
         programs.append(vocode.trace(run.frozen("decoder")["codec"], decoded.out_info))
     counted = sum(operations.count(program.jaxpr) for program in programs)
-    if config.reward.desync:
+    if config.reward.of_synchformer:
         counted += desync.operations_of(networks.released(config)["synchformer"], clip, number)
     return section.videos * counted
 

@@ -117,6 +117,10 @@ class SFCAVPTask(train.Task):
         return self.batches("validation") if len(self.run.source("validation")) else None
 
 
-def make(run: Run, folder: Path, seed: int | None) -> str:
-    state = run.fit(SFCAVPTask(run), run.config.sf_cavp, folder, seed=run.config.seed)
+def make(run: Run, folder: Path, seed: int | None, name: str = "sf_cavp") -> str:
+    state = run.fit(SFCAVPTask(run, name), run.config.sf_cavp, folder, seed=run.config.seed)
     return checkpoint.export(folder / "params", state.params)
+
+
+make_held_out = functools.partial(make, name="held_out_sf_cavp")
+"""A second one, from other weights and crops, which rewards nothing."""

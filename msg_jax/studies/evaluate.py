@@ -27,6 +27,7 @@ from msg_jax.infra import logging, metering, preemption, runtime
 from msg_jax.infra.record import RECORD, read_record
 from msg_jax.losses.contrastive import lagged_cosines
 from msg_jax.methods import cost
+from msg_jax.methods.candidates import SCORES
 from msg_jax.run import build
 from msg_jax.run.run import Run
 from msg_jax.run.stage import text_digest
@@ -42,6 +43,7 @@ _OF_SF_CAVP = ("offset_accuracy_9", f"semantic_r1_{RECALL_GROUP}", f"dynamic_r1_
 PAIRED_METRICS = ("event_f1", "event_f1_40ms", "event_f1_second_judge")  # also reported as differences to the base
 REFERENCES = ("real", "reconstructed", "random_clip")
 _SHIFTS = {"real": 0, "random_clip": 1}  # references that were recorded, and how many places before the clip
+_OF_REAL_TERMS = {f"{name}_reconstructed" for name in SCORES if name != "reward"}
 _KEYS = ("system", "guidance", "passes", "split", "seed")  # of a row
 
 
@@ -212,7 +214,6 @@ class Evaluation:
         detected = [self.codec_and_judge.detect(mels[:, sample]) for sample in range(mels.shape[1])]
         each = [event_metrics.counts(truth, found, self.section.tolerance_sec) for found, _ in detected]
         counts = {name: np.sum([part[name] for part in each], axis=0) for name in EVENT_METRICS}
-        heard = self.waveforms(system, clips, mels)
         again = [self.second_judge.detect(heard[:, sample]) for sample in range(heard.shape[1])]
         counts["event_f1_second_judge"] = np.sum(
             [events.clip_counts(truth, found, self.section.tolerance_sec)["event_f1"] for found in again], axis=0
@@ -335,6 +336,7 @@ def make(run: Run, folder: Path, seed: int | None) -> str:
         "rows": [{name: value for name, value in row.items() if name not in ("counts", "groups")} for row in rows],
         "groups": [{name: row[name] for name in _KEYS} | row["groups"] for row in rows if "groups" in row],
         "differences": paired_differences(rows, run),
+        "rounds": rounds(run),
         "sf_cavp": evaluation.sf_cavp(),
         "reward": evaluation.reward(),
     }
@@ -371,6 +373,19 @@ def paired_differences(rows: list[dict], run: Run) -> list[dict]:
         }
         for row in rows if row["system"] in run.config.arms and "counts" in row
     ]
+
+
+def rounds(run: Run) -> list[dict]:
+    """What arms with rounds do on validation clips, by what is rewarded and by what is not (methods/validation.py)."""
+    rows = []
+    for seed in run.config.seeds:
+        for name in run.config.arms:
+            folder = run.folder(name, seed)
+            found = [{"round": int(path.parent.name.removeprefix("round_")), "share": 1.0} | json.loads(path.read_text())
+                     for path in sorted(storage.files_below(folder)) if path.name == "validation.json"]
+            found += logging.read_metrics(folder / "validation.jsonl")
+            rows += [{"system": name, "split": "validation", "seed": seed} | row for row in found]
+    return [{name: value for name, value in row.items() if name not in _OF_REAL_TERMS} for row in rows]
 
 
 def curves(run: Run) -> dict[str, list[dict]]:

@@ -100,7 +100,7 @@ class Cosines:
 
     def _own_weights(self) -> dict[str, float]:
         config = self._run.config
-        absent = {"desync"} if config.sound_events.kinds else {"desync", "events"}
+        absent = {"desync", "segments"} if config.sound_events.kinds else {"desync", "segments", "events"}
         return {term: weight for term, weight in tree.to_dict(config.reward).items() if term not in absent}
 
     def _open(self, field: str, folder: str) -> RewardScorer:

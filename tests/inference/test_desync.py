@@ -52,3 +52,10 @@ def test_a_short_video_cannot_be_ranked(weights):
     path, _ = weights
     with pytest.raises(UserError, match=r"--best_of ranks sounds by DeSync, which needs 4\.8 s, and the video has 4\.00 s"):
         DeSyncRanker(path, MMAUDIO_16K).embed(np.zeros((100, 8, 8, 3), np.uint8))
+
+
+def test_the_cosine_of_a_segment_is_that_of_its_mean_features(weights):
+    """The second segment of the sound is turned by 60 degrees; its steps differ, and only their mean counts."""
+    video = np.array([[[2.0, 0.0]] * 8, [[3.0, 0.0]] * 8])
+    audio = np.array([[[1.0, 5.0], [1.0, -5.0]], [[0.5, np.sqrt(0.75)]] * 2, [[9.0, 9.0]] * 2])
+    np.testing.assert_allclose(DeSync(weights[0]).segment_cosines(video, audio), [1, 0.5], atol=1e-9)

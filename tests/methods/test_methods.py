@@ -14,7 +14,7 @@ from msg_jax.errors import UserError
 from msg_jax.evaluation import report
 from msg_jax.infra import checkpoint, record
 from msg_jax.methods import AvpRpo, ContinueFlow, Distill, Merge, SyncDpo
-from msg_jax.methods.rounds import first_of_each_video
+from msg_jax.methods.validation import first_of_each_video
 from msg_jax.programs import checks
 from msg_jax.programs.plan import plan
 from msg_jax.recipes import presets, runs

@@ -13,11 +13,11 @@ from tests.conftest import ROOT, command, environment
 
 STAGES = (
     "prepare", "codec", "judge", "second_judge", "sf_cavp", "sound_events", "encoders", "extract", "base", "candidates",
-    "avp_rpo", "avp_rpo_midway", "random_pairs", "continue_cfm", "evaluate",
+    "avp_rpo", "avp_rpo_midway", "avp_rpo_picked", "random_pairs", "continue_cfm", "evaluate",
 )
 SYSTEMS = {
-    "real", "reconstructed", "random_clip", "unconditional", "base", "avp_rpo", "avp_rpo_midway", "random_pairs",
-    "continue_cfm",
+    "real", "reconstructed", "random_clip", "unconditional", "base", "avp_rpo", "avp_rpo_midway", "avp_rpo_picked",
+    "random_pairs", "continue_cfm",
 }
 
 
@@ -47,6 +47,19 @@ def test_results_have_a_row_for_every_system_and_guidance(smoke_run):
     # One R@1 of 64 needs 64 clips, and smoke has 8: null, with the reason beside it.
     assert results["sf_cavp"]["dynamic_r1_64"] is None and "64" in results["sf_cavp"]["dynamic_r1_64_reason"]
     assert 0 <= results["sf_cavp"]["offset_accuracy_9"] <= 1
+
+
+def test_what_was_rewarded_stands_beside_what_was_not(smoke_run):
+    results = json.loads((smoke_run / "results.json").read_text())
+    picked = [row for row in results["rounds"] if row["system"] == "avp_rpo_picked"]
+    rounds = len([path for path in (smoke_run / "avp_rpo").glob("round_*") if (path / "params").is_dir()])
+    assert [row["round"] for row in picked] == [None, *(n for n in range(rounds) for _ in range(4))]
+    assert sum(row["picked"] for row in picked) == 1
+    for row in results["rounds"]:
+        assert {"reward", "reward_reconstructed", "window", "event_f1", "fd_judge", "fd_latents"} <= row.keys(), row["system"]
+    whole = [row["reward"] for row in picked if row["share"] == 1]
+    assert whole == pytest.approx([row["reward"] for row in results["rounds"] if row["system"] == "avp_rpo"], abs=1e-5)
+    assert "Rewarded, and not rewarded" in (smoke_run / "report" / "index.html").read_text()
 
 
 def test_a_round_leaves_candidates_scores_and_pairs(smoke_run):
@@ -128,9 +141,13 @@ def test_a_config_of_ones_own_on_real_videos_gives_reasons_for_missing_metrics(s
     done = _run(f"--workdir={tmp_path}", f"--config.data.source=folder:{shared}/media", config=tmp_path / "own.py")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
-    assert {row["system"] for row in results["rows"]} == SYSTEMS - {"avp_rpo_midway", "random_pairs", "continue_cfm"}
+    others = {"avp_rpo_midway", "avp_rpo_picked", "random_pairs", "continue_cfm"}
+    assert {row["system"] for row in results["rows"]} == SYSTEMS - others
     for row in results["rows"]:
         assert row["event_f1"] is None and "has no event truth" in row["event_f1_reason"]
         assert row["reward"]["low"] <= row["reward"]["value"]
+        assert row["fd_vggish"] is None and "vggish" in row["fd_vggish_reason"]
+    late = {row["system"]: row["onset_f1_spectral_flux"]["value"] for row in results["rows"]}
+    assert late["real"] == 1 > late["random_clip"]
     assert results["reward"]["headroom_share"] is None
     assert (tmp_path / "report" / "index.html").stat().st_size > 10_000

@@ -113,6 +113,7 @@ def test_a_reward_of_released_networks_alone_needs_no_reward_model(inputs):
     stages = plan.plan(config)
     assert not {"sf_cavp", "sound_events"} & plan.needed(stages, ["avp_rpo", "evaluate"])
     assert all(stages[name].weights == ("synchformer",) for name in ("candidates", "avp_rpo", "evaluate"))
+    checks.check(_config(inputs, clip=dict(duration_sec=4.8), reward=weights | dict(segments=1.0)))  # it has moments to join
     both = plan.plan(_config(inputs, clip=dict(duration_sec=4.8), reward=dict(desync=1.0)))
     assert {"sf_cavp", "sound_events"} <= plan.needed(both, ["avp_rpo"])
 
@@ -123,16 +124,17 @@ def test_a_run_that_desync_rewards(inputs, tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
     released_run.write_videos(videos, sec=5)
-    weights = [f"--config.reward.{name}={weight}" for name, weight in dict(window=0, events=0, desync=2).items()]
+    weights = [f"--config.reward.{name}={weight}" for name, weight in dict(window=0, events=0, desync=2, segments=1).items()]
     run = tmp_path / "run"
-    _main_job(inputs[0], videos, run, "--config.clip.duration_sec=4.8", "--config.arms.avp_rpo.winner=best_of_n", *weights)
+    _main_job(inputs[0], videos, run, "--config.clip.duration_sec=4.8", *weights)
     assert not (run / "sf_cavp").exists() and not (run / "sound_events").exists()
     table = FeatureSource(run / "candidates").stack([0, 1], ("scores",))["scores"]
     scores = dict(zip(SCORES, np.moveaxis(table, -1, 0)))
     assert np.isnan(scores["window"]).all() and (scores["desync"] < 0).all()
-    np.testing.assert_allclose(scores["reward"], 2 * scores["desync"], rtol=1e-5)
+    np.testing.assert_allclose(scores["reward"], 2 * scores["desync"] + scores["segments"], rtol=1e-5)
     metrics = json.loads((run / "avp_rpo" / "round_0" / "validation.json").read_text())
-    assert metrics.keys() == {f"{name}{suffix}" for name in ("reward", "desync") for suffix in ("", "_reconstructed")}
+    terms = ("reward", "desync", "segments")
+    assert metrics.keys() == {f"{name}{suffix}" for name in terms for suffix in ("", "_reconstructed")}
     results = json.loads((run / "results.json").read_text())
     tuned = next(row for row in results["rows"] if row["system"] == "avp_rpo")
     assert -2 <= tuned["desync"]["value"] < 0 and tuned["cost_tflop"] > 0
