@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from msg_jax.clip import ClipSpec
-from msg_jax.config import tree
 from msg_jax.config.schema import Config
 from msg_jax.convert.bundle import VARIANTS, VISION, Variant
 from msg_jax.evaluation.detector import EventDetector, PictureDetector, RecurrentDetector
@@ -264,7 +263,10 @@ def solver(config: Config) -> dict[str, Any]:
     objective = diffusion(config)
     flow_or_diffusion = {"diffusion": objective, "solver": config.base.diffusion.solver} if objective else {}
     sampling = config.sampling
-    return flow_or_diffusion | tree.to_dict(sampling)
+    return flow_or_diffusion | {
+        "guidance_rescale": sampling.guidance_rescale, "guidance_projection": sampling.guidance_projection,
+        "time_shift": sampling.time_shift,
+    }
 
 
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)

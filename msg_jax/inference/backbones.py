@@ -145,7 +145,7 @@ def _sf_cavp(config: Config, clip: ClipSpec, params, digest: str) -> Backbone:
     def extract(reader: Reader | Held) -> dict[str, np.ndarray]:
         frames = _windows(reader.frames(clip.video_hz, clip.video_px), clip.video_hz, clip, clip.video_frames)
         scores, video, audio = jax.tree.map(np.asarray, embed(frames, _log_mels(reader, clip)))
-        terms = {f"sf_cavp_{name}": scores[name].mean() for name in sf_cavp.TERMS}
+        terms = {f"sf_cavp_{name}": np.asarray(scores[name].mean()) for name in sf_cavp.TERMS}
         return terms | {"sf_cavp_video": video, "sf_cavp_audio": audio}
 
     return Backbone("sf_cavp", "both", digest, extract)

@@ -59,7 +59,7 @@ class Picked(Method):
 
     def check(self, name, config):
         where = f"config.arms.{name}"
-        if self.start == "base" or not isinstance(config.arms.get(self.start), Sampled):
+        if self.start not in config.arms or not isinstance(config.arms[self.start], Sampled):
             raise UserError(f"{where}.start={self.start} has no rounds to pick from: name an arm that samples candidates, such "
                             "as avp_rpo.")
         if not self.shares or not all(0 < share <= 1 for share in self.shares):

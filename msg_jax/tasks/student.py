@@ -78,11 +78,9 @@ class StudentTask(GeneratorTask):
             return self.model.apply(teacher, x_t, t, processed, method="velocity")
 
         cond, null = (self.model.apply(teacher, each, method="preprocess") for each in (conditions, null))
-        how = self.run.config.sampling
-        return sampling.guided(
-            velocity, cond, null, self.guidance, how.guidance_rescale, projection=how.guidance_projection,
-            streams=self.model.streams,
-        )
+        config = self.run.config
+        how = dict(projection=config.sampling.guidance_projection, streams=self.model.streams)
+        return sampling.guided(velocity, cond, null, self.guidance, config.sampling.guidance_rescale, **how)
 
     def _velocity(self, guided: VelocityFn, teacher: Params, rows: Any) -> tuple[Array, Array, Array]:
         """States (B, 1, T, C) on the path to real sound, times (B, 1), and the teacher's velocities there."""

@@ -59,11 +59,11 @@ def test_samples_are_the_guided_integral_of_each_clip_s_own_noise(prompts):
 
 def test_guidance_is_rescaled_as_the_run_says(monkeypatch):
     given, guided = [], sampling.guided
-    monkeypatch.setattr(sampling, "guided", lambda *args: given.append(args[3:]) or guided(*args))
+    monkeypatch.setattr(sampling, "guided", lambda *args, **how: given.append((args[3:], how)) or guided(*args, **how))
     mesh = mesh_lib.make_mesh((1, 1, 1), jax.devices()[:1])
-    sampler = Sampler(toy.Line(), Source(), mesh, {"guidance_rescale": 0.6})
+    sampler = Sampler(toy.Line(), Source(), mesh, {"guidance_rescale": 0.6, "guidance_projection": 0.3})
     list(sampler.latents(VARIABLES, [0], seed=0, purpose="a test", guidance_scale=GUIDANCE, steps=STEPS, batch_size=1))
-    assert given == [(GUIDANCE, 0.6, None)]
+    assert given == [((GUIDANCE, 0.6, None), dict(projection=0.3, streams=()))]
 
 
 def test_the_noise_of_a_clip_does_not_depend_on_its_batch_but_on_seed_and_purpose():

@@ -58,7 +58,7 @@ def test_an_arm_needs_its_start_and_only_ranked_arms_need_reward_and_judge():
     assert set(stages["soup"].needs) == {"base", "avp_rpo", "sync_dpo", "continue_cfm"}
     assert set(stages["avp_rpo"].needs) == {"base", "sf_cavp", "sound_events", "judge", "candidates"}
     assert tuple(methods.KINDS) == (
-        "avp_rpo", "sync_dpo", "continue_flow", "random_pairs", "oracle", "merge", "distill", "diffusion_nft", "awm"
+        "avp_rpo", "sync_dpo", "continue_flow", "random_pairs", "oracle", "merge", "picked", "distill", "diffusion_nft", "awm"
     )
 
 

@@ -212,14 +212,15 @@ def test_a_student_learns_the_mean_velocity_of_its_teacher_s_steps(run, batch, s
 
 
 def test_a_student_s_teacher_is_sampled_as_the_run_says(run, batch, monkeypatch):
-    run = dataclasses.replace(run, config=tree.replace(run.config, sampling=dict(guidance_rescale=0.7)))
+    sampled = dict(guidance_rescale=0.7, guidance_projection=0.2)
+    run = dataclasses.replace(run, config=tree.replace(run.config, sampling=sampled))
     given, guided = [], sampling.guided
-    monkeypatch.setattr(sampling, "guided", lambda *args: given.append(args[3:]) or guided(*args))
+    monkeypatch.setattr(sampling, "guided", lambda *args, **how: given.append((args[3:], how)) or guided(*args, **how))
     task = StudentTask(
         run, types.SimpleNamespace(dims=toy.DIMS), run.config.preference, 0, REFERENCE, GUIDANCE, 0, 4, "student"
     )
     task.loss(POLICY["params"], task.draw(batch, jax.random.key(5), None), task.frozen)
-    assert given == [(GUIDANCE, 0.7)]
+    assert given == [((GUIDANCE, 0.7), dict(projection=0.2, streams=()))]
 
 
 def test_a_student_of_any_number_of_steps_learns_the_guided_velocity(run, batch):
