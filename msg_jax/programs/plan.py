@@ -12,7 +12,7 @@ from msg_jax.stages import alignment, base, codec, encoders, extract, judge, pre
 from msg_jax.studies import evaluate, event_metrics, joint, reward_study
 
 JOINT_HAS_NOT = (
-    "second_judge", "sf_cavp", "sound_events", "encoders", "alignment", "event_metrics", "candidates",
+    "second_judge", "sf_cavp", "held_out_sf_cavp", "sound_events", "encoders", "alignment", "event_metrics", "candidates",
 )
 Plan = dict[str, Stage]
 Digests = dict[tuple[str, int | None], str]
