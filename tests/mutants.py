@@ -41,7 +41,7 @@ VGGSOUNDER = "tests/data/test_vggsounder.py"
 PREFERENCE = "msg_jax/tasks/preference.py"
 RANKED = "msg_jax/methods/ranked.py"
 ROUND = "msg_jax/methods/rounds.py"
-VALIDATION = "msg_jax/methods/validation.py"
+VALIDATION, PICKED = "msg_jax/methods/validation.py", "tests/methods/test_validation.py"
 FLOW = "msg_jax/tasks/flow.py"
 
 MUTANTS = (
@@ -145,11 +145,11 @@ MUTANTS = (
            "(np.append(cosines[:1], cosines) + np.append(cosines, cosines[-1:])) / 2", "np.append(cosines, cosines[-1:])",
            "tests/inference/test_scorer.py"),
     Mutant("a network is picked by its reward", VALIDATION, 'for name in ("event_f1", "held_out_reward"):',
-           'for name in ("reward",):', "tests/methods/test_validation.py"),
+           'for name in ("reward",):', f"{PICKED} -k asked"),
     Mutant("the worst network is picked", "msg_jax/methods/picked.py", "if unrewarded(row) > max(map(unrewarded, rows)):",
-           "if unrewarded(row) < max(map(unrewarded, rows)):", "tests/methods/test_validation.py"),
+           "if unrewarded(row) < max(map(unrewarded, rows)):", f"{PICKED} -k picked"),
     Mutant("shares count from the round before", "msg_jax/methods/picked.py", "add_scale(origin, share, change)",
-           "add_scale(picked, share, change)", "tests/methods/test_validation.py"),
+           "add_scale(picked, share, change)", f"{PICKED} -k picked"),
     Mutant("every clip of a video counts for the stop rule", VALIDATION,
            "name.rpartition(\"@\")[0] or name", "name", "tests/methods/test_methods.py"),
     Mutant("random pairs follow their own reward", "msg_jax/methods/random_pairs.py",
