@@ -89,7 +89,7 @@ def joint(preset: str = "tiny") -> Config:
         picture_codec=dict(strips=3, motion=3.0) | (dict(channels=18, fit_clips=16) if smoke else dict(channels=144)),
         picture_judge=dict(steps=6, batch_size=8, optimizer=dict(warmup_steps=2)) if smoke else long(800),
         preference=dict(prompts=True, text_dropout=0.2, condition_dropout=0.2),
-        evaluate=dict(prompts=True, guidance_scales=(2.0,) if smoke else (3.0, 4.0, 5.0), reward_guidance=2.0 if smoke else 4.0,
+        evaluate=dict(prompts=True, guidance_scales=(2.0,) if smoke else (3.0, 4.0, 5.0), reward_guidance=2.0 if smoke else 3.0,
                       **({} if smoke else dict(steps=12, samples=1, clips=128))),
         joint=dict(sets=("ood",), set_clips=8) if smoke else {},
         sampling=dict(guidance_rescale=0.0, guidance_projection=1.0, time_shift=-1.4),
