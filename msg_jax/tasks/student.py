@@ -79,8 +79,8 @@ class StudentTask(GeneratorTask):
 
         cond, null = (self.model.apply(teacher, each, method="preprocess") for each in (conditions, null))
         config = self.run.config
-        how = dict(projection=config.sampling.guidance_projection, streams=self.model.streams)
-        return sampling.guided(velocity, cond, null, self.guidance, config.sampling.guidance_rescale, **how)
+        return sampling.guided(velocity, cond, null, self.guidance, config.sampling.guidance_rescale,
+                               projection=config.sampling.guidance_projection, streams=self.model.streams)
 
     def _velocity(self, guided: VelocityFn, teacher: Params, rows: Any) -> tuple[Array, Array, Array]:
         """States (B, 1, T, C) on the path to real sound, times (B, 1), and the teacher's velocities there."""
