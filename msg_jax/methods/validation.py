@@ -68,6 +68,12 @@ class Validation:
     def _latents(self) -> np.ndarray:
         return self._features.stack(self._indices, ("latents",))["latents"]
 
+    @functools.cached_property
+    def _real_as(self) -> np.ndarray:
+        """The first judge's embeddings of real sound."""
+        judge = self.pool.codec_and_judge
+        return judge.detect(judge.decode(self._latents))[1]
+
     def _measured(self, latents: np.ndarray) -> dict[str, float]:
         judge, mels = self.pool.codec_and_judge, self.pool.codec_and_judge.decode(latents)
         found: dict[str, float] = {}
@@ -79,11 +85,11 @@ class Validation:
             if name == "reward":
                 found |= {term: float(scores[term].mean()) for term in scorer.terms}
         if judge.can_judge:
-            (heard, heard_as), (_, real_as) = judge.detect(mels), judge.detect(judge.decode(self._latents))
+            heard, heard_as = judge.detect(mels)
             counts = events.clip_counts(self._truth, heard, self.pool.run.config.evaluate.tolerance_sec)["event_f1"]
             found["event_f1"] = float(events.micro_f1(counts.sum(axis=0)))
             if len(latents) > 1:
-                found["fd_judge"] = distribution.frechet_distance(heard_as, real_as)
+                found["fd_judge"] = distribution.frechet_distance(heard_as, self._real_as)
         return found
 
 
