@@ -1,4 +1,4 @@
-# make demo: fresh machine -> .venv -> the main job on the embedded scenes -> runs/tiny/report/index.html
+# make demo: fresh machine -> .venv -> the main job on the embedded scenes -> runs/demo/report/index.html
 # make test: fresh machine -> .venv -> lint, types and tests
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +12,7 @@ $(VENV)/ready: pyproject.toml
 	touch $@
 
 demo: $(VENV)/ready
-	$(VENV)/bin/msg-jax train --config=avp_rpo
+	$(VENV)/bin/msg-jax train --config=avp_rpo:demo
 
 test: $(VENV)/ready lint types
 	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile --no-loadscope-reorder

@@ -1,4 +1,4 @@
-"""A student that needs no guidance and two solver steps, beside tuning from the base and a control at equal total cost.
+"""Students that need no guidance and one or two solver steps, beside their teacher and a control at equal total cost.
 
     python -m msg_jax.main --config=configs/student.py              # preset tiny
     python -m msg_jax.main --config=configs/student.py:smoke        # every stage in a minute or two, nothing learnt

@@ -46,17 +46,25 @@ def sync_dpo(preset: str = "tiny") -> Config:
 
 
 def student(preset: str = "tiny") -> Config:
-    """A student, guidance distilled away and then tuned, beside AVP-RPO from the base and controls at equal total cost."""
+    """Students of two passes and of one. Their teacher is the base, trained on and moved towards AVP-RPO."""
     config = presets.get(preset)
-    training = {} if config.preset == "smoke" else dict(steps=300, batch_size=32)
+    smoke = config.preset == "smoke"
+    longer = {} if smoke or config.variant else dict(batch_size=8, optimizer=dict(learning_rate=1e-3, warmup_steps=50))
+    distilled = {} if smoke else dict(steps=300, batch_size=32)
     arms: dict[str, Arm] = {
-        "student": Distill(changes=training),
-        "student_dpo": AvpRpo(start="student", sampled="base", label="Student, AVP-RPO"),
-        "student_half": Merge(start="student", shares={"student_dpo": 0.5}, label="Student, half of AVP-RPO"),
         "avp_rpo": AvpRpo(),
-        "avp_rpo_real": AvpRpo(winner="real", label="AVP-RPO, real winners"),
         "avp_rpo_midway": Merge(shares={"avp_rpo": 0.5}, label="AVP-RPO, half-way"),
-        "continue_equal": ContinueFlow(matches="student_dpo", label="Continued training, equal total cost"),
+        "longer": ContinueFlow(
+            changes=longer | (dict(steps=config.base.steps) if longer else {}), label="Base, trained on",
+            note="control: twice the training of the base",
+        ),
+        "teacher": Merge(shares={"longer": 1.0, "avp_rpo": 0.25}, label="Base, trained on, a quarter of AVP-RPO"),
+        "student": Distill(start="teacher", solver_steps=2, teacher_steps=6, changes=distilled, label="Student, two passes"),
+        "student_one": Distill(start="teacher", solver_steps=1, teacher_steps=6, changes=distilled, label="Student, one pass"),
+        "continue_equal": ContinueFlow(
+            matches="student", changes=longer, label="Base, trained on, equal total cost",
+            note="control: the operations of student, teacher and AVP-RPO together",
+        ),
     }
     return replace(config, arms=arms, stages=(*arms, "evaluate"))
 

@@ -70,6 +70,15 @@ def test_recipes_pass(recipe, preset):
     checks.check(recipe(preset))
 
 
+@pytest.mark.parametrize("recipe", [runs.avp_rpo, runs.student])
+def test_the_demo_is_a_shorter_tiny(recipe):
+    demo, tiny = recipe("demo"), recipe("tiny")
+    checks.check(demo)
+    sections = ("judge", "second_judge", "encoders", "sf_cavp", "sound_events", "base", "preference")
+    assert all(getattr(demo, name).steps < getattr(tiny, name).steps for name in sections)
+    assert demo.clip == tiny.clip and demo.base.hidden == tiny.base.hidden
+
+
 @pytest.mark.parametrize(("changes", "words"), [
     (dict(), None),
     (dict(preference=dict(batch_size=8)), "config.preference.batch_size=8 cannot be split over 16 devices.* multiple of 16"),
