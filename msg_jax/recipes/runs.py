@@ -60,7 +60,10 @@ def student(preset: str = "tiny") -> Config:
         ),
         "teacher": Merge(shares={"longer": 1.0, "avp_rpo": 0.25}, label="Base, trained on, a quarter of AVP-RPO"),
         "student": Distill(start="teacher", solver_steps=2, teacher_steps=6, changes=distilled, label="Student, two passes"),
-        "student_one": Distill(start="teacher", solver_steps=1, teacher_steps=6, changes=distilled, label="Student, one pass"),
+        "student_one": Distill(
+            start="teacher", solver_steps=1, teacher_steps=6, changes=distilled | ({} if smoke else dict(steps=200)),
+            label="Student, one pass",
+        ),
         "continue_equal": ContinueFlow(
             matches="student", changes=longer, label="Base, trained on, equal total cost",
             note="control: the operations of student, teacher and AVP-RPO together",
