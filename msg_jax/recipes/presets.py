@@ -2,7 +2,7 @@
 
   smoke       every stage in a minute or two on two CPU cores, nothing learnt. For tests.
   tiny        everything on procedural scenes: 20 to 35 minutes on two CPU cores.
-  demo        `tiny` with a third to a half of its training, for a first look: about 15 minutes (an estimate).
+  demo        `tiny` with a third to a half of its training, for a first look: 12 minutes on two quiet CPU cores.
   tiny_study  `tiny` with three seeds and every arm, the measured comparison: four hours on two CPU cores.
   small_16k, small_44k, medium_44k, large_44k_v2
               AVP-RPO on MMAudio's released networks, for one GPU of 80 GB. They need `--config.weights=FOLDER`
