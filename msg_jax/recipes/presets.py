@@ -16,7 +16,7 @@ from msg_jax.config.schema import Arm, Config
 from msg_jax.config.tree import replace
 from msg_jax.convert.bundle import VARIANTS
 from msg_jax.errors import UserError
-from msg_jax.methods import AvpRpo, ContinueFlow, Merge, Oracle, Picked, RandomPairs, SyncDpo
+from msg_jax.methods import AvpRpo, ContinueFlow, Distill, Merge, Oracle, Picked, RandomPairs, SyncDpo
 
 ARMS: dict[str, Arm] = {
     "avp_rpo": AvpRpo(),
@@ -26,6 +26,24 @@ ARMS: dict[str, Arm] = {
     "continue_cfm": ContinueFlow(),
 }
 """AVP-RPO and its controls."""
+
+LONGER = dict(batch_size=8, optimizer=dict(learning_rate=1e-3, warmup_steps=50))  # continued training takes four times 8 clips
+DISTILLED = dict(steps=300, batch_size=32)
+
+
+def student_arms(base_steps: int = 0) -> dict[str, Arm]:
+    """AVP-RPO, and a student of two passes whose teacher is the base, trained on and moved towards AVP-RPO.
+
+    The base is trained on for `base_steps`. With 0 it is trained, and the student distilled, as the section `preference` says.
+    """
+    longer, distilled = (LONGER | dict(steps=base_steps), DISTILLED) if base_steps else ({}, {})
+    return {
+        "avp_rpo": ARMS["avp_rpo"],
+        "avp_rpo_midway": ARMS["avp_rpo_midway"],
+        "longer": ContinueFlow(changes=longer, label="Base, trained on", note="control: twice the training of the base"),
+        "teacher": Merge(shares={"longer": 1.0, "avp_rpo": 0.25}, label="Base, trained on, a quarter of AVP-RPO"),
+        "student": Distill(start="teacher", solver_steps=2, teacher_steps=6, changes=distilled, label="Student, two passes"),
+    }
 
 
 def study_arms(steps: int) -> dict[str, Arm]:
@@ -61,7 +79,7 @@ RESCALED = dict(guidance_rescale=0.85)
 
 
 def tiny(config: Config) -> Config:
-    return replace(config, arms=ARMS, sampling=RESCALED)
+    return replace(config, arms=student_arms(config.base.steps), sampling=RESCALED)
 
 
 def demo(config: Config) -> Config:

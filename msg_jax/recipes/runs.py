@@ -15,7 +15,7 @@ JOINT_CLIP = dataclasses.replace(TINY, text_tokens=20)  # the words of a scene's
 
 
 def avp_rpo(preset: str = "tiny") -> Config:
-    """Everything: base, AVP-RPO, its controls, evaluation and report."""
+    """Everything: base, AVP-RPO, a student of two passes, evaluation and report."""
     config = presets.get(preset)
     return replace(config, stages=(*config.arms, "evaluate"))
 
@@ -46,26 +46,17 @@ def sync_dpo(preset: str = "tiny") -> Config:
 
 
 def student(preset: str = "tiny") -> Config:
-    """Students of two passes and of one. Their teacher is the base, trained on and moved towards AVP-RPO."""
+    """The student of two passes, one of one pass, and the control at equal total cost."""
     config = presets.get(preset)
-    smoke = config.preset == "smoke"
-    longer = {} if smoke or config.variant else dict(batch_size=8, optimizer=dict(learning_rate=1e-3, warmup_steps=50))
-    distilled = {} if smoke else dict(steps=300, batch_size=32)
-    arms: dict[str, Arm] = {
-        "avp_rpo": AvpRpo(),
-        "avp_rpo_midway": Merge(shares={"avp_rpo": 0.5}, label="AVP-RPO, half-way"),
-        "longer": ContinueFlow(
-            changes=longer | (dict(steps=config.base.steps) if longer else {}), label="Base, trained on",
-            note="control: twice the training of the base",
-        ),
-        "teacher": Merge(shares={"longer": 1.0, "avp_rpo": 0.25}, label="Base, trained on, a quarter of AVP-RPO"),
-        "student": Distill(start="teacher", solver_steps=2, teacher_steps=6, changes=distilled, label="Student, two passes"),
+    learns = not config.variant and config.preset != "smoke"
+    arms = presets.student_arms(config.base.steps if learns else 0)
+    arms |= {
         "student_one": Distill(
-            start="teacher", solver_steps=1, teacher_steps=6, changes=distilled | ({} if smoke else dict(steps=200)),
+            start="teacher", solver_steps=1, teacher_steps=6, changes=presets.DISTILLED | dict(steps=200) if learns else {},
             label="Student, one pass",
         ),
         "continue_equal": ContinueFlow(
-            matches="student", changes=longer, label="Base, trained on, equal total cost",
+            matches="student", changes=presets.LONGER if learns else {}, label="Base, trained on, equal total cost",
             note="control: the operations of student, teacher and AVP-RPO together",
         ),
     }
