@@ -1,8 +1,8 @@
 """Presets: changes to the default configuration, which is `tiny`.
 
   smoke       every stage in a minute or two on two CPU cores, nothing learnt. For tests.
-  tiny        everything on procedural scenes: 20 to 35 minutes on two CPU cores.
-  demo        `tiny` with a third to a half of its training, for a first look: 12 minutes on two quiet CPU cores.
+  tiny        everything on procedural scenes: half an hour to three quarters on two CPU cores.
+  demo        `tiny` with a third to a half of its training and no student, for a first look: 12 minutes on two quiet CPU cores.
   tiny_study  `tiny` with three seeds and every arm, the measured comparison: four hours on two CPU cores.
   small_16k, small_44k, medium_44k, large_44k_v2
               AVP-RPO on MMAudio's released networks, for one GPU of 80 GB. They need `--config.weights=FOLDER`
@@ -86,7 +86,7 @@ def demo(config: Config) -> Config:
     return replace(
         config,
         data=dict(train=2048),
-        judge=dict(steps=200), second_judge=dict(steps=200), encoders=dict(steps=300), sf_cavp=dict(steps=250),
+        judge=dict(steps=200), second_judge=dict(steps=100), encoders=dict(steps=300), sf_cavp=dict(steps=250),
         sound_events=dict(clips=2048, steps=150),
         base=dict(steps=600),
         preference=dict(videos=512, steps=100),
