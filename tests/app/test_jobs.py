@@ -35,6 +35,8 @@ def test_jobs_run_one_after_another_in_their_order():
 def test_a_cancelled_job_ends_at_its_next_report_and_a_waiting_one_at_once():
     queue, gate = Queue(10), threading.Event()
     first, second, third = (queue.submit(held(gate, i)) for i in range(3))
+    while first.state != "running":
+        pass
     queue.cancel(second)
     assert second.is_over and second.state == "cancelled" and queue.before(third) <= 1
     queue.cancel(first)
