@@ -83,7 +83,10 @@ MUTANTS = (
            'lowest = ndimage.minimum_filter1d(allowed, size, mode="nearest")', "lowest = allowed", "tests/data/test_level.py"),
     # Judges and costs
     Mutant("a control ignores the arm that it matches", "msg_jax/methods/continue_flow.py",
-           "steps=max(1, round(affordable))", "steps=section.steps", "tests/methods/test_controls.py"),
+           "steps=max(1, round((matched - spent) / operations.of_step(self.task(given))))", "steps=section.steps",
+           "tests/methods/test_controls.py"),
+    Mutant("a control forgets what its start has cost", "msg_jax/methods/continue_flow.py", "(matched - spent)", "matched",
+           "tests/methods/test_controls.py"),
     # Test sets
     Mutant("a general name counts beside its kind", "msg_jax/data/vggsounder.py",
            "return names - {kinds[name] for name in names if name in kinds}", "return names", f"{VGGSOUNDER} -k once"),

@@ -15,7 +15,8 @@ from msg_jax.types import Params
 class ContinueFlow(Method):
     """Flow matching, on four times the batch of a preference arm.
 
-    With `matches`, the name of an arm, it has that arm's total cost: trainings, candidates and their scores. Otherwise it has
+    With `matches`, the name of an arm, it and its start together have that arm's total cost: trainings, candidates and
+    their scores. Otherwise it has
     the training cost of one preference arm, in as many steps as all rounds have: a preference step of B pairs passes 3 B items
     forward and backward and 2 B forward only, 11 B forward-equivalents, where 4 B items of flow matching take 12 B.
     """
@@ -36,8 +37,8 @@ class ContinueFlow(Method):
         section = self.training(job.preference)
         given = Given(job.run, job.features, section, job.seed, job.load(self.start), job.features.dims, job.name)
         if self.matches:
-            affordable = cost.total(job.run, self.matches, job.seed) / operations.of_step(self.task(given))
-            section = tree.replace(section, steps=max(1, round(affordable)))
+            matched, spent = (cost.total(job.run, name, job.seed) for name in (self.matches, self.start))
+            section = tree.replace(section, steps=max(1, round((matched - spent) / operations.of_step(self.task(given)))))
             given = dataclasses.replace(given, section=section)
         task = self.task(given)
         return task.result(job.run.fit(task, section, job.folder / "training", seed=job.seed))

@@ -6,7 +6,7 @@ from msg_jax.clip import TINY
 from msg_jax.config.schema import Arm, Config, FolderEvaluation
 from msg_jax.config.tree import replace
 from msg_jax.errors import UserError
-from msg_jax.methods import AvpRpo, ContinueFlow, Distill, Merge, SyncDpo
+from msg_jax.methods import AvpRpo, ContinueFlow, Merge, SyncDpo
 from msg_jax.recipes import presets
 
 VTA_LDM_PRESETS = ("tiny", "smoke")
@@ -46,18 +46,25 @@ def sync_dpo(preset: str = "tiny") -> Config:
 
 
 def student(preset: str = "tiny") -> Config:
-    """The student of two passes, one of one pass, and the control at equal total cost."""
+    """Students of two passes and of one, with and without preferences, beside their teachers and controls."""
     config = presets.get(preset)
     learns = not config.variant and config.preset != "smoke"
+    longer, distilled = (presets.LONGER, presets.DISTILLED) if learns else ({}, {})
     arms = presets.student_arms(config.base.steps if learns else 0)
     arms |= {
-        "student_one": Distill(
-            start="teacher", solver_steps=1, teacher_steps=6, changes=presets.DISTILLED | dict(steps=200) if learns else {},
-            label="Student, one pass",
+        "student_one": dataclasses.replace(
+            arms["student"], solver_steps=1, changes=distilled | (dict(steps=200) if learns else {}), label="Student, one pass"
+        ),
+        "longer_avp_rpo": AvpRpo(start="longer", label="Base, trained on, then AVP-RPO"),
+        "longer_avp_rpo_midway": Merge(
+            start="longer", shares={"longer_avp_rpo": 0.5}, label="Base, trained on, then half of AVP-RPO"
+        ),
+        "student_avp_rpo": dataclasses.replace(
+            arms["student"], start="longer_avp_rpo_midway", label="Student of two passes, half of AVP-RPO"
         ),
         "continue_equal": ContinueFlow(
-            matches="student", changes=presets.LONGER if learns else {}, label="Base, trained on, equal total cost",
-            note="control: the operations of student, teacher and AVP-RPO together",
+            start="longer", changes=longer, matches="longer_avp_rpo", label="Base, trained on, equal total cost",
+            note="control: AVP-RPO's operations in further training",
         ),
     }
     return replace(config, arms=arms, stages=(*arms, "evaluate"))

@@ -51,7 +51,7 @@ def test_continued_training_takes_as_many_steps_as_all_rounds_on_four_times_the_
 
 
 def test_continued_training_that_matches_an_arm_spends_its_total_cost(tmp_path, monkeypatch):
-    monkeypatch.setattr(cost, "total", lambda run, system, seed: {"tuned": 700.0}[system])
+    monkeypatch.setattr(cost, "total", lambda run, system, seed: {"tuned": 800.0, "base": 100.0}[system])
     monkeypatch.setattr(operations, "of_step", lambda task: 2 * task.section.batch_size)  # 64
     task, section, _ = _continued(ContinueFlow(matches="tuned"), tmp_path, monkeypatch)
-    assert section.steps == task.section.steps == 11  # 700 / 64 = 10.9
+    assert section.steps == task.section.steps == 11  # (800 - 100) / 64 = 10.9
