@@ -1,4 +1,4 @@
-"""Students that need no guidance and one or two solver steps, beside their teacher and a control at equal total cost.
+"""Students that need no guidance and one or two solver steps, with and without preferences, beside teachers and controls.
 
     python -m msg_jax.main --config=configs/student.py              # preset tiny
     python -m msg_jax.main --config=configs/student.py:smoke        # every stage in a minute or two, nothing learnt

@@ -1,7 +1,7 @@
 """Presets: changes to the default configuration, which is `tiny`.
 
   smoke       every stage in a minute or two on two CPU cores, nothing learnt. For tests.
-  tiny        everything on procedural scenes: half an hour to three quarters on two CPU cores.
+  tiny        everything on procedural scenes: 40 minutes to an hour on two CPU cores.
   demo        `tiny` with a third to a half of its training and no student, for a first look: 12 minutes on two quiet CPU cores.
   tiny_study  `tiny` with three seeds and every arm, the measured comparison: four hours on two CPU cores.
   small_16k, small_44k, medium_44k, large_44k_v2
