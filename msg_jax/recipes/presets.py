@@ -27,7 +27,7 @@ ARMS: dict[str, Arm] = {
 }
 """AVP-RPO and its controls."""
 
-TRAINED_ON = 2.6  # times the steps of the base; a quarter more brings nothing (docs/PREFERENCE.md)
+TRAINED_ON = 2.6  # times the steps of the base; more brings nothing (docs/PREFERENCE.md)
 LONGER = dict(batch_size=8, optimizer=dict(learning_rate=1e-3, warmup_steps=50))  # continued training takes four times 8 clips
 DISTILLED = dict(steps=300, batch_size=32)
 
