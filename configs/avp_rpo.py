@@ -1,4 +1,4 @@
-"""The main job: tune the base with SF-CAVP as the reward, beside it train it to its end and distil it, and report.
+"""The main job: tune the base with SF-CAVP as the reward; train the base to its end and distil it; report.
 
     python -m msg_jax.main --config=configs/avp_rpo.py              # preset tiny, 40 minutes to an hour on 2 CPU cores
     python -m msg_jax.main --config=configs/avp_rpo.py:demo         # a third to a half of its training

@@ -15,10 +15,10 @@ from msg_jax.types import Params
 class ContinueFlow(Method):
     """Flow matching, on four times the batch of a preference arm.
 
-    With `matches`, the name of an arm, it and its start together have that arm's total cost: trainings, candidates and
-    their scores. Otherwise it has
-    the training cost of one preference arm, in as many steps as all rounds have: a preference step of B pairs passes 3 B items
-    forward and backward and 2 B forward only, 11 B forward-equivalents, where 4 B items of flow matching take 12 B.
+    With `matches`, the name of an arm, it and its start together have that arm's total cost: trainings, candidates and their
+    scores. Otherwise it has the training cost of one preference arm, in as many steps as all rounds have: a preference step of
+    B pairs passes 3 B items forward and backward and 2 B forward only, 11 B forward-equivalents, where 4 B items of flow
+    matching take 12 B.
     """
 
     kind: ClassVar[str] = "continue_flow"
