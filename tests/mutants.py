@@ -17,7 +17,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[1]
-COPIED = ("msg_jax", "tests", "configs", "benchmarks", "launch", "docs", "pyproject.toml")
+COPIED = ("msg_jax", "tests", "configs", "benchmarks", "docs", "pyproject.toml")
 DID_FAIL = 1  # pytest's exit code where a test failed
 
 

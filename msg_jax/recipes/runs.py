@@ -49,11 +49,11 @@ def student(preset: str = "tiny") -> Config:
     """Students of two passes and of one, with and without preferences, beside their teachers and controls."""
     config = presets.get(preset)
     learns = not config.variant and config.preset != "smoke"
-    longer, distilled = (presets.LONGER, presets.DISTILLED) if learns else ({}, {})
     arms = presets.student_arms(config.base.steps if learns else 0)
     arms |= {
         "student_one": dataclasses.replace(
-            arms["student"], solver_steps=1, changes=distilled | (dict(steps=200) if learns else {}), label="Student, one pass"
+            arms["student"], solver_steps=1, changes=presets.DISTILLED | dict(steps=200) if learns else {},
+            label="Student, one pass",
         ),
         "longer_avp_rpo": AvpRpo(start="longer", label="Base, trained on, then AVP-RPO"),
         "longer_avp_rpo_midway": Merge(
@@ -63,7 +63,8 @@ def student(preset: str = "tiny") -> Config:
             arms["student"], start="longer_avp_rpo_midway", label="Student of two passes, half of AVP-RPO"
         ),
         "continue_equal": ContinueFlow(
-            start="longer", changes=longer, matches="longer_avp_rpo", label="Base, trained on, equal total cost",
+            start="longer", changes=arms["longer"].changes, matches="longer_avp_rpo",
+            label="Base, trained on, equal total cost",
             note="control: AVP-RPO's operations in further training",
         ),
     }
