@@ -45,6 +45,11 @@ VALIDATION, PICKED = "msg_jax/methods/validation.py", "tests/methods/test_valida
 FLOW = "msg_jax/tasks/flow.py"
 
 MUTANTS = (
+    # Steps on a CPU
+    Mutant("a step on a CPU gives its memory back", "msg_jax/infra/runtime.py", "_set_heap(_M_MMAP_MAX, 0)",
+           "_set_heap(_M_MMAP_MAX, 9)", "tests/infra/test_processes.py -k finds_the_memory"),
+    Mutant("frames are normalised around zero", "msg_jax/models/slowfast.py", "jnp.maximum(square - jnp.square(mean), 0)",
+           "square", "tests/models/test_slowfast.py -k normalised"),
     # Downloads and the app
     Mutant("a damaged download is accepted", "msg_jax/convert/fetch.py",
            'checked, right = "SHA-256", sha256 == file.sha256', 'checked, right = "SHA-256", True', FETCH),

@@ -26,12 +26,12 @@ LOST_PROCESS = 75  # exit code (EX_TEMPFAIL): a host is gone or late, the same c
 _STORAGE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)  # Python does not always name the file of these
 _BARRIER_SEC = 6 * 3600  # the slowest share of a stage; a lost process ends the wait
 _HEARTBEAT_SEC = 60  # a process silent for this long counts as lost, and the others end
-_M_ARENA_MAX = -8  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 _SHARED_SEC = 10  # how late a shared disk may show a new file to another host
 
 
 def start() -> None:
-    """Sets up terminal, SIGTERM handler, compile cache and, for several processes, JAX's multi-process runtime.
+    """Sets up heap, terminal, SIGTERM handler, compile cache and, for several processes, JAX's multi-process runtime.
 
     Environment variables:
       JAX_NUM_PROCESSES        the number of processes; `auto` leaves it to JAX's cluster detection
@@ -44,6 +44,7 @@ def start() -> None:
     Raises UserError if processes or devices are missing, naming the processes if their numbers were given. Otherwise a pod
     would train as isolated hosts.
     """
+    keep_heap()
     logging.plain_terminal()
     if processes := os.environ.get("JAX_NUM_PROCESSES"):
         _join(processes)
@@ -108,8 +109,23 @@ def share_heap() -> None:
 
     Otherwise each decoding thread keeps a heap of its own, and memory grows with the number of videos or windows read.
     """
+    _set_heap(_M_ARENA_MAX, 1)
+
+
+def keep_heap() -> None:
+    """Keeps what a step on the CPU has freed for the next one, where the C library is glibc. Call it before JAX has devices.
+
+    Otherwise the step gives its activations back to the system, which clears their pages for the next step: a quarter of a
+    training's time (benchmarks/heap.py). Only the heap of the first thread keeps large arrays, so that one runs the steps.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    _set_heap(_M_MMAP_MAX, 0)
+    _set_heap(_M_TRIM_THRESHOLD, -1)
+
+
+def _set_heap(parameter: int, value: int) -> None:
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+        ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def trim_heap() -> None:

@@ -156,7 +156,7 @@ class FrameEncoder(nn.Module):
             x = SpaceConv(width, (stride + 1, stride + 1), (stride, stride), use_bias=True, dtype=self.dtype)(x)
             if time_kernel > 1:
                 x = TimeConv(width, time_kernel, use_bias=True, dtype=self.dtype)(nn.relu(x))
-            x = nn.relu(FrameNorm(dtype=self.dtype)(x))
+            x = nn.relu(FrameNorm()(x))
         # Position on the screen matters (a bounce is a height), so the last map is flattened and not averaged.
         x = x.reshape(*x.shape[:2], -1)
         return Dense(self.features, axes=("conv_in", "embed"), dtype=self.dtype)(x)

@@ -1,5 +1,6 @@
 """Training on two processes with two devices each; benchmarks/faults.py breaks them in more ways."""
 
+import ctypes
 import json
 import socket
 import subprocess
@@ -70,6 +71,28 @@ def test_launchers_can_tell_a_lost_process_from_a_mistake_of_the_user(error, cod
     with runtime.user_errors():
         raise error
     assert codes == [code]
+
+
+_STEPS = """
+import resource
+import jax, jax.numpy as jnp
+from msg_jax.infra import runtime
+runtime.start()
+step = jax.jit(lambda x: jnp.tanh(jnp.tanh(x @ x[:1024].T) @ x[:1024]).sum())  # 64 MB between the products
+x = jnp.ones((16384, 64))
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step(x).block_until_ready()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_a_step_on_a_cpu_finds_the_memory_of_the_step_before():
+    """The system clears the 64 MB once, in pages of 4 kB at least, and not at each step."""
+    ended = subprocess.run([sys.executable, "-c", _STEPS], env=environment(), capture_output=True, text=True, check=True)
+    first, *_, last = map(int, ended.stdout.split())
+    assert last < 1000 < 10_000 < first
 
 
 _CHECKS = """

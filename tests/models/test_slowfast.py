@@ -23,6 +23,7 @@ from msg_jax.models.slowfast import (
     Stem,
     TimeConv,
     low_pass_subsample,
+    normalise_frames,
 )
 
 SMALL = SlowFastConfig(
@@ -173,6 +174,27 @@ def test_rematerialisation_keeps_the_gradient_and_saves_memory():
     (gradient, kept), (expected, kept_all) = measure(True), measure(False)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradient, expected)
     assert kept < 0.4 * kept_all
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 5e-3)])
+def test_frames_are_normalised_as_group_norm_does(dtype, tolerance):
+    """By groups of 8 channels, each frame for itself; values and gradients."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = (3 + 2 * jax.random.normal(keys[0], (2, 3, 4, 5, 24)) * jnp.arange(1, 25)).astype(dtype)
+    scale, bias = (1 + jax.random.normal(key, (24,)) for key in keys[1:3])
+    weights = jax.random.normal(keys[3], x.shape)
+
+    def flax(x, scale, bias):
+        frames = x.reshape(-1, *x.shape[2:])
+        norm = nn.GroupNorm(None, 8, 1e-6, dtype=x.dtype)
+        return norm.apply({"params": {"scale": scale, "bias": bias}}, frames).reshape(x.shape)
+
+    def outcome(norm):
+        y = norm(x, scale, bias)
+        return y, jax.grad(lambda *inputs: jnp.sum(weights * norm(*inputs)), argnums=(0, 1, 2))(x, scale, bias)
+
+    for ours, theirs in zip(jax.tree.leaves(outcome(normalise_frames)), jax.tree.leaves(outcome(flax)), strict=True):
+        assert ours.dtype == theirs.dtype and relative_error(ours, theirs) < tolerance
 
 
 def test_a_stem_of_few_channels_packs_four_pixels_on_a_tpu():
