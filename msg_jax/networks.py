@@ -183,6 +183,14 @@ def encode_frames(
     return features.clip, features.sync
 
 
+def read_encoder_params(config: Config, params: Params) -> Params:
+    """The part of the encoders' parameters that `encode_frames` reads."""
+    if config.encoders.kind not in SF_CAVP_KINDS:
+        return params
+    scales = {name: leaf for name, leaf in params.items() if name.startswith("log_scale")}  # made by `setup`
+    return scales | {"video_encoder": {"slowfast": params["video_encoder"]["slowfast"]}}
+
+
 def feature_dims(config: Config, clip: ClipSpec, encoder_params: Params | None = None) -> dict[str, int]:
     """Widths of the clip, sync and text features. Encoders that are not released need `encoder_params`."""
     if has_vision_encoder(config):

@@ -26,7 +26,7 @@ _KEY, _SEPARATOR = "msg_jax", "/"
 
 
 def pack(folder: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Write the system of a finished stage to a file.
+    """Write the system of a finished stage to a file, without what generating does not read.
 
     Raises UserError as `loading.load_checkpoint` does, and for a system with released networks.
     """
@@ -34,8 +34,10 @@ def pack(folder: str | os.PathLike, path: str | os.PathLike) -> None:
     if parts.released is not None:
         raise UserError(f"{folder} uses released networks, whose weights are not packed: copy its run's folder instead.")
     arrays = {}
-    for name in ("encoders", "codec", "generator"):
-        for place, leaf in jax.tree_util.tree_leaves_with_path(parts.variables[name]):
+    variables = {name: parts.variables[name] for name in ("codec", "generator")}
+    variables["encoders"] = networks.read_encoder_params(parts.config, parts.variables["encoders"])
+    for name, part in variables.items():
+        for place, leaf in jax.tree_util.tree_leaves_with_path(part):
             leaf, key = np.asarray(leaf), _SEPARATOR.join((name, *(str(each.key) for each in place)))
             arrays[key] = leaf.astype(np.float16) if leaf.dtype == np.float32 else leaf
     config = tree.replace(parts.config, data=dict(cache=Config().data.cache))  # a path of the machine that made the run

@@ -133,7 +133,7 @@ def vta_ldm(preset: str = "tiny") -> Config:
         network |= dict(hidden=32, depth=1)
     return replace(
         config, arms={}, stages=("base", "evaluate"), extract=dict(motion=True), base=network,
-        sampling=dict(guidance_rescale=0.0),  # its study was made without
+        encoders=dict(kind="separate"), sampling=dict(guidance_rescale=0.0),  # as its study was made
         evaluate=dict(steps=2 if config.preset == "smoke" else 20),
     )
 

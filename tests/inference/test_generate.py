@@ -28,6 +28,7 @@ from msg_jax.errors import UserError
 from msg_jax.inference import loading, sampling
 from msg_jax.inference.cues import Cue
 from msg_jax.inference.generate import Settings, Video, find_videos, generate, takes_for, takes_of_text
+from msg_jax.inference.packed import load_packed, pack
 from msg_jax.inference.ranking import Ranker
 from msg_jax.inference.system import System
 from msg_jax.infra import checkpoint, logging, runtime
@@ -166,7 +167,9 @@ def test_a_video_gets_the_same_sound_alone_and_a_variant_is_its_seed(untrained, 
 
 
 def test_a_generator_conditioned_on_a_second_sf_cavp(videos, tmp_path):
-    system = loading.load_checkpoint(make_run(tmp_path / "run", (0,), encoders="second_sf_cavp") / "base")
+    """Packed, it goes without what hears sound."""
+    folder = make_run(tmp_path / "run", (0,), encoders="second_sf_cavp") / "base"
+    system = loading.load_checkpoint(folder)
     generate(system, [videos / "short.mp4"], tmp_path / "out", SETTINGS)
     waveform = read(tmp_path / "out" / "short.wav")
     assert len(waveform) == 16_640 and np.abs(waveform).max() > 1e-3
@@ -174,6 +177,12 @@ def test_a_generator_conditioned_on_a_second_sf_cavp(videos, tmp_path):
     features = system.encode_frames(system.variables["encoders"], *frames)
     assert [x.shape[:2] for x in features] == [(1, 20), (1, 80)]
     assert not np.allclose(system.encode_frames(system.variables["encoders"], frames[0] + 255, frames[1])[1], features[1])
+    pack(folder, tmp_path / "packed.safetensors")
+    packed = load_packed(tmp_path / "packed.safetensors")
+    encoders = packed.variables["encoders"]
+    assert set(encoders["video_encoder"]) == {"slowfast"} and "audio_encoder" not in encoders
+    for ours, theirs in zip(packed.encode_frames(encoders, *frames), features, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=0.01 * np.abs(theirs).max())
 
 
 def test_prompts_change_the_sound_and_negative_ones_need_guidance(untrained, videos, finished):

@@ -88,7 +88,7 @@ def test_the_demo_is_a_shorter_tiny(recipe):
     (dict(arms={"avp_rpo": AvpRpo(changes=dict(batch_size=24))}), "config.arms.avp_rpo.changes.batch_size=24 .* of 16"),
     (dict(arms={"half": Merge(shares={"avp_rpo": 0.5})}, preference=dict(batch_size=8)), None),
     (dict(base=dict(accumulate=4)), "config.base.batch_size=32 .*, in accumulate=4 micro-batches: .* multiple of 64"),
-    (dict(encoders=dict(batch_size=40)), "config.encoders.batch_size=40"),
+    (dict(encoders=dict(batch_size=40, kind="separate")), "config.encoders.batch_size=40"),
     (dict(encoders=dict(batch_size=40, kind="joint")), None),
     (dict(judge=dict(batch_size=8)), "config.judge.batch_size=8"),
     (dict(judge=dict(batch_size=8), data=dict(source="folder:videos")), None),
