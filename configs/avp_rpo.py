@@ -5,7 +5,7 @@
     python -m msg_jax.main --config=configs/avp_rpo.py:tiny_study   # 3 seeds, all arms, SyncDPO's too: four hours
     python -m msg_jax.main --config=configs/avp_rpo.py:smoke        # every stage in a minute or two, nothing learnt
 
-To expect from tiny: event F1 .91 of the student in two passes, where the base has .85 in sixteen (docs/PREFERENCE.md).
+To expect from tiny: event F1 .96 of the student in two passes, where the base has .92 in sixteen (docs/PREFERENCE.md).
 """
 
 from msg_jax.recipes import runs

@@ -2,7 +2,7 @@
 
     python -m msg_jax.main --config=configs/base.py    # preset tiny: about 12 minutes on 2 CPU cores
 
-To expect: event F1 .784 +- .006 at guidance 1, .842 +- .006 at 2.
+To expect: event F1 .92 at guidance 2; with --config.encoders.kind=separate .85.
 """
 
 from msg_jax.recipes import runs
