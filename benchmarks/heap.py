@@ -1,9 +1,9 @@
 """python -m benchmarks.heap [--items=sf_cavp,base,...] [--preset=tiny] [--rounds=3] [--json=FILE]
 
-What it brings on a CPU to keep freed memory for the next step (`runtime.keep_heap`).
+How much faster a step on a CPU is when freed memory is kept for it (`runtime.keep_heap`).
 
-Each item, a training step or a sample of the preset, is measured in processes of its own, without and with, turn and turn
-about. Columns, medians of the rounds:
+Each item, a training step or a sample of the preset, is measured in processes of its own, alternately without and with.
+Columns, medians of the rounds:
 
     before, after    seconds
     times            how many times as fast, with the range of the rounds
