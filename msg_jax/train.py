@@ -251,6 +251,8 @@ def fit(
             ids = batch.pop("id", None)
             batch = mesh_lib.put_batch(batch, mesh)
             key = key_for(seed, task.name, step)
+            if jax.default_backend() == "cpu":
+                jax.block_until_ready((batch, key))  # only then does the step run in this thread (runtime.keep_heap)
             if step_fn is None:
                 with goodput.losing("compile"):
                     traced = trace_step(task, layout, state, batch, key, frozen)

@@ -116,7 +116,8 @@ def keep_heap() -> None:
     """Keeps what a step on the CPU has freed for the next one, where the C library is glibc. Call it before JAX has devices.
 
     Otherwise the step gives its activations back to the system, which clears their pages for the next step: a quarter of a
-    training's time (benchmarks/heap.py). Only the heap of the first thread keeps large arrays, so that one runs the steps.
+    training's time (benchmarks/heap.py). Only the heap of the first thread keeps large arrays, so that one runs the steps,
+    once their inputs are there.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     _set_heap(_M_MMAP_MAX, 0)
