@@ -2,7 +2,7 @@
 
   smoke       every stage in a minute or two on two CPU cores, nothing learnt. For tests.
   tiny        everything on procedural scenes: 40 minutes to an hour on two CPU cores.
-  demo        `tiny` with a third to a half of its training and no student, for a first look: 12 minutes on two quiet CPU cores.
+  demo        `tiny` with a third to a half of its training and no student, for a first look: 9 minutes on two quiet CPU cores.
   tiny_study  three seeds and every arm, on encoders that see less than the reward: four hours on two CPU cores.
   small_16k, small_44k, medium_44k, large_44k_v2
               AVP-RPO on MMAudio's released networks, for one GPU of 80 GB. They need `--config.weights=FOLDER`
