@@ -183,7 +183,7 @@ def encode_frames(
     return features.clip, features.sync
 
 
-def read_encoder_params(config: Config, params: Params) -> Params:
+def used_encoder_params(config: Config, params: Params) -> Params:
     """The part of the encoders' parameters that `encode_frames` reads."""
     if config.encoders.kind not in SF_CAVP_KINDS:
         return params

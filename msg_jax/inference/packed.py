@@ -35,7 +35,7 @@ def pack(folder: str | os.PathLike, path: str | os.PathLike) -> None:
         raise UserError(f"{folder} uses released networks, whose weights are not packed: copy its run's folder instead.")
     arrays = {}
     variables = {name: parts.variables[name] for name in ("codec", "generator")}
-    variables["encoders"] = networks.read_encoder_params(parts.config, parts.variables["encoders"])
+    variables["encoders"] = networks.used_encoder_params(parts.config, parts.variables["encoders"])
     for name, part in variables.items():
         for place, leaf in jax.tree_util.tree_leaves_with_path(part):
             leaf, key = np.asarray(leaf), _SEPARATOR.join((name, *(str(each.key) for each in place)))

@@ -51,6 +51,11 @@ def student(preset: str = "tiny") -> Config:
     learns = not config.variant and config.preset != "smoke"
     arms = presets.student_arms(config.base.steps if learns else 0)
     arms |= {
+        "student_base": dataclasses.replace(arms["student"], start="base", label="Student of the base, two passes"),
+        "continue_avp_rpo": ContinueFlow(
+            changes=arms["longer"].changes, matches="avp_rpo", label="Base, trained on, AVP-RPO's total cost",
+            note="control: AVP-RPO's operations in further training",
+        ),
         "student_one": dataclasses.replace(
             arms["student"], solver_steps=1, changes=presets.DISTILLED | dict(steps=200) if learns else {},
             label="Student, one pass",
